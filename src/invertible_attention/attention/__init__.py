@@ -1,0 +1,1 @@
+"""Attention that can be inverted, its ordinary counterpart, and their parts."""

@@ -1,0 +1,1 @@
+"""Attention layers that are provably invertible."""

@@ -1,0 +1,188 @@
+"""The two layers: :class:`InvertibleAttention` and the ordinary :class:`Attention`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from invertible_attention.attention.branch import AttentionBranch
+from invertible_attention.attention.constraints import Certified, Constraint, Unconstrained
+from invertible_attention.attention.responses import Concatenation, DotProduct, Response, name_of
+from invertible_attention.logdet import LogDetEstimator
+from invertible_attention.residual import Residual
+from invertible_attention.solvers import Solver
+
+__all__ = ["Attention", "InvertibleAttention"]
+
+Image = Float[Tensor, "batch channels *spatial"]
+
+
+class InvertibleAttention(Residual):
+    r"""Attention over all positions that can be inverted, :math:`f(x) = x + W_L A(x)`.
+
+    .. math:: A(x)_i = \sum_j R_{ij} W_F x_j, \qquad R_{ij} = w_{ij} / Z
+
+    with the response :math:`w_{ij} = e^{\sigma_{ij}}` (paper, Table 1). Under :class:`Certified` the branch is a
+    contraction whatever the weights and the input, so the inverse exists and is found to solver tolerance.
+
+    Args:
+        channels: Number of channels :math:`C`.
+        response: ``"gaussian"``, ``"embedded_gaussian"``, ``"dot_product"`` or ``"concatenation"``, or a factory
+            such as ``functools.partial(DotProduct, phi="softplus")``.
+        constraint: :class:`Certified` (default, 0.9) or :class:`Relaxed`, the paper's own.
+        normalization: What the weights sum to one along: ``"column"`` (:math:`\sum_i R_{ij} = 1`, the paper),
+            ``"row"`` (:math:`\sum_j R_{ij} = 1`, as in transformers) or ``"all"``.
+        embedding_channels: Rows of :math:`W_1, W_2` per head; default ``max(1, channels // 4)``.
+        heads: Number of heads; must divide ``channels``. A head's :math:`W_F` maps C to C/heads, Gaussian heads
+            split the channels.
+        bias: Whether the linear maps have biases; the bound is tighter without.
+        solver: Solves for the inverse; default :class:`~invertible_attention.Anderson`.
+        logdet: Estimates the log-determinant; default :class:`~invertible_attention.RussianRoulette`, unbiased.
+        implementation: How attention is computed, see
+            :func:`~invertible_attention.attention.functional.attend`; all give the same result.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    References:
+        Zha, Zhong, Zhang, Hartley, Zheng: Invertible Attention, 2021, arXiv 2106.09003.
+
+    Example:
+        >>> import torch, invertible_attention as ia
+        >>> layer = ia.InvertibleAttention(12, response="embedded_gaussian")
+        >>> x = torch.randn(2, 12, 16, 16)
+        >>> z = layer(x)
+        >>> torch.allclose(layer.inverse(z), x, atol=1e-4)
+        True
+        >>> bool(layer.lipschitz_bound() <= 0.9)
+        True
+    """
+
+    branch: AttentionBranch
+
+    def __init__(
+        self,
+        channels: int,
+        response: str | Callable[..., Response] = "concatenation",
+        constraint: Constraint | None = None,
+        normalization: str = "column",
+        embedding_channels: int | None = None,
+        heads: int = 1,
+        bias: bool = False,
+        solver: Solver | None = None,
+        logdet: LogDetEstimator | None = None,
+        implementation: str = "auto",
+    ) -> None:
+        branch = AttentionBranch(
+            channels,
+            response=response,
+            constraint=Certified() if constraint is None else constraint,
+            normalization=normalization,
+            embedding_channels=embedding_channels,
+            heads=heads,
+            bias=bias,
+            implementation=implementation,
+        )
+        super().__init__(branch, solver=solver, logdet=logdet)
+        self.response = name_of(response)
+
+    def initialize(self, x: Image) -> None:
+        """Set the ball's radius from ``x``, as the first forward does; see :class:`AttentionBranch`."""
+        self.check_input(x)
+        self.branch.initialize(x)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise :class:`ValueError` unless ``x`` is a non-empty floating-point ``(B, C, *spatial)``."""
+        super().check_input(x)
+        check_image(x, self.branch.channels)
+
+    def extra_repr(self) -> str:
+        """Arguments that are not visible in the submodules."""
+        return _describe(self.branch, self.response) + f", solver={self.solver}, logdet={self.logdet}"
+
+
+class Attention(nn.Module):
+    r"""Ordinary attention, the non-local block :math:`x + W_L A(x)` of Wang et al. (paper, Table 1).
+
+    Gaussian and Embedded Gaussian weights sum to one along rows; Dot-product and Concatenation are divided by
+    the number of tokens, without a :math:`\varphi`. No constraint, no inverse.
+
+    Args:
+        channels: Number of channels :math:`C`.
+        response: As in :class:`InvertibleAttention`.
+        normalization: Default ``"row"`` for the Gaussians, ``"count"`` for the other two.
+        embedding_channels: As in :class:`InvertibleAttention`.
+        heads: As in :class:`InvertibleAttention`.
+        bias: Whether the linear maps have biases.
+        implementation: As in :class:`InvertibleAttention`.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    References:
+        Wang, Girshick, Gupta, He: Non-local Neural Networks, 2018, arXiv 1711.07971.
+
+    Example:
+        >>> import torch, invertible_attention as ia
+        >>> ia.Attention(12, response="dot_product")(torch.randn(2, 12, 8, 8)).shape
+        torch.Size([2, 12, 8, 8])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        response: str | Callable[..., Response] = "concatenation",
+        normalization: str | None = None,
+        embedding_channels: int | None = None,
+        heads: int = 1,
+        bias: bool = False,
+        implementation: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.response = name_of(response)
+        signed = {"dot_product": DotProduct, "concatenation": Concatenation}
+        if isinstance(response, str) and response in signed:
+            response = partial(signed[response], phi="identity")
+        if normalization is None:
+            normalization = "count" if self.response in signed else "row"
+        self.branch = AttentionBranch(
+            channels,
+            response=response,
+            constraint=Unconstrained(),
+            normalization=normalization,
+            embedding_channels=embedding_channels,
+            heads=heads,
+            bias=bias,
+            implementation=implementation,
+        )
+
+    def forward(self, x: Image) -> Image:
+        """Return ``x + W_L A(x)``, of the shape and dtype of ``x``."""
+        check_image(x, self.branch.channels)
+        return (x + self.branch(x)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Arguments that are not visible in the submodules."""
+        return _describe(self.branch, self.response)
+
+
+def check_image(x: Tensor, channels: int) -> None:
+    """Raise :class:`ValueError` unless ``x`` is a non-empty floating-point ``(B, channels, *spatial)``."""
+    if not 3 <= x.dim() <= 5:
+        raise ValueError(f"expected (B, C, *spatial) with 1, 2 or 3 spatial axes, got shape {tuple(x.shape)}")
+    if x.shape[1] != channels:
+        raise ValueError(f"expected {channels} channels, got {x.shape[1]} in shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"expected a non-empty batch, got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"expected a floating-point tensor, got {x.dtype}")
+
+
+def _describe(branch: AttentionBranch, response: str) -> str:
+    return (
+        f"{branch.channels}, response={response!r}, constraint={branch.constraint}, "
+        f"normalization={branch.normalization!r}, heads={branch.heads}"
+    )

@@ -1,0 +1,1 @@
+"""Attacks on what the library promises, and reports of how it stood up to them."""

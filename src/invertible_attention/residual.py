@@ -1,0 +1,173 @@
+"""How ``x + g(x)`` becomes invertible, whatever ``g`` is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from invertible_attention.bijection import Bijection
+from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound
+from invertible_attention.logdet import LogDetEstimator, RussianRoulette
+from invertible_attention.solvers import Anderson, ConvergenceError, Solution, Solver, implicit_gradient
+
+__all__ = ["Residual"]
+
+Batch = Float[Tensor, "batch *event"]
+
+
+class Residual(Bijection):
+    r"""The residual block :math:`f(x) = x + g(x)`, invertible where :math:`g` is a contraction.
+
+    A branch whose Lipschitz constant is below 1 is certified: the inverse exists, the solver converges to it and
+    ``error_bound`` bounds the distance to it. Without a certificate nothing is promised, but nothing is hidden
+    either: the inverse is checked per sample.
+
+    Args:
+        branch: :math:`g`, mapping ``(B, ...)`` to the same shape, samples independent of each other. If it has an
+            attribute ``uses_context`` that is true it is called as ``branch(x, context)``.
+        lipschitz: Upper bound of the Lipschitz constant of :math:`g`, where it is known from elsewhere. By default
+            it is the branch's own ``lipschitz_bound()``, or is computed from its layers
+            (:func:`~invertible_attention.lipschitz.lipschitz_upper_bound`), or is ``inf``.
+        solver: Solves :math:`x + g(x) = z`; default :class:`~invertible_attention.Anderson`.
+        logdet: Estimates :math:`\log\det(I + J_g)`; default :class:`~invertible_attention.RussianRoulette`.
+
+    Raises:
+        ValueError: If ``lipschitz`` is negative.
+
+    Example:
+        >>> import torch, invertible_attention as ia
+        >>> block = ia.flows.Residual(torch.nn.Linear(3, 3), lipschitz=None).double()
+        >>> with torch.no_grad():
+        ...     _ = block.branch.weight.copy_(0.5 * torch.eye(3))
+        >>> x = torch.ones(2, 3, dtype=torch.float64)
+        >>> torch.allclose(block.inverse(block(x)), x)
+        True
+    """
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        *,
+        lipschitz: float | None = None,
+        solver: Solver | None = None,
+        logdet: LogDetEstimator | None = None,
+    ) -> None:
+        super().__init__()
+        if lipschitz is not None and not lipschitz >= 0:
+            raise ValueError(f"lipschitz must not be negative, got {lipschitz}")
+        self.branch = branch
+        self.lipschitz = lipschitz
+        self.solver = Anderson() if solver is None else solver
+        self.logdet = RussianRoulette() if logdet is None else logdet
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise :class:`ValueError` for input the block cannot take."""
+        if x.dim() < 2 or x.shape[0] == 0:
+            raise ValueError(f"expected a non-empty batch (B, ...), got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"expected a floating-point tensor, got {x.dtype}")
+
+    def lipschitz_bound(self) -> Float[Tensor, ""]:
+        """Upper bound of the Lipschitz constant of the branch; ``inf`` where nothing is promised."""
+        if self.lipschitz is not None:
+            return torch.tensor(self.lipschitz)
+        if hasattr(self.branch, "lipschitz_bound"):
+            return self.branch.lipschitz_bound()  # pyright: ignore[reportCallIssue]
+        try:
+            return lipschitz_upper_bound(self.branch)
+        except ValueError:
+            return torch.tensor(torch.inf)
+
+    def forward(self, x: Batch, context: Tensor | None = None) -> Batch:
+        """Return ``x + g(x)``."""
+        self.check_input(x)
+        return _add(x, self.branch(x, *self._args(context)))
+
+    def inverse(self, z: Batch, context: Tensor | None = None, *, strict: bool = True) -> Batch:
+        """Return ``x`` with ``x + g(x) = z``, differentiable by the implicit function theorem.
+
+        Args:
+            z: What :meth:`forward` returned.
+            context: As in :meth:`forward`.
+            strict: Whether to raise when a sample does not converge; otherwise a warning is given and the best
+                iterate found is returned.
+
+        Raises:
+            ConvergenceError: Naming the samples that did not converge; the solution found is in ``.solution``.
+        """
+        solution = self.solve_inverse(z, context)
+        if not bool(solution.converged.all()):
+            error = ConvergenceError(solution)
+            if strict:
+                raise error
+            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+        return solution.value
+
+    def solve_inverse(self, z: Batch, context: Tensor | None = None) -> Solution:
+        """Solve ``x + g(x) = z`` and say per sample how it went; never raises for lack of convergence."""
+        self.check_input(z)
+        self._initialize(z)
+        args = self._args(context)
+        with torch.no_grad(), parametrize.cached():
+            bound = self.lipschitz_bound()
+            solution = self.solver.solve(self._bind(), z, args, lipschitz=bound)
+        if not self._needs_gradient(z, args):
+            return solution
+        value = implicit_gradient(self.branch, solution.value, z, args, solver=self.solver)
+        return replace(solution, value=value)
+
+    def forward_and_logdet(
+        self, x: Batch, context: Tensor | None = None
+    ) -> tuple[Batch, Float[Tensor, " batch"]]:
+        """Return ``x + g(x)`` and the log-determinant (or an estimate, as :attr:`logdet` does it)."""
+        self.check_input(x)
+        update, logdet = self._logdet(x, context)
+        return _add(x, update), logdet
+
+    def inverse_and_logdet(
+        self, z: Batch, context: Tensor | None = None
+    ) -> tuple[Batch, Float[Tensor, " batch"]]:
+        """Return the inverse and minus the log-determinant at it. Raises as :meth:`inverse` does."""
+        x = self.inverse(z, context)
+        _, logdet = self._logdet(x, context)
+        return x, -logdet
+
+    def _logdet(self, x: Batch, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        self._initialize(x)
+        return self.logdet(
+            self.branch,
+            x,
+            self._args(context),
+            parameters=tuple(self.branch.parameters()),
+            lipschitz=self.lipschitz_bound(),
+            training=self.training,
+        )
+
+    def _initialize(self, batch: Tensor) -> None:
+        # In either direction: x and z = x + g(x) are of the same scale.
+        if not getattr(self.branch, "_initialized", True):
+            self.branch.initialize(batch)  # pyright: ignore[reportCallIssue]
+
+    def _bind(self) -> Callable[..., Tensor]:
+        bind = getattr(self.branch, "bind", None)
+        return self.branch if bind is None else bind()
+
+    def _args(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        return (context,) if context is not None and getattr(self.branch, "uses_context", False) else ()
+
+    def _needs_gradient(self, z: Tensor, args: tuple[Tensor, ...]) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        tensors = (z, *args, *self.branch.parameters())
+        return any(tensor.requires_grad for tensor in tensors)
+
+
+def _add(x: Tensor, update: Tensor) -> Tensor:
+    # In low precision the sum is rounded once, not the branch first.
+    return (x + update).to(x.dtype)
