@@ -1,0 +1,44 @@
+"""Which subcommands exist, and where each is implemented.
+
+A new command is one module and one line here. Its module is imported only when the command is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+__all__ = ["COMMANDS", "Command", "requested"]
+
+EXPERIMENTS = "invertible_attention.experiments"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its name, one line of help, and ``module:attribute`` of a function or ``typer.Typer``."""
+
+    name: str
+    help: str
+    target: str
+    extra: str = "experiments"
+
+    def load(self) -> Any:
+        """Import the implementation."""
+        module, _, attribute = self.target.partition(":")
+        return getattr(import_module(module), attribute)
+
+
+COMMANDS = (
+    Command(
+        "reconstruct",
+        "Train invertible attention on images, invert it, and measure what comes back (Tables 2 and 5).",
+        f"{EXPERIMENTS}.reconstruct.command:reconstruct",
+    ),
+)
+
+
+def requested(arguments: Sequence[str]) -> str | None:
+    """Return the subcommand's name among ``arguments``, the first that is not an option."""
+    return next((argument for argument in arguments if not argument.startswith("-")), None)

@@ -1,0 +1,35 @@
+"""Images for the experiments: bundled photographs, hub datasets, parquet files, folders."""
+
+from __future__ import annotations
+
+from .datasets import DATASETS, Dataset, open_splits
+from .folder import ImageFolder, folder_splits, image_files
+from .images import Images, draw_images
+from .photographs import PHOTOGRAPHS, BundledPhotographs, bundled_photograph
+from .preparation import dequantize, quantize, to_pixels, to_tensor
+from .source import ImageSource, decode, open_image
+from .tables import TableImages, hub_splits, parquet_splits
+
+__all__ = [
+    "DATASETS",
+    "PHOTOGRAPHS",
+    "BundledPhotographs",
+    "Dataset",
+    "ImageFolder",
+    "ImageSource",
+    "Images",
+    "TableImages",
+    "bundled_photograph",
+    "decode",
+    "dequantize",
+    "draw_images",
+    "folder_splits",
+    "hub_splits",
+    "image_files",
+    "open_image",
+    "open_splits",
+    "parquet_splits",
+    "quantize",
+    "to_pixels",
+    "to_tensor",
+]

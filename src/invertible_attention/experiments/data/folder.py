@@ -1,0 +1,98 @@
+"""Images in folders: any tree of image files, train and test parts, or CelebA as it is distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import ExperimentError
+from .source import ImageSource, open_image
+
+__all__ = ["IMAGE_SUFFIXES", "ImageFolder", "folder_splits", "image_files"]
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+MASK_FOLDERS = frozenset({"gt", "mask", "masks", "edge", "edges", "annotations"})
+CELEBA_IMAGES = "img_align_celeba"
+CELEBA_PARTITION = "list_eval_partition.txt"
+CELEBA_SPLITS = {"0": "train", "1": "valid", "2": "test"}
+
+
+class ImageFolder(ImageSource):
+    """Image files, in the order given.
+
+    Args:
+        paths: the files.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = tuple(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return open_image(self.paths[index])
+
+    def name(self, index: int) -> str:
+        """Return the file's path."""
+        return str(self.paths[index])
+
+
+def image_files(root: Path) -> list[Path]:
+    """Return every image file below ``root``, sorted; hidden files and folders of masks are left out."""
+    files = []
+    for path in sorted(root.rglob("*")):
+        inside = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        masks = any(part.lower() in MASK_FOLDERS for part in inside.parts[:-1])
+        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not masks and path.is_file():
+            files.append(path)
+    return files
+
+
+def folder_splits(root: Path) -> dict[str, ImageSource]:
+    """Find the images of a folder and how they are divided.
+
+    Understood are CelebA as it is distributed (``img_align_celeba`` and ``list_eval_partition.txt``), a
+    folder with subfolders whose names begin with ``train`` and ``test``, and any other tree of image files,
+    which is one undivided split named ``"all"``.
+
+    Raises:
+        ExperimentError: when there is no such folder, or no image in it.
+    """
+    if not root.is_dir():
+        raise ExperimentError(f"there is no folder {root}")
+    found = _celeba(root) or _named_parts(root) or {"all": image_files(root)}
+    if not any(found.values()):
+        known = " ".join(sorted(IMAGE_SUFFIXES))
+        raise ExperimentError(f"{root} holds no images (files ending in {known})")
+    return {split: ImageFolder(paths) for split, paths in found.items()}
+
+
+def _named_parts(root: Path) -> dict[str, list[Path]]:
+    parts: dict[str, list[Path]] = {}
+    for split in ("train", "test"):
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name.lower().startswith(split))
+        if folders:
+            parts[split] = [path for folder in folders for path in image_files(folder)]
+    return parts if len(parts) == 2 else {}
+
+
+def _celeba(root: Path) -> dict[str, list[Path]]:
+    images = root / CELEBA_IMAGES
+    if not images.is_dir():
+        return {}
+    partition = root / CELEBA_PARTITION
+    if not partition.is_file():
+        return {"all": image_files(images)}
+    splits: dict[str, list[Path]] = {"train": [], "valid": [], "test": []}
+    for number, line in enumerate(partition.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        name, _, part = line.strip().rpartition(" ")
+        if part not in CELEBA_SPLITS or Path(name.strip()).name != name.strip():
+            raise ExperimentError(f"{partition}, line {number}: expected 'file.jpg 0|1|2', got {line!r}")
+        splits[CELEBA_SPLITS[part]].append(images / name.strip())
+    return splits

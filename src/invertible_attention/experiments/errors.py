@@ -1,0 +1,9 @@
+"""What an experiment tells its user when it cannot go on."""
+
+from __future__ import annotations
+
+__all__ = ["ExperimentError"]
+
+
+class ExperimentError(Exception):
+    """A failure the user can mend; its message says what is wrong and what to do, on one line."""

@@ -1,0 +1,94 @@
+"""The folder a run writes to: one run at a time, one configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .errors import ExperimentError
+from .files import read_json, write_json
+
+__all__ = ["OutputFolder"]
+
+CONFIGURATION = "configuration.json"
+LOCK = ".lock"
+
+
+class OutputFolder:
+    """A folder reserved for one run.
+
+    Entering makes the folder, takes its lock (released by the system if the process dies), and compares the
+    configuration it was made with: a folder that holds anything is used again only with ``resume`` and the
+    same configuration.
+
+    Args:
+        path: the folder.
+        configuration: what determines the results, as JSON values.
+        resume: whether to go on with what the folder holds.
+
+    Raises:
+        ExperimentError: when entering a folder that cannot be written, is in use, or holds another run.
+    """
+
+    def __init__(self, path: Path, configuration: dict[str, Any], *, resume: bool = False):
+        self.path = path
+        self.configuration = configuration
+        self.resume = resume
+        self._lock = FileLock(path / LOCK, timeout=0)
+
+    def __enter__(self) -> Path:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise ExperimentError(f"{self.path} is in use by another run: choose another --output") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise ExperimentError(
+                f"cannot write to {self.path} ({reason}): choose another --output"
+            ) from error
+        try:
+            self._claim()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self.path
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def _claim(self) -> None:
+        held = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        stored = self.path / CONFIGURATION
+        if not held:
+            write_json(stored, self.configuration)
+        elif not stored.is_file():
+            raise ExperimentError(f"{self.path} holds other files ({held[0]}): choose an empty --output")
+        elif changes := differences(read_json(stored), self.configuration):
+            raise ExperimentError(
+                f"{self.path} holds a run of another configuration ({'; '.join(changes)}): "
+                "choose another --output"
+            )
+        elif not self.resume:
+            raise ExperimentError(
+                f"{self.path} already holds this run: --resume goes on with it, another --output starts anew"
+            )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return one phrase for every setting that differs.
+
+    Example:
+        >>> differences({"seed": 0, "size": [32, 32]}, {"seed": 1, "size": [32, 32]})
+        ['seed was 0, now 1']
+    """
+    return [
+        f"{name} was {old.get(name)}, now {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
