@@ -1,0 +1,145 @@
+r"""A backward pass that keeps no graph: it evaluates the branch again, per sample weighted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
+
+from invertible_attention.logdet.linearization import Linearization, full_precision
+from invertible_attention.logdet.probes import inner_product
+
+__all__ = ["captured_leaves", "recomputed_gradient"]
+
+
+def recomputed_gradient(
+    branch: Callable[..., Tensor],
+    x: Float[Tensor, "batch *event"],
+    args: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+    *,
+    linear: Linearization,
+    logdet: Float[Tensor, " batch"],
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    r"""Attach to ``g(x)`` its own gradient and to ``logdet`` that of :math:`w^\top J v`.
+
+    Backward receives an upstream gradient :math:`\ell_b` per sample, evaluates the branch with a graph,
+    and differentiates :math:`\sum_b \ell_b\, w_b^\top J_b v_b`. So each sample counts with its own weight,
+    and one block's graph exists at a time, for as long as it is needed.
+
+    Args:
+        branch: The residual branch; it must give the same value when evaluated again.
+        x: The point.
+        args: Further arguments of the branch.
+        parameters: Tensors the branch captures; the leaves among them are found without being named.
+        linear: The branch, evaluated apart from the graph of ``x`` and ``args``.
+        logdet: The value of the log-determinant.
+        left: The vectors :math:`w`, one per probe.
+        right: The probes :math:`v`.
+    """
+    named = [p for p in parameters if p.requires_grad]
+    captured = [*named, *captured_leaves(linear.value, named, (linear.point,))]
+    tensors = [arg for arg in args if arg is not None]
+    where = [i for i, arg in enumerate(args) if arg is not None]
+    record = _Record(branch, len(args), where, captured, len(right))
+    outputs = (linear.value.detach(), logdet.detach())
+    return _Recompute.apply(record, outputs, x, *left, *right, *tensors, *captured)
+
+
+def captured_leaves(value: Tensor, named: Iterable[Tensor], excluded: Iterable[Tensor]) -> list[Tensor]:
+    """Return the leaves that require a gradient in the graph of ``value``, in a fixed order.
+
+    The search does not pass the tensors in ``named`` and ``excluded`` and does not report them.
+    """
+    if value.grad_fn is None:
+        return []
+    edges = [get_gradient_edge(t) for t in (*named, *excluded) if t.requires_grad]
+    known = {(edge.node, edge.output_nr) for edge in edges}
+    leaves: list[Tensor] = []
+    stack = [(value.grad_fn, value.output_nr)]
+    seen = set(stack)
+    while stack:
+        node, _ = stack.pop()
+        for edge in node.next_functions:
+            if edge[0] is None or edge in known or edge in seen:
+                continue
+            seen.add(edge)
+            variable = getattr(edge[0], "variable", None)
+            if isinstance(variable, Tensor):
+                leaves.append(variable)
+            else:
+                stack.append(edge)
+    return leaves
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What backward needs besides tensors."""
+
+    branch: Callable[..., Tensor]
+    number_of_args: int
+    where: Sequence[int]
+    captured: Sequence[Tensor]
+    probes: int
+
+
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, record: _Record, outputs: tuple[Tensor, Tensor], x: Tensor, *tensors: Tensor
+    ) -> Any:
+        ctx.record = record
+        ctx.save_for_backward(x, *tensors)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_value: Tensor, grad_logdet: Tensor) -> Any:
+        record: _Record = ctx.record
+        n = record.probes
+        x, *rest = ctx.saved_tensors  # reading them also checks that no weight was changed in between
+        left, right, tensors = rest[:n], rest[n : 2 * n], rest[2 * n : 2 * n + len(record.where)]
+
+        needed = ctx.needs_input_grad[3 + 2 * n :]
+        args: list[Tensor | None] = [None] * record.number_of_args
+        for i, tensor, need in zip(record.where, tensors, needed, strict=False):
+            args[i] = tensor.detach().requires_grad_(need)
+        with torch.enable_grad(), full_precision(x):
+            linear = Linearization(record.branch, x.detach(), args, attached=False)
+            products = [
+                inner_product(linear.vjp(w, differentiable=True), v) for w, v in zip(left, right, strict=True)
+            ]
+            weighted = (torch.stack(products).mean(0) * grad_logdet).sum()
+
+        inputs = [linear.point, *(args[i] for i in record.where), *record.captured]
+        wanted = [ctx.needs_input_grad[2], *needed]
+        return None, None, *_gradients(linear.value, grad_value, weighted, inputs, wanted, 2 * n)
+
+
+def _gradients(
+    value: Tensor,
+    grad_value: Tensor,
+    weighted: Tensor,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[bool],
+    constants: int,
+) -> list[Tensor | None]:
+    """Differentiate both outputs at once; the gap after ``x`` is for the probes, which need no gradient."""
+    chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
+    pairs = [(out, grad) for out, grad in ((value, grad_value), (weighted, None)) if out.requires_grad]
+    found: list[Tensor | None] = [None] * len(chosen)
+    if pairs and chosen:
+        outs, grads = zip(*pairs, strict=True)
+        # The constraint of a bound branch is shared with other evaluations, so its graph must survive.
+        found = list(torch.autograd.grad(outs, chosen, grads, retain_graph=True, allow_unused=True))
+    supply = iter(found)
+    result = [next(supply) if want else None for want in wanted]
+    return [result[0], *[None] * constants, *result[1:]]

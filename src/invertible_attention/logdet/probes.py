@@ -1,0 +1,41 @@
+r"""Random vectors :math:`v` with :math:`\mathbb{E}[v v^\top] = I`, for Hutchinson's trace estimator."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["ProbeDistribution", "check_probes", "draw_probe", "inner_product"]
+
+ProbeDistribution = Literal["gaussian", "rademacher"]
+
+
+def check_probes(count: int, distribution: str) -> None:
+    """Raise :class:`ValueError` for a number of probes or a distribution that does not exist."""
+    if count < 1:
+        raise ValueError(f"probes must be at least 1, got {count}")
+    if distribution not in get_args(ProbeDistribution):
+        raise ValueError(f"distribution must be one of {get_args(ProbeDistribution)}, got {distribution!r}")
+
+
+def draw_probe(x: Tensor, distribution: ProbeDistribution, generator: torch.Generator | None) -> Tensor:
+    r"""Draw one probe of the shape, type and device of ``x``.
+
+    Both have unit second moments, so :math:`\mathbb{E}[v^\top A v] = \operatorname{tr} A`. Rademacher
+    entries have the smaller variance (:math:`2\sum_{i \ne j} A_{ij}^2` for a symmetric matrix, against
+    :math:`2\|A\|_F^2`).
+    """
+    device = x.device if generator is None else generator.device
+    if distribution == "gaussian":
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+    signs = torch.randint(0, 2, x.shape, generator=generator, dtype=torch.int8, device=device)
+    return (2 * signs - 1).to(device=x.device, dtype=x.dtype)
+
+
+def inner_product(a: Tensor, b: Tensor) -> Float[Tensor, " batch"]:
+    """Sum ``a · b`` over every axis but the first, in ``float32`` or better."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(wide) * b.to(wide)).flatten(1).sum(1)
