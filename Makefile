@@ -1,0 +1,45 @@
+# Two targets for everyone: `make demo` and `make test`. Both create the environment they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint types unit wheel docs clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/invertible-attention reconstruct --dataset photos --quick --output runs/demo --overwrite
+
+test: lint types unit wheel
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/test.stamp
+	$(BIN)/pyright
+
+unit: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+	$(BIN)/python -m pytest -n 2 --doctest-modules src
+
+wheel: $(VENV)/test.stamp
+	rm -rf build/wheel dist
+	$(BIN)/python -m build --wheel --outdir dist .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
+	PYTHONPATH=build/wheel $(BIN)/python -c "import invertible_attention as ia; assert 'build/wheel' in ia.__file__, ia.__file__"
+	PYTHONPATH=build/wheel build/wheel/bin/invertible-attention --help
+
+$(VENV)/python.stamp:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	$(PIP) --editable ".[experiments]"
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	$(PIP) --editable ".[experiments,camouflage,interop,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist runs
