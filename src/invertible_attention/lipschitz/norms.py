@@ -42,7 +42,7 @@ def spectral_norm_upper_bound(W: Float[Tensor, "*batch m n"], iterations: int = 
         >>> spectral_norm_upper_bound(W)
         tensor(3.0000)
     """
-    _check(W, iterations, minimum=0)
+    _check(W, iterations)
     with exact_arithmetic(W):
         return gram_bound(W.to(working_dtype(W)), iterations=iterations)
 
@@ -86,7 +86,7 @@ def power_iteration(
 
     Args:
         W: Matrices.
-        iterations: Updates of ``v``.
+        iterations: Updates of ``v``; zero evaluates the start.
         vector: Where to start, for example from the previous call (warm start); ``None`` draws it.
         generator: Source of the random start.
 
@@ -95,10 +95,10 @@ def power_iteration(
         vectors ``v``, detached.
 
     Raises:
-        ValueError: Not a floating point matrix, an empty one, fewer than one iteration, or a start of
-            another shape.
+        ValueError: Not a floating point matrix, an empty one, a negative number of iterations, or
+            a start of another shape.
     """
-    _check(W, iterations, minimum=1)
+    _check(W, iterations)
     with exact_arithmetic(W):
         W = W.to(working_dtype(W))
         if vector is None:
@@ -133,11 +133,11 @@ def spectral_norm_estimate(
     return power_iteration(W, iterations, vector=vector, generator=generator)[0]
 
 
-def _check(W: Tensor, iterations: int, *, minimum: int) -> None:
+def _check(W: Tensor, iterations: int) -> None:
     if W.ndim < 2 or 0 in W.shape[-2:]:
         raise ValueError(f"expected matrices (..., m, n) with m, n > 0, got shape {tuple(W.shape)}")
-    if iterations < minimum:
-        raise ValueError(f"iterations must be at least {minimum}, got {iterations}")
+    if iterations < 0:
+        raise ValueError(f"iterations must not be negative, got {iterations}")
 
 
 def _apply(matrix: Tensor, v: Tensor) -> Tensor:
