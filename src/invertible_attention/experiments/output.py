@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,15 +30,28 @@ class OutputFolder:
         path: the folder.
         configuration: what determines the results, as JSON values.
         resume: whether to go on with what the folder holds.
+        overwrite: whether to start anew in a folder that holds a run; of its entries those in ``owned`` are
+            deleted.
+        owned: names of the files and folders a run writes.
 
     Raises:
         ExperimentError: when entering a folder that cannot be written, is in use, or holds another run.
     """
 
-    def __init__(self, path: Path, configuration: dict[str, Any], *, resume: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        configuration: dict[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        owned: Sequence[str] = (),
+    ):
         self.path = path
         self.configuration = configuration
         self.resume = resume
+        self.overwrite = overwrite
+        self.owned = (*owned, CONFIGURATION)
         self._lock = FileLock(path / LOCK, timeout=0)
 
     def __enter__(self) -> Path:
@@ -65,6 +80,9 @@ class OutputFolder:
     def _claim(self) -> None:
         held = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         stored = self.path / CONFIGURATION
+        if self.overwrite and stored.is_file():
+            self._clear()
+            held = []
         if not held:
             write_json(stored, self.configuration)
         elif not stored.is_file():
@@ -72,12 +90,20 @@ class OutputFolder:
         elif changes := differences(read_json(stored), self.configuration):
             raise ExperimentError(
                 f"{self.path} holds a run of another configuration ({'; '.join(changes)}): "
-                "choose another --output"
+                "choose another --output, or --overwrite it"
             )
         elif not self.resume:
             raise ExperimentError(
-                f"{self.path} already holds this run: --resume goes on with it, another --output starts anew"
+                f"{self.path} already holds this run: --resume goes on with it, --overwrite starts anew"
             )
+
+    def _clear(self) -> None:
+        for name in self.owned:
+            entry = self.path / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -1,0 +1,128 @@
+"""Training a reconstruction network towards its fixed target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from ..training import CheckpointEvery, make_trainer, quiet_lightning, resume_or_start
+from .batches import EpochBatches, fixed_target
+from .configuration import Configuration
+
+__all__ = ["TrainingRun", "train"]
+
+CHECKPOINTS = 20
+
+Report = Callable[[int, float], None]
+"""What is told of training: batches done so far and the loss of the last one."""
+
+
+class TrainingRun(lightning.LightningModule):
+    """The paper's training: mean squared error between the output and one fixed random tensor.
+
+    Args:
+        network: what is trained.
+        images: training images, 0–255.
+        configuration: sizes and rates.
+        seed: of this repeat.
+        micro_batch: images processed at once; gradients of a batch add up over its parts.
+        report: called after every batch.
+    """
+
+    target: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        images: UInt8[Tensor, "images 3 height width"],
+        configuration: Configuration,
+        *,
+        seed: int,
+        micro_batch: int,
+        report: Report | None = None,
+    ):
+        super().__init__()
+        # Several parts of a batch are one optimiser step.
+        self.automatic_optimization = False
+        self.network = network
+        self.images = images
+        self.configuration = configuration
+        self.seed = seed
+        self.micro_batch = micro_batch
+        self.report = report
+        self.losses: list[float] = []
+        target = fixed_target(configuration.batch_size, configuration.size, seed=seed)
+        self.register_buffer("target", target, persistent=False)
+
+    def train_dataloader(self) -> EpochBatches:
+        """Return the batches of the current epoch."""
+        return EpochBatches(
+            self.images,
+            batch_size=self.configuration.batch_size,
+            seed=self.seed,
+            epoch=self.trainer.current_epoch,
+        )
+
+    def training_step(self, batch: Float[Tensor, "batch 3 height width"], index: int) -> None:
+        """Take one step of Adam on a batch."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, lightning.core.optimizer.LightningOptimizer)
+        optimizer.zero_grad()
+        total = torch.zeros((), device=batch.device)
+        for part, target in zip(
+            batch.split(self.micro_batch), self.target[: len(batch)].split(self.micro_batch), strict=True
+        ):
+            loss = nn.functional.mse_loss(self.network(part), target) * (len(part) / len(batch))
+            self.manual_backward(loss)
+            total += loss.detach()
+        optimizer.step()
+        self.losses.append(total.item())
+        if self.report is not None:
+            self.report(self.trainer.global_step, self.losses[-1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam."""
+        return torch.optim.Adam(self.network.parameters(), lr=self.configuration.learning_rate)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the losses so far."""
+        checkpoint["losses"] = self.losses
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the losses so far."""
+        self.losses = list(checkpoint["losses"])
+
+
+def train(
+    network: nn.Module,
+    images: UInt8[Tensor, "images 3 height width"],
+    configuration: Configuration,
+    *,
+    seed: int,
+    micro_batch: int,
+    device: torch.device,
+    folder: Path,
+    report: Report | None = None,
+) -> list[float]:
+    """Train ``network`` in place and return the loss of every step.
+
+    A checkpoint in ``folder`` is taken up where it stopped; the result is that of an uninterrupted run. It
+    stays there until the caller has stored what it is for.
+    """
+    run = TrainingRun(network, images, configuration, seed=seed, micro_batch=micro_batch, report=report)
+    steps = configuration.epochs * len(
+        EpochBatches(images, batch_size=configuration.batch_size, seed=0, epoch=0)
+    )
+    checkpoint = folder / "training.ckpt"
+    callbacks: list[lightning.Callback] = [CheckpointEvery(checkpoint, max(1, steps // CHECKPOINTS))]
+    with quiet_lightning():
+        trainer = make_trainer(device, epochs=configuration.epochs, callbacks=callbacks, folder=folder)
+        resume_or_start(trainer, run, checkpoint)
+    network.to(device).eval()
+    return run.losses

@@ -1,0 +1,61 @@
+"""Numbers as readers want them: few digits, deviations, powers of ten."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+__all__ = ["format_number", "format_spread", "mean_and_deviation"]
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Return mean and sample standard deviation; ``None`` where a value is missing or there is only one.
+
+    Example:
+        >>> mean_and_deviation([1.0, 2.0, 3.0])
+        (2.0, 1.0)
+        >>> mean_and_deviation([1.0, None])
+        (None, None)
+    """
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None, None
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def format_number(value: float | None, digits: int = 3, *, missing: str = "–") -> str:
+    """Return ``value`` with a fixed number of significant digits, as a power of ten where it is far from 1.
+
+    Example:
+        >>> format_number(84.8723), format_number(0.99871), format_number(1.55e-6), format_number(123456.0)
+        ('84.9', '0.999', '1.55 × 10⁻⁶', '1.23 × 10⁵')
+        >>> format_number(None), format_number(100.0, 4), format_number(0.0)
+        ('–', '100', '0')
+    """
+    if value is None or math.isnan(value):
+        return missing
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    power = int(exponent)
+    if -4 < power < digits + 1:
+        text = f"{value:.{max(0, digits - 1 - power)}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{mantissa} × 10{str(power).translate(SUPERSCRIPTS)}"
+
+
+def format_spread(values: Sequence[float | None], digits: int = 3, *, missing: str = "–") -> str:
+    """Return mean ± standard deviation of repeats; the mean alone for a single one.
+
+    Example:
+        >>> format_spread([98.3, 98.9, 97.7]), format_spread([5.0]), format_spread([1e-9, 3e-9], 2)
+        ('98.3 ± 0.6', '5', '2.0 × 10⁻⁹ ± 1.4 × 10⁻⁹')
+    """
+    mean, deviation = mean_and_deviation(values)
+    text = format_number(mean, digits, missing=missing)
+    return text if deviation is None else f"{text} ± {format_number(deviation, 2)}"

@@ -1,0 +1,70 @@
+"""What all tests share: seeds, threads, real data, and run-time type checks on request."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA_VARIABLE = "INVERTIBLE_ATTENTION_DATA"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--typecheck",
+        action="store_true",
+        help="check the library's shape annotations while it runs (jaxtyping with beartype)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before anything imports the libraries concerned: no network, and no traces in the user's own caches.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="invertible-attention-hf-")
+    os.environ.setdefault("MPLBACKEND", "agg")
+    if config.getoption("--typecheck"):
+        from jaxtyping import install_import_hook
+
+        install_import_hook("invertible_attention", "beartype.beartype")
+
+
+def pytest_unconfigure() -> None:
+    import shutil
+
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    # Several workers share the cores; more threads than one each only wait for each other.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def float64():
+    """Make float64 the default for the length of a test."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield torch.float64
+    torch.set_default_dtype(default)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real data (``cifar10/``, ``svhn/``, ``camo/`` …); tests that need it skip where it is absent."""
+    value = os.environ.get(DATA_VARIABLE)
+    if not value:
+        pytest.skip(f"needs real data: set {DATA_VARIABLE} to a folder with cifar10/, svhn/ and camo/")
+    path = Path(value)
+    if not path.is_dir():
+        pytest.fail(f"{DATA_VARIABLE} is {value!r}, which is not a folder")
+    return path

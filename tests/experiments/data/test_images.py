@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from invertible_attention.experiments.data import PHOTOGRAPHS, draw_images, open_splits
+from invertible_attention.experiments.errors import ExperimentError
+
+
+@pytest.fixture
+def twelve(tmp_path: Path) -> Path:
+    """A folder of twelve images, number ``n`` filled with colour ``n``."""
+    for number in range(12):
+        Image.fromarray(np.full((64, 48, 3), number, np.uint8)).save(tmp_path / f"{number:02}.png")
+    return tmp_path
+
+
+def colors(images: torch.Tensor) -> list[int]:
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_photographs_need_no_network_and_no_photograph_is_in_both_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import socket
+
+    monkeypatch.setattr(socket, "socket", None)
+    assert not set(PHOTOGRAPHS["train"]) & set(PHOTOGRAPHS["test"])
+    images = draw_images("photos", train=20, test=10)
+    assert images.train.shape == (20, 3, 32, 32)
+    assert images.test.shape == (10, 3, 32, 32)
+    # Real content: the crops differ from each other and within.
+    assert len({tuple(image.flatten().tolist()) for image in images.train}) == 20
+    assert images.train.double().std((1, 2, 3)).mean() > 10
+
+
+def test_bundled_photographs_are_all_there() -> None:
+    for source in open_splits("photos").values():
+        for index in range(len(source)):
+            assert min(source[index].size) >= 300
+
+
+@pytest.mark.parametrize("name", ["photos", "folder"])
+def test_the_seed_decides_and_nothing_else(twelve: Path, name: str) -> None:
+    def draw(seed: int) -> str:
+        return draw_images(name, train=5, test=4, seed=seed, data_dir=twelve).fingerprint()
+
+    torch.manual_seed(1)
+    first = draw(0)
+    np.random.seed(7)  # noqa: NPY002
+    torch.manual_seed(2)
+    assert draw(0) == first
+    assert draw(1) != first
+
+
+def test_an_undivided_folder_is_divided_without_overlap(twelve: Path) -> None:
+    images = draw_images("folder", train=7, test=5, data_dir=twelve)
+    assert sorted(colors(images.train) + colors(images.test)) == list(range(12))
+    assert colors(images.train) != sorted(colors(images.train))
+
+
+def test_named_parts_are_kept(tmp_path: Path) -> None:
+    for part, color in (("train", 10), ("test", 200)):
+        (tmp_path / part).mkdir()
+        for number in range(3):
+            array = np.full((32, 32, 3), color + number, np.uint8)
+            Image.fromarray(array).save(tmp_path / part / f"{number}.png")
+    images = draw_images("folder", train=3, test=2, data_dir=tmp_path)
+    assert sorted(colors(images.train)) == [10, 11, 12]
+    assert set(colors(images.test)) < {200, 201, 202}
+
+
+@pytest.mark.parametrize(("train", "test"), [(7, 6), (13, 1), (1, 12)])
+def test_too_few_images_is_an_error_that_says_how_many(twelve: Path, train: int, test: int) -> None:
+    with pytest.raises(
+        ExperimentError, match=r"images were asked for and there are \d+: pass --(train|test)-images"
+    ):
+        draw_images("folder", train=train, test=test, data_dir=twelve)
+
+
+def test_random_crops_draw_several_from_each_photograph(twelve: Path) -> None:
+    images = draw_images("folder", train=40, test=20, data_dir=twelve, random_crops=True)
+    assert not set(colors(images.train)) & set(colors(images.test))
+    counts = np.bincount(colors(images.train), minlength=12)
+    assert counts.max() - counts[counts > 0].min() <= 1  # every photograph is used equally often
+
+
+def test_only_celebas_own_images_are_called_celeba(twelve: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"not CelebA's images, 178×218 .*48×64.*--title"):
+        draw_images("celeba", train=2, test=2, data_dir=twelve)
+    stand_in = draw_images(
+        "celeba", train=2, test=2, data_dir=twelve, title="Plain colours in CelebA's format"
+    )
+    assert stand_in.title == "Plain colours in CelebA's format"
+    assert stand_in.train.shape == (2, 3, 32, 32)
+
+
+def test_celeba_layout_at_both_sizes(tmp_path: Path) -> None:
+    folder = tmp_path / "celeba" / "img_align_celeba"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        Image.fromarray(np.full((218, 178, 3), number, np.uint8)).save(folder / f"{number:06}.png")
+    lines = "\n".join(f"{number:06}.png {2 * (number // 2)}" for number in range(4))
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text(lines)
+    for size in ((32, 32), (218, 178)):
+        images = draw_images("celeba", train=2, test=2, size=size, data_dir=tmp_path)
+        assert images.title == "CelebA"
+        assert images.train.shape == (2, 3, *size)
+        assert sorted(colors(images.train)) == [0, 1]
+        assert sorted(colors(images.test)) == [2, 3]
+
+
+def test_folder_needs_a_folder() -> None:
+    with pytest.raises(ExperimentError, match="needs --data-dir"):
+        draw_images("folder", train=1, test=1)
+
+
+def test_unknown_dataset() -> None:
+    with pytest.raises(ValueError, match="got 'imagenet'"):
+        open_splits("imagenet")
+
+
+def test_full_size_crops_of_photographs_at_hand(data_dir: Path) -> None:
+    title = "CAMO photographs in CelebA's format"
+    images = draw_images("celeba", train=4, test=3, size=(218, 178), data_dir=data_dir / "camo", title=title)
+    assert images.train.shape == (4, 3, 218, 178)
+    assert images.title == title

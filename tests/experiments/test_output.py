@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from invertible_attention.experiments.errors import ExperimentError
+from invertible_attention.experiments.output import OutputFolder
+
+ONE = {"seed": 1, "size": [32, 32]}
+TWO = {"seed": 2, "size": [32, 32]}
+
+
+def run(path: Path, configuration: dict, **options: bool) -> None:
+    with OutputFolder(path, configuration, owned=("results.json", "cells"), **options) as folder:
+        (folder / "results.json").write_text("{}")
+        (folder / "cells").mkdir(exist_ok=True)
+
+
+def test_an_empty_or_absent_folder_is_taken(tmp_path: Path) -> None:
+    run(tmp_path / "absent" / "deep", ONE)
+    run(tmp_path / "resumable", ONE, resume=True)
+
+
+def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:
+    run(tmp_path, ONE)
+    with pytest.raises(ExperimentError, match="--resume goes on with it"):
+        run(tmp_path, ONE)
+
+
+def test_resume_needs_the_same_configuration(tmp_path: Path) -> None:
+    run(tmp_path, ONE)
+    run(tmp_path, ONE, resume=True)
+    with pytest.raises(ExperimentError, match="seed was 1, now 2"):
+        run(tmp_path, TWO, resume=True)
+
+
+def test_overwrite_deletes_what_the_run_owned_and_nothing_else(tmp_path: Path) -> None:
+    run(tmp_path, ONE)
+    (tmp_path / "cells" / "old").write_text("")
+    (tmp_path / "notes.txt").write_text("mine")
+    run(tmp_path, TWO, overwrite=True)
+    assert not (tmp_path / "cells" / "old").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", ["resume", "overwrite"])
+def test_a_folder_of_other_files_is_refused(tmp_path: Path, option: str) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ExperimentError, match=r"holds other files \(thesis\.tex\)"):
+        run(tmp_path, ONE, **{option: True})
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path, ONE), pytest.raises(ExperimentError, match="in use by another run"):
+        run(tmp_path, ONE, resume=True)
+    run(tmp_path, ONE, resume=True)
+
+
+def test_the_lock_is_released_when_the_folder_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, ONE)
+    with pytest.raises(ExperimentError):
+        run(tmp_path, TWO, resume=True)
+    run(tmp_path, ONE, resume=True)
+
+
+def test_a_path_that_cannot_be_a_folder_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExperimentError, match="cannot write to"):
+        run(tmp_path / "file" / "folder", ONE)
