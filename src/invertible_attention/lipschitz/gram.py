@@ -47,10 +47,15 @@ def gram_bound(
     Returns:
         One bound per matrix, zero with zero gradients for a zero matrix.
 
+    Raises:
+        ValueError: If ``iterations`` is negative.
+
     References:
         Delattre et al. 2023, *Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram
         Iteration*.
     """
+    if iterations < 0:
+        raise ValueError(f"iterations must not be negative, got {iterations}")
     if real.shape[-2] < real.shape[-1]:
         real, imag = real.mT, None if imag is None else imag.mT
     inner, size = real.shape[-2:]
@@ -146,4 +151,4 @@ def _normalize(real: Tensor, imag: Tensor | None) -> tuple[Tensor, Tensor | None
 
 def _product_error(inner: int, is_complex: bool) -> float:
     """Return the Frobenius error of one Gram product in units of ``u‖G‖²_F``."""
-    return (4 if is_complex else 1) * (min(inner, 8 * math.sqrt(inner)) + 8)
+    return (4.0 if is_complex else 1.0) * (min(inner, 8 * math.sqrt(inner)) + 8)

@@ -42,7 +42,7 @@ def spectral_norm_upper_bound(W: Float[Tensor, "*batch m n"], iterations: int = 
         >>> spectral_norm_upper_bound(W)
         tensor(3.0000)
     """
-    _check(W, iterations)
+    _check(W)
     with exact_arithmetic(W):
         return gram_bound(W.to(working_dtype(W)), iterations=iterations)
 
@@ -98,7 +98,9 @@ def power_iteration(
         ValueError: Not a floating point matrix, an empty one, a negative number of iterations, or
             a start of another shape.
     """
-    _check(W, iterations)
+    _check(W)
+    if iterations < 0:
+        raise ValueError(f"iterations must not be negative, got {iterations}")
     with exact_arithmetic(W):
         W = W.to(working_dtype(W))
         if vector is None:
@@ -133,11 +135,9 @@ def spectral_norm_estimate(
     return power_iteration(W, iterations, vector=vector, generator=generator)[0]
 
 
-def _check(W: Tensor, iterations: int) -> None:
+def _check(W: Tensor) -> None:
     if W.ndim < 2 or 0 in W.shape[-2:]:
         raise ValueError(f"expected matrices (..., m, n) with m, n > 0, got shape {tuple(W.shape)}")
-    if iterations < 0:
-        raise ValueError(f"iterations must not be negative, got {iterations}")
 
 
 def _apply(matrix: Tensor, v: Tensor) -> Tensor:
