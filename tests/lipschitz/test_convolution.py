@@ -135,7 +135,9 @@ def test_kernel_reshaped_to_a_matrix_is_not_the_norm():
     # the mistake behind a widely reported bug: the norm of a box filter is its sum, not its root mean square
     box = torch.ones(1, 1, 3, 3)
     assert spectral_norm_of_reshaped(box) == pytest.approx(3)
-    assert convolution_norm_upper_bound(box, (16, 16), padding="circular").item() == pytest.approx(9, rel=1e-4)
+    assert convolution_norm_upper_bound(box, (16, 16), padding="circular").item() == pytest.approx(
+        9, rel=1e-4
+    )
 
 
 def spectral_norm_of_reshaped(weight: torch.Tensor) -> float:
@@ -166,8 +168,8 @@ def test_derivatives():
     def bound(weight: torch.Tensor) -> torch.Tensor:
         return convolution_norm_upper_bound(weight, (6, 6), groups=3)
 
-    assert torch.autograd.gradcheck(bound, weight.requires_grad_(), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(bound, weight)
+    assert torch.autograd.gradcheck(bound, weight.requires_grad_(), check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(bound, weight, fast_mode=True)
 
 
 @pytest.mark.parametrize("chunk", [1, 2**21])
@@ -200,8 +202,8 @@ def test_transforms_of_torch_func():
 def test_compiles_without_graph_breaks():
     weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     compiled = torch.compile(convolution_norm_upper_bound, fullgraph=True, backend="aot_eager")
-    (gradient,) = torch.autograd.grad(compiled(weight, (8, 8)), weight)
-    (expected,) = torch.autograd.grad(convolution_norm_upper_bound(weight, (8, 8)), weight)
+    (gradient,) = torch.autograd.grad(compiled(weight, (8, 8), iterations=4), weight)
+    (expected,) = torch.autograd.grad(convolution_norm_upper_bound(weight, (8, 8), iterations=4), weight)
     torch.testing.assert_close(gradient, expected)
 
 

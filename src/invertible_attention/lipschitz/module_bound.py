@@ -62,7 +62,7 @@ def _bound(module: nn.Module, size: Size) -> tuple[Tensor, Size]:
     for kinds, constant in _CONSTANTS:
         if isinstance(module, kinds):
             value = constant(module)
-            value = value if isinstance(value, Tensor) else torch.tensor(value)
+            value = value if isinstance(value, Tensor) else _rounded_up(value)
             return value, None if isinstance(module, _RESHAPING) else size
     raise ValueError(f"the Lipschitz constant of {type(module).__name__} is not known: {module}")
 
@@ -71,8 +71,8 @@ def _composition(layers: nn.Sequential, size: Size) -> tuple[Tensor, Size]:
     bound = torch.ones(())
     for layer in layers:
         factor, size = _bound(layer, size)
-        # each product may be rounded down
-        bound = bound * factor * (1 + torch.finfo(factor.dtype).eps)
+        bound = bound * factor
+        bound = bound * (1 + torch.finfo(bound.dtype).eps)  # the product may have been rounded down
     return bound, size
 
 
@@ -86,6 +86,11 @@ def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, size: Size) -> tuple
         groups=geometry.groups,
     )
     return bound, None if size is None else geometry.output_size(size)
+
+
+def _rounded_up(value: float) -> Tensor:
+    tensor = torch.tensor(value)
+    return tensor if tensor.item() >= value else torch.nextafter(tensor, torch.tensor(torch.inf))
 
 
 def _softplus(module: nn.Module) -> float:
