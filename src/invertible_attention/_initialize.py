@@ -13,7 +13,7 @@ def refuse_inside_transform(what: str) -> None:
     Raises:
         RuntimeError: Naming what would have been set and the remedy.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore[reportAttributeAccessIssue]
         raise RuntimeError(
             f"{what} is set from the first batch, which cannot happen inside a torch.func transform: "
             "call the module once on data, or its initialize(x), before transforming it"

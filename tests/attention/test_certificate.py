@@ -102,7 +102,9 @@ def test_the_bound_is_differentiable_in_every_weight_it_depends_on(response):
     assert bound < 0.999  # otherwise it is the constant c, with no gradient
     bound.backward()
     # Neither what is added to the output nor what cancels in the normalisation can matter.
-    free = {"branch.out_bias"} | ({"branch.response.query_bias"} if response == "embedded_gaussian" else set())
+    free = {"branch.out_bias"} | (
+        {"branch.response.query_bias"} if response == "embedded_gaussian" else set()
+    )
     for name, parameter in layer.named_parameters():
         if name not in free:
             assert parameter.grad is not None, name

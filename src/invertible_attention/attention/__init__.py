@@ -1,1 +1,30 @@
 """Attention that can be inverted, its ordinary counterpart, and their parts."""
+
+from invertible_attention.attention.branch import AttentionBranch
+from invertible_attention.attention.constraints import Certified, Constraint, Relaxed, Unconstrained
+from invertible_attention.attention.layer import Attention, InvertibleAttention
+from invertible_attention.attention.position import PositionPrior, TorusPrior
+from invertible_attention.attention.responses import (
+    Concatenation,
+    DotProduct,
+    EmbeddedGaussian,
+    Gaussian,
+    Response,
+)
+
+__all__ = [
+    "Attention",
+    "AttentionBranch",
+    "Certified",
+    "Concatenation",
+    "Constraint",
+    "DotProduct",
+    "EmbeddedGaussian",
+    "Gaussian",
+    "InvertibleAttention",
+    "PositionPrior",
+    "Relaxed",
+    "Response",
+    "TorusPrior",
+    "Unconstrained",
+]

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from invertible_attention._initialize import refuse_inside_transform
 from invertible_attention.attention.constraints import Certified, Constraint, Relaxed
 from invertible_attention.attention.functional import attend
+from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Gaussian, Response, is_positive, make_response
 from invertible_attention.lipschitz.certificate import (
     Normalization,
@@ -23,6 +24,7 @@ from invertible_attention.lipschitz.certificate import (
     combine_heads,
     log_rounding_allowance,
 )
+from invertible_attention.lipschitz.gram import exact_arithmetic
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
 from invertible_attention.lipschitz.parametrize import SpectralNormBound
 
@@ -55,6 +57,7 @@ class AttentionBranch(nn.Module):
         embedding_channels: Per head, for the embedded responses.
         heads: Number of heads, concatenated.
         bias: Whether the linear maps have biases.
+        position_prior: Doubly stochastic prior the response is multiplied by.
         implementation: Passed to :func:`~invertible_attention.attention.functional.attend`.
 
     Raises:
@@ -74,6 +77,7 @@ class AttentionBranch(nn.Module):
         embedding_channels: int | None = None,
         heads: int = 1,
         bias: bool = False,
+        position_prior: PositionPrior | None = None,
         implementation: str = "auto",
     ) -> None:
         super().__init__()
@@ -87,6 +91,7 @@ class AttentionBranch(nn.Module):
         self.constraint = constraint
         self.normalization = normalization
         self.implementation = implementation
+        self.position_prior = position_prior
         if response == "gaussian" and not isinstance(constraint, Certified):
             # The paper's Gaussian has no parameter of its own; under a certificate the temperature spends the budget.
             response = partial(Gaussian, learnable=False)
@@ -159,7 +164,7 @@ class AttentionBranch(nn.Module):
         weights = self._weights()
 
         def branch(x: Image) -> Image:
-            with torch.autocast(x.device.type, enabled=False):
+            with exact_arithmetic(x):
                 return self._evaluate(weights, x)
 
         return branch
@@ -172,17 +177,19 @@ class AttentionBranch(nn.Module):
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Upper bound of the Lipschitz constant in the Euclidean norm; ``inf`` where nothing is promised."""
-        return self.constraint.lipschitz_bound(self._log_bound())
+        with exact_arithmetic(self.initialized):
+            return self.constraint.lipschitz_bound(self._log_bound())
 
     def _weights(self) -> _Weights:
-        return _Weights(
-            value=_working(self.value_weight),
-            value_bias=None if self.value_bias is None else _working(self.value_bias),
-            out=_working(self.out_weight),
-            out_bias=None if self.out_bias is None else _working(self.out_bias),
-            radius=None if self.log_radius is None else _working(self.log_radius).exp(),
-            log_bound=self._log_bound(),
-        )
+        with exact_arithmetic(self.initialized):
+            return _Weights(
+                value=_working(self.value_weight),
+                value_bias=None if self.value_bias is None else _working(self.value_bias),
+                out=_working(self.out_weight),
+                out_bias=None if self.out_bias is None else _working(self.out_bias),
+                radius=None if self.log_radius is None else _working(self.log_radius).exp(),
+                log_bound=self._log_bound(),
+            )
 
     def _log_bound(self) -> Float[Tensor, ""]:
         """Logarithm of ‖W_L‖₂ L(A); for ``"all"`` with the factor 1/N still missing."""
@@ -195,7 +202,9 @@ class AttentionBranch(nn.Module):
         if self.value_bias is None:
             bias_norm = torch.zeros_like(norm)
         else:
-            bias_norm = torch.linalg.vector_norm(_working(self.value_bias).unflatten(0, (self.heads, -1)), dim=-1)
+            bias_norm = torch.linalg.vector_norm(
+                _working(self.value_bias).unflatten(0, (self.heads, -1)), dim=-1
+            )
         scores = self.response.score_bounds(radius, normalization)
         per_head = attention_log_bound(scores, norm, bias_norm, radius, normalization)
         out_norm = spectral_norm_upper_bound(_working(self.out_weight))
@@ -216,6 +225,7 @@ class AttentionBranch(nn.Module):
             combine=self.response.combine,
             phi=self.response.phi,
             normalization=self.normalization,
+            log_prior=None if self.position_prior is None else self.position_prior(x.shape[2:]).to(working),
             implementation=self.implementation,
         )
         log_bound = weights.log_bound

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from invertible_attention.attention.branch import AttentionBranch
 from invertible_attention.attention.constraints import Certified, Constraint, Unconstrained
+from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Concatenation, DotProduct, Response, name_of
 from invertible_attention.logdet import LogDetEstimator
 from invertible_attention.residual import Residual
@@ -41,6 +42,8 @@ class InvertibleAttention(Residual):
         bias: Whether the linear maps have biases; the bound is tighter without.
         solver: Solves for the inverse; default :class:`~invertible_attention.Anderson`.
         logdet: Estimates the log-determinant; default :class:`~invertible_attention.RussianRoulette`, unbiased.
+        position_prior: Doubly stochastic prior over pairs of positions the response is multiplied by, such as
+            :class:`TorusPrior`. It leaves the bound as it is.
         implementation: How attention is computed, see
             :func:`~invertible_attention.attention.functional.attend`; all give the same result.
 
@@ -74,6 +77,7 @@ class InvertibleAttention(Residual):
         bias: bool = False,
         solver: Solver | None = None,
         logdet: LogDetEstimator | None = None,
+        position_prior: PositionPrior | None = None,
         implementation: str = "auto",
     ) -> None:
         branch = AttentionBranch(
@@ -84,6 +88,7 @@ class InvertibleAttention(Residual):
             embedding_channels=embedding_channels,
             heads=heads,
             bias=bias,
+            position_prior=position_prior,
             implementation=implementation,
         )
         super().__init__(branch, solver=solver, logdet=logdet)

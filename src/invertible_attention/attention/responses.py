@@ -125,7 +125,9 @@ class _Embedded(Response):
 
     combine = "product"
 
-    def __init__(self, channels: int, heads: int, embedding_channels: int | None, bias: bool, phi: str) -> None:
+    def __init__(
+        self, channels: int, heads: int, embedding_channels: int | None, bias: bool, phi: str
+    ) -> None:
         super().__init__()
         self.phi = phi
         features = max(1, channels // 4) if embedding_channels is None else embedding_channels
@@ -341,7 +343,9 @@ def _split_heads(tokens: Tokens, heads: int) -> PerHead:
 def _embed(tokens: Tokens, weight: Float[Tensor, "heads features channels"], bias: Tensor | None) -> PerHead:
     heads, features, _ = weight.shape
     embedded = torch.nn.functional.linear(
-        tokens, weight.to(tokens.dtype).flatten(0, 1), None if bias is None else bias.to(tokens.dtype).flatten()
+        tokens,
+        weight.to(tokens.dtype).flatten(0, 1),
+        None if bias is None else bias.to(tokens.dtype).flatten(),
     )
     return embedded.unflatten(-1, (heads, features)).transpose(1, 2)
 

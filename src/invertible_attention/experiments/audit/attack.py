@@ -61,11 +61,12 @@ def attack_layer(
         constants = jacobian_norm(layer, x)
         bound = layer.lipschitz_bound()  # pyright: ignore[reportCallIssue]
         index = int(constants.detach().argmax())
-        ratio = float(constants[index] / bound) if float(constants[index]) > 0 else 0.0
+        constant, limit = float(constants[index].detach()), float(bound.detach())
+        ratio = constant / limit if constant > 0 else 0.0
         if found is None or ratio > found.worst_ratio:
             state = {name: value.detach().clone() for name, value in layer.state_dict().items()}
             sample = x.detach()[index : index + 1].clone()
-            found = Attack(ratio, float(constants[index]), float(bound), sample, state)
+            found = Attack(ratio, constant, limit, sample, state)
         optimizer.zero_grad()
         loss = bound.log() - constants.clamp_min(1e-300).log().mean()
         loss.backward()

@@ -1,0 +1,82 @@
+r"""Where a token may look, whatever it contains: doubly stochastic priors over pairs of positions.
+
+The response is multiplied by a prior, :math:`R_{ij} \propto \pi_{ij} e^{\sigma_{ij}}`, whose rows and columns sum
+to one. Then :math:`R_{ij} \le M \pi_{ij}`, so row sums stay below :math:`M` and the bounds of
+:mod:`invertible_attention.lipschitz.certificate` hold unchanged, with :math:`M` taken over :math:`\sigma` alone: a
+head may be as sharp in position as it likes at no cost.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["PositionPrior", "TorusPrior"]
+
+
+class PositionPrior(nn.Module, ABC):
+    """Base of the priors. One per layer; it may be learned."""
+
+    @abstractmethod
+    def forward(self, spatial: Sequence[int]) -> Float[Tensor, "#heads tokens tokens"]:
+        r"""Return :math:`\log \pi_{ij}` for a grid of the given size.
+
+        Rows and columns of :math:`\pi` must sum to one up to rounding, or the certificate does not hold.
+        """
+
+
+class TorusPrior(PositionPrior):
+    r"""A kernel of relative position on the torus, learned: one wrapped bump per head.
+
+    .. math:: \pi_{ij} \propto \prod_a \exp\!\big(\kappa_a \cos(2\pi (p_{ia} - p_{ja}) / n_a - \theta_a)\big)
+
+    with a concentration :math:`\kappa_a` and an offset :math:`\theta_a` per head and spatial axis (a von Mises
+    density). It depends on the difference of positions alone and wraps around, hence rows and columns sum to the
+    same. Works for every grid size.
+
+    Args:
+        axes: Number of spatial axes.
+        heads: Number of heads.
+        width: Initial standard deviation of the bump, in tokens for a grid of ``reference`` tokens a side.
+        reference: Grid size ``width`` refers to.
+
+    Raises:
+        ValueError: If an argument is not positive.
+    """
+
+    def __init__(self, axes: int = 2, heads: int = 1, *, width: float = 1.0, reference: int = 16) -> None:
+        super().__init__()
+        if axes < 1 or heads < 1 or reference < 1 or not width > 0:
+            raise ValueError(
+                f"axes, heads, width and reference must be positive, got {axes}, {heads}, {width}, {reference}"
+            )
+        concentration = (reference / (2 * math.pi * width)) ** 2
+        self.log_concentration = nn.Parameter(torch.full((heads, axes), math.log(concentration)))
+        # Spread around the circle of directions, so that heads look to different sides from the start.
+        angle = torch.arange(heads) * 2 * math.pi / heads
+        step = 2 * math.pi / reference if heads > 1 else 0.0
+        offset = torch.stack([step * torch.cos(angle - axis * math.pi / 2) for axis in range(axes)], dim=-1)
+        self.offset = nn.Parameter(offset)
+
+    def forward(self, spatial: Sequence[int]) -> Float[Tensor, "heads tokens tokens"]:
+        """Return the logarithm of the prior; raises :class:`ValueError` for another number of axes."""
+        heads, axes = self.offset.shape
+        if len(spatial) != axes:
+            raise ValueError(f"expected {axes} spatial axes, got {len(spatial)}: {tuple(spatial)}")
+        log_prior = torch.zeros(heads, 1, 1, dtype=self.offset.dtype, device=self.offset.device)
+        for axis, size in enumerate(spatial):
+            position = torch.arange(size, dtype=log_prior.dtype, device=log_prior.device)
+            angle = 2 * math.pi * (position[:, None] - position) / size
+            kernel = self.log_concentration[:, axis].exp()[:, None, None] * torch.cos(
+                angle - self.offset[:, axis, None, None]
+            )
+            kernel = kernel.log_softmax(-1)
+            n = log_prior.shape[-1]
+            log_prior = log_prior[:, :, None, :, None] + kernel[:, None, :, None, :]
+            log_prior = log_prior.reshape(heads, n * size, n * size)
+        return log_prior
