@@ -70,7 +70,7 @@ class Exact(LogDetEstimator):
     def _jacobian(
         self, linear: Linearization, x: Tensor, *, differentiable: bool
     ) -> Float[Tensor, "batch dim dim"]:
-        """Stack the rows of the Jacobian of each sample; samples are independent, so one product serves all."""
+        """Stack the rows of the Jacobian of each sample; samples are independent: one product serves all."""
         dim = x[0].numel() if x.shape[0] else 0
         basis = torch.eye(dim, dtype=x.dtype, device=x.device)
 

@@ -2,20 +2,19 @@ r"""A backward pass that keeps no graph: it evaluates the branch again, per samp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 
 from invertible_attention.logdet.linearization import Linearization, full_precision
 from invertible_attention.logdet.probes import inner_product
 
-__all__ = ["captured_leaves", "recomputed_gradient"]
+__all__ = ["captured_tensors", "recomputed_gradient"]
 
 
 def recomputed_gradient(
@@ -45,8 +44,7 @@ def recomputed_gradient(
         left: The vectors :math:`w`, one per probe.
         right: The probes :math:`v`.
     """
-    named = [p for p in parameters if p.requires_grad]
-    captured = [*named, *captured_leaves(linear.value, named, (linear.point,))]
+    captured = captured_tensors(linear.value, parameters, [linear.point])
     tensors = [arg for arg in args if arg is not None]
     where = [i for i, arg in enumerate(args) if arg is not None]
     record = _Record(branch, len(args), where, captured, len(right))
@@ -54,30 +52,44 @@ def recomputed_gradient(
     return _Recompute.apply(record, outputs, x, *left, *right, *tensors, *captured)
 
 
-def captured_leaves(value: Tensor, named: Iterable[Tensor], excluded: Iterable[Tensor]) -> list[Tensor]:
-    """Return the leaves that require a gradient in the graph of ``value``, in a fixed order.
+def captured_tensors(value: Tensor, named: Sequence[Tensor], excluded: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors to differentiate ``value`` by, so that every leaf behind it counts once.
 
-    The search does not pass the tensors in ``named`` and ``excluded`` and does not report them.
+    These are the leaves of its graph and, instead of the leaves behind them, those of ``named`` that were
+    computed from others. Where a leaf is reached on two ways, both are differentiated down to the leaf.
     """
+    computed = [t for t in named if t.grad_fn is not None]
+    reached = _reached(value, computed, excluded)
+    behind = [_reached(t, [], excluded) if t.grad_fn is not None else [t] for t in reached]
+    if len({id(t) for leaves in behind for t in leaves}) < sum(map(len, behind)):
+        return _reached(value, [], excluded)
+    return reached
+
+
+def _reached(value: Tensor, ends: Sequence[Tensor], excluded: Sequence[Tensor]) -> list[Tensor]:
+    """Return the leaves in the graph of ``value`` and those of ``ends``, behind which it is not searched."""
     if value.grad_fn is None:
         return []
-    edges = [get_gradient_edge(t) for t in (*named, *excluded) if t.requires_grad]
-    known = {(edge.node, edge.output_nr) for edge in edges}
-    leaves: list[Tensor] = []
-    stack = [(value.grad_fn, value.output_nr)]
-    seen = set(stack)
+    known = {_edge(t): t for t in ends}
+    seen = {_edge(t) for t in excluded}
+    found: list[Tensor] = []
+    stack = [value.grad_fn]
     while stack:
-        node, _ = stack.pop()
-        for edge in node.next_functions:
-            if edge[0] is None or edge in known or edge in seen:
+        for node, output in stack.pop().next_functions:
+            if node is None or (node, output) in seen:
                 continue
-            seen.add(edge)
-            variable = getattr(edge[0], "variable", None)
-            if isinstance(variable, Tensor):
-                leaves.append(variable)
+            seen.add((node, output))
+            end = known.get((node, output), getattr(node, "variable", None))
+            if isinstance(end, Tensor):
+                found.append(end)
             else:
-                stack.append(edge)
-    return leaves
+                stack.append(node)
+    return found
+
+
+def _edge(tensor: Tensor) -> tuple[object, int]:
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
 
 
 @dataclass(frozen=True)
@@ -101,8 +113,13 @@ class _Recompute(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_value: Tensor, grad_logdet: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the memory-saving gradient of the log-determinant cannot be differentiated again: use "
+                "gradient='autograd', or memory_saving=False"
+            )
+        grad_value, grad_logdet = grad_outputs
         record: _Record = ctx.record
         n = record.probes
         x, *rest = ctx.saved_tensors  # reading them also checks that no weight was changed in between
@@ -118,10 +135,9 @@ class _Recompute(torch.autograd.Function):
                 inner_product(linear.vjp(w, differentiable=True), v) for w, v in zip(left, right, strict=True)
             ]
             weighted = (torch.stack(products).mean(0) * grad_logdet).sum()
-
-        inputs = [linear.point, *(args[i] for i in record.where), *record.captured]
-        wanted = [ctx.needs_input_grad[2], *needed]
-        return None, None, *_gradients(linear.value, grad_value, weighted, inputs, wanted, 2 * n)
+            inputs = [linear.point, *(args[i] for i in record.where), *record.captured]
+            wanted = [ctx.needs_input_grad[2], *needed]
+            return None, None, *_gradients(linear.value, grad_value, weighted, inputs, wanted, 2 * n)
 
 
 def _gradients(

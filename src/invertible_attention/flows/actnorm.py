@@ -1,0 +1,133 @@
+"""Channel-wise affine normalization, set from the first batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from invertible_attention._initialize import refuse_inside_transform
+from invertible_attention.bijection import Bijection
+
+__all__ = ["ActNorm"]
+
+
+class ActNorm(Bijection):
+    r"""Activation normalization, :math:`z_c = e^{s_c} x_c + t_c` per channel :math:`c`.
+
+    Scale and shift are ordinary parameters. The first batch sets them so that each channel of the output has
+    mean 0 and variance 1; later batches do not matter. Until then the map is the identity. In a process
+    group the statistics are those of all processes' batches together.
+
+    Args:
+        channels: Number of channels, the axis after the batch.
+        eps: Added to the variance when the parameters are set.
+
+    Raises:
+        ValueError: If ``channels`` is below 1; in a call, if the input has another number of channels.
+        RuntimeError: If the first batch comes inside a ``torch.func`` transform.
+
+    Attributes:
+        initialized: Whether the parameters are set, a buffer that a state dict carries.
+
+    References:
+        Kingma, Dhariwal 2018, Glow, Section 3.1.
+
+    Examples:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> z = ActNorm(3)(5 + 2 * torch.randn(64, 3, 8, 8))
+        >>> bool(z.mean().abs() < 1e-3), bool((z.std() - 1).abs() < 1e-3)
+        (True, True)
+    """
+
+    initialized: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels}")
+        self.channels = channels
+        self.eps = eps
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("initialized", torch.tensor(False))
+        # Reading the buffer would wait for the device at every call.
+        self._initialized = False
+
+    def extra_repr(self) -> str:
+        """Return the arguments."""
+        return str(self.channels)
+
+    @torch.no_grad()
+    def initialize(self, x: Float[Tensor, "batch channels *spatial"]) -> None:
+        """Set scale and shift from ``x``. Samples that are not finite are left out.
+
+        Raises:
+            ValueError: If no sample is finite.
+            RuntimeError: Inside a ``torch.func`` transform.
+        """
+        refuse_inside_transform("scale and shift of ActNorm")
+        self._check(x)
+        wide = x.detach().to(torch.float64).flatten(2) if x.ndim > 2 else x.detach().double().unsqueeze(-1)
+        finite = wide[wide.isfinite().flatten(1).all(1)]
+        count = torch.full((1,), finite.shape[0] * finite.shape[2], dtype=wide.dtype, device=wide.device)
+        count, total = _over_processes(torch.cat([count, finite.sum((0, 2))])).split([1, self.channels])
+        if count == 0:
+            raise ValueError("no sample of the first batch is finite, so ActNorm cannot be initialized")
+        mean = total / count
+        square = _over_processes((finite - mean.view(-1, 1)).square().sum((0, 2)))
+        log_scale = -0.5 * (square / count + self.eps).log()
+        self.log_scale.copy_(log_scale)
+        self.shift.copy_(-mean * log_scale.exp())
+        self.initialized.fill_(True)
+        self._initialized = True
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+        if prefix + "initialized" in state_dict:
+            self._initialized = bool(state_dict[prefix + "initialized"])
+
+    def forward(self, x: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None) -> Tensor:
+        """Return the normalized tensor."""
+        self._check(x)
+        if not self._initialized:
+            self.initialize(x)
+        return x * self._broadcast(self.log_scale.exp(), x) + self._broadcast(self.shift, x)
+
+    def inverse(self, z: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None) -> Tensor:
+        """Return the tensor before normalization."""
+        self._check(z)
+        return (z - self._broadcast(self.shift, z)) * self._broadcast((-self.log_scale).exp(), z)
+
+    def forward_and_logdet(
+        self, x: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return the normalized tensor and the log-determinant, the same for every sample."""
+        return self.forward(x), self._logdet(x)
+
+    def inverse_and_logdet(
+        self, z: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return the tensor before normalization and the log-determinant of this direction."""
+        return self.inverse(z), -self._logdet(z)
+
+    def _logdet(self, x: Tensor) -> Float[Tensor, " batch"]:
+        positions = x[0, 0].numel()
+        wide = self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32))
+        return (positions * wide.sum()).expand(x.shape[0])
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim < 2 or x.shape[1] != self.channels:
+            raise ValueError(f"expected (B, {self.channels}, ...), got shape {tuple(x.shape)}")
+
+    @staticmethod
+    def _broadcast(vector: Tensor, x: Tensor) -> Tensor:
+        return vector.view(-1, *[1] * (x.ndim - 2))
+
+
+def _over_processes(total: Tensor) -> Tensor:
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+    return total

@@ -1,0 +1,208 @@
+"""Residual branches that are contractions by construction: convolutional and fully connected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from invertible_attention.flows.activations import make_activation
+from invertible_attention.lipschitz.parametrize import constrain
+
+__all__ = ["LipschitzBranch", "LipschitzConvBranch", "LipschitzLinearBranch"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class LipschitzBranch(nn.Module):
+    r"""Affine layers with a norm of at most ``coefficient`` each, and 1-Lipschitz activations between.
+
+    Its Lipschitz constant is at most :math:`\text{coefficient}^n` with :math:`n` affine layers.
+
+    Args:
+        layers: The affine layers, unconstrained.
+        coefficient: Upper bound of each layer's norm, below 1.
+        activation: ``"elu"`` or ``"lipswish"``.
+        input_size: Spatial size of the input, for convolutions.
+        preactivation: Whether an activation comes first.
+
+    Raises:
+        ValueError: If ``coefficient`` does not lie between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        coefficient: float,
+        activation: str,
+        input_size: Sequence[int] | None,
+        preactivation: bool,
+    ) -> None:
+        super().__init__()
+        if not 0 < coefficient < 1:
+            raise ValueError(f"coefficient must lie between 0 and 1, got {coefficient}")
+        self.coefficient = coefficient
+        self.preactivation = preactivation
+        # A layer whose norm is below the coefficient is left as it is, so it keeps torch's initialization.
+        self.layers = nn.ModuleList(constrain(layer, coefficient, input_size=input_size) for layer in layers)
+        count = len(layers) if preactivation else len(layers) - 1
+        self.activations = nn.ModuleList(make_activation(activation) for _ in range(count))
+
+    def extra_repr(self) -> str:
+        """Return the arguments that are not modules."""
+        return f"coefficient={self.coefficient}, preactivation={self.preactivation}"
+
+    def lipschitz_bound(self) -> Float[Tensor, ""]:
+        """Upper bound of the Lipschitz constant, the product of the layers' bounds."""
+        return torch.tensor(self.coefficient ** len(self.layers))
+
+    def bind(self) -> Callable[..., Tensor]:
+        """Compute the constrained weights once; return the branch as a function of ``x``."""
+        affine = [_bind_affine(layer) for layer in self.layers]
+
+        def branch(x: Tensor) -> Tensor:
+            activations = iter(self.activations)
+            for i, layer in enumerate(affine):
+                if i > 0 or self.preactivation:
+                    x = next(activations)(x)
+                x = layer(x)
+            return x
+
+        return branch
+
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
+        """Return ``g(x)``."""
+        return self.bind()(x)
+
+
+class LipschitzConvBranch(LipschitzBranch):
+    r"""The branch of i-ResNet: activation, 3×3, activation, 1×1, activation, 3×3, zero padded.
+
+    Args:
+        channels: Number of channels of the input.
+        hidden_channels: Number of channels in between.
+        spatial: Spatial size of the input, 1 to 3 axes; the norms of the convolutions depend on it.
+        coefficient: Upper bound of each convolution's norm. With three the branch's constant is its cube.
+        activation: ``"elu"`` (i-ResNet) or ``"lipswish"`` (Residual Flow).
+        kernel_sizes: Kernel size of each convolution, odd.
+        preactivation: Whether an activation comes first. i-ResNet leaves it out in the first block, whose
+            input is the image.
+
+    Raises:
+        ValueError: If a size does not make sense.
+
+    References:
+        Behrmann et al. 2019, Invertible Residual Networks, Appendix; Chen et al. 2019, Appendix E.
+
+    Examples:
+        >>> import torch
+        >>> branch = LipschitzConvBranch(12, 32, (16, 16), coefficient=0.9)
+        >>> branch(torch.randn(2, 12, 16, 16)).shape
+        torch.Size([2, 12, 16, 16])
+        >>> round(branch.lipschitz_bound().item(), 3)
+        0.729
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int,
+        spatial: Sequence[int],
+        *,
+        coefficient: float = 0.9,
+        activation: str = "elu",
+        kernel_sizes: Sequence[int] = (3, 1, 3),
+        preactivation: bool = True,
+    ) -> None:
+        if not 1 <= len(spatial) <= 3:
+            raise ValueError(f"spatial must have 1 to 3 axes, got {tuple(spatial)}")
+        if any(size % 2 == 0 for size in kernel_sizes) or not kernel_sizes:
+            raise ValueError(f"kernel_sizes must be odd, got {tuple(kernel_sizes)}")
+        convolution = _CONVOLUTIONS[len(spatial) - 1]
+        layers = [
+            convolution(n_in, n_out, size, padding=size // 2)
+            for size, (n_in, n_out) in zip(
+                kernel_sizes, _widths(channels, hidden_channels, len(kernel_sizes)), strict=True
+            )
+        ]
+        super().__init__(
+            layers,
+            coefficient=coefficient,
+            activation=activation,
+            input_size=spatial,
+            preactivation=preactivation,
+        )
+
+
+class LipschitzLinearBranch(LipschitzBranch):
+    """A fully connected branch for vectors or, over the flattened event, for small images.
+
+    Args:
+        dim: Dimension of a sample, the product of its axes.
+        hidden: Width of the layers in between.
+        depth: Number of affine layers.
+        coefficient: Upper bound of each layer's norm.
+        activation: ``"elu"`` or ``"lipswish"``.
+        preactivation: Whether an activation comes first.
+
+    Raises:
+        ValueError: If a size does not make sense; in a call, if a sample has another dimension.
+
+    Examples:
+        >>> import torch
+        >>> LipschitzLinearBranch(2, 64)(torch.randn(5, 2)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int = 128,
+        *,
+        depth: int = 3,
+        coefficient: float = 0.97,
+        activation: str = "lipswish",
+        preactivation: bool = False,
+    ) -> None:
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        super().__init__(
+            [nn.Linear(n_in, n_out) for n_in, n_out in _widths(dim, hidden, depth)],
+            coefficient=coefficient,
+            activation=activation,
+            input_size=None,
+            preactivation=preactivation,
+        )
+        self.dim = dim
+
+    def bind(self) -> Callable[..., Tensor]:
+        """Compute the constrained weights once; return the branch as a function of ``x``."""
+        branch = super().bind()
+
+        def flat(x: Tensor) -> Tensor:
+            if x[0].numel() != self.dim:
+                raise ValueError(f"expected samples of {self.dim} values, got shape {tuple(x.shape)}")
+            return branch(x.flatten(1)).reshape(x.shape)
+
+        return flat
+
+
+def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
+    if outer < 1 or hidden < 1:
+        raise ValueError(f"widths must be at least 1, got {outer} and {hidden}")
+    sizes = [outer, *[hidden] * (layers - 1), outer]
+    return list(pairwise(sizes))
+
+
+def _bind_affine(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
+    if isinstance(layer, nn.Linear):
+        return lambda x: F.linear(x, weight, bias)
+    assert isinstance(layer, _CONVOLUTIONS)
+    return lambda x: layer._conv_forward(x, weight, bias)

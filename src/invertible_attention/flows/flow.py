@@ -1,0 +1,93 @@
+"""A density: a bijection and a base distribution."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from invertible_attention.bijection import Bijection
+from invertible_attention.flows.base import Base
+
+__all__ = ["Flow"]
+
+
+class Flow(nn.Module):
+    r"""A normalizing flow: a density of data, by a bijection to a vector whose density is known.
+
+    .. math:: \log p(x) = \log p_{\text{base}}(f(x)) + \log|\det \partial f / \partial x|
+
+    Calling it returns the log-density, so that it can be wrapped by
+    :class:`torch.nn.parallel.DistributedDataParallel`. Where a part of the transform estimates its
+    log-determinant, the log-density is an estimate with the same bias or lack of it.
+
+    Args:
+        transform: From data to a vector ``(B, D)``; images need a transform that ends in
+            :class:`~invertible_attention.flows.Flatten` or :class:`~invertible_attention.flows.Split`.
+        base: Distribution of the vector.
+
+    Examples:
+        >>> import torch
+        >>> from invertible_attention.flows import ActNorm, DiagonalGaussian
+        >>> flow = Flow(ActNorm(2), DiagonalGaussian(2))
+        >>> flow.log_prob(torch.randn(5, 2)).shape
+        torch.Size([5])
+        >>> flow.sample(3).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, transform: Bijection, base: Base) -> None:
+        super().__init__()
+        self.transform = transform
+        self.base = base
+
+    def forward(
+        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Return :meth:`log_prob`."""
+        return self.log_prob(x, context)
+
+    def log_prob(
+        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Return the log-density of each sample in nats.
+
+        Where the transform begins with :class:`~invertible_attention.flows.Dequantize` it is a lower bound of
+        the log-probability of an integer image (in expectation over the noise).
+        """
+        z, logdet = self.transform.forward_and_logdet(x, context)
+        return self.base.log_prob(z) + logdet
+
+    def bits_per_dim(
+        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        r"""Return :math:`-\log_2 p(x) / d` per sample, :math:`d` being the number of values in a sample.
+
+        For integer images and a transform that begins with :class:`~invertible_attention.flows.Dequantize`
+        this is the field's bits per dimension. Nothing is added: for data scaled to the unit interval
+        beforehand it is smaller by :math:`\log_2` of the number of levels.
+        """
+        return self.log_prob(x, context) / (-math.log(2) * math.prod(x.shape[1:]))
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, context: Tensor | None = None, *, temperature: float = 1.0
+    ) -> Float[Tensor, "n *event"]:
+        """Draw ``n`` samples.
+
+        Args:
+            n: How many.
+            context: For each sample, where the transform uses one.
+            temperature: Factor on the base's spread.
+
+        Raises:
+            ConvergenceError: If a block cannot be inverted at a latent that was drawn.
+        """
+        return self.transform.inverse(self.base.sample(n, temperature=temperature), context)
+
+    @torch.no_grad()
+    def initialize(self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None) -> None:
+        """Let every part that sets itself from its first batch do so from ``x``."""
+        self.transform(x, context)

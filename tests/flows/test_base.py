@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from invertible_attention.flows import DiagonalGaussian, Uniform
+
+
+def test_gaussian_density_is_that_of_torch():
+    torch.manual_seed(0)
+    base = DiagonalGaussian(3).double()
+    with torch.no_grad():
+        base.mean.normal_()
+        base.log_std.normal_()
+    z = torch.randn(5, 3, dtype=torch.float64)
+    expected = torch.distributions.Normal(base.mean, base.log_std.exp()).log_prob(z).sum(1)
+    torch.testing.assert_close(base.log_prob(z), expected)
+
+
+def test_gaussian_samples_have_the_moments_and_the_temperature():
+    torch.manual_seed(0)
+    base = DiagonalGaussian(2).double()
+    with torch.no_grad():
+        base.mean.copy_(torch.tensor([1.0, -3.0]))
+        base.log_std.copy_(torch.tensor([0.5, -1.0]))
+    for temperature in (1.0, 0.3):
+        draws = base.sample(40_000, temperature=temperature)
+        std = temperature * base.log_std.exp()
+        assert ((draws.mean(0) - base.mean).abs() < 4 * std / 200).all()
+        torch.testing.assert_close(draws.std(0), std.detach(), rtol=0.02, atol=0)
+
+
+def test_only_a_learned_gaussian_has_parameters():
+    assert len(list(DiagonalGaussian(2).parameters())) == 2
+    assert not list(DiagonalGaussian(2, learned=False).parameters())
+    assert set(DiagonalGaussian(2, learned=False).state_dict()) == {"mean", "log_std"}
+
+
+def test_uniform_density_and_samples():
+    base = Uniform(2, -1.0, 3.0)
+    z = torch.tensor([[0.0, 0.0], [3.5, 0.0], [0.0, -1.1]])
+    assert base.log_prob(z).tolist() == [pytest.approx(-2 * math.log(4)), -math.inf, -math.inf]
+    draws = base.sample(10_000)
+    assert draws.min() >= -1
+    assert draws.max() <= 3
+    assert abs(draws.mean().item() - 1) < 4 * (4 / math.sqrt(12)) / math.sqrt(20_000)
+    assert base.sample(100, temperature=0.5).abs().max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: DiagonalGaussian(0), "dim must be at least 1, got 0"),
+        (lambda: DiagonalGaussian(3).log_prob(torch.zeros(2, 4)), r"expected shape \(B, 3\), got \(2, 4\)"),
+        (lambda: Uniform(1, 2.0, 1.0), r"got \[2.0, 1.0\]"),
+    ],
+)
+def test_bad_input(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

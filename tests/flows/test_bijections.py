@@ -1,0 +1,175 @@
+"""The contract of a bijection, checked on every bijection of the library by one list of constructors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from invertible_attention.attention.layer import InvertibleAttention
+from invertible_attention.bijection import Bijection
+from invertible_attention.flows import (
+    ActNorm,
+    Flatten,
+    InvertibleResNet,
+    LipschitzConvBranch,
+    LipschitzLinearBranch,
+    Logit,
+    Residual,
+    Sequential,
+    Split,
+    Squeeze,
+)
+from invertible_attention.logdet import Exact
+
+
+class Case(NamedTuple):
+    make: Callable[[], Bijection]
+    shape: tuple[int, ...]
+
+
+def conv(*spatial: int, **arguments: object) -> Residual:
+    return Residual(LipschitzConvBranch(2, 4, spatial, **arguments), logdet=Exact())
+
+
+def attention(response: str, **arguments: object) -> InvertibleAttention:
+    return InvertibleAttention(4, response, logdet=Exact(), **arguments)
+
+
+def network(**arguments: object) -> InvertibleResNet:
+    return InvertibleResNet(
+        (1, 4, 4),
+        hidden_channels=4,
+        blocks=(2, 1),
+        attention=partial(InvertibleAttention, logdet=Exact()),
+        logdet=Exact(),
+        **arguments,
+    )
+
+
+RESIDUAL_FLOW = {
+    "activation": "lipswish",
+    "initial_squeeze": False,
+    "factor_out": False,
+    "linear_blocks": 1,
+    "attention_after": ((1, -1),),
+}
+CASES = {
+    "squeeze-1d": Case(lambda: Squeeze(3), (2, 6)),
+    "squeeze-2d": Case(lambda: Squeeze(2), (3, 4, 2)),
+    "squeeze-3d": Case(lambda: Squeeze(2), (1, 2, 4, 2)),
+    "flatten": Case(lambda: Flatten((2, 3)), (2, 3)),
+    "split": Case(lambda: Split((3, 2, 2), Sequential(ActNorm(1), Flatten((1, 2, 2)))), (3, 2, 2)),
+    "actnorm-vector": Case(lambda: ActNorm(5), (5,)),
+    "actnorm-image": Case(lambda: ActNorm(3), (3, 2, 2)),
+    "logit": Case(lambda: Logit(0.05), (2, 3)),
+    "sequential": Case(lambda: Sequential(Logit(0.1), ActNorm(2), Squeeze(2)), (2, 2, 2)),
+    "linear": Case(lambda: Residual(LipschitzLinearBranch(4, 8), logdet=Exact()), (4,)),
+    "conv-1d": Case(lambda: conv(6), (2, 6)),
+    "conv-2d-elu": Case(lambda: conv(3, 4), (2, 3, 4)),
+    "conv-2d-lipswish": Case(lambda: conv(3, 4, activation="lipswish", coefficient=0.98), (2, 3, 4)),
+    "conv-3d": Case(lambda: conv(2, 3, 2, preactivation=False), (2, 2, 3, 2)),
+    "attention-gaussian": Case(lambda: attention("gaussian"), (4, 2, 3)),
+    "attention-embedded": Case(lambda: attention("embedded_gaussian", heads=2, bias=True), (4, 2, 3)),
+    "attention-dot": Case(lambda: attention("dot_product", normalization="row"), (4, 6)),
+    "attention-concatenation": Case(lambda: attention("concatenation"), (4, 2, 3)),
+    "i-resnet": Case(network, (1, 4, 4)),
+    "residual-flow": Case(partial(network, **RESIDUAL_FLOW), (1, 4, 4)),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[Bijection, Tensor]:
+    """A bijection in float64, set up on one batch, and another batch from the unit interval."""
+    torch.manual_seed(0)
+    make, shape = CASES[request.param]
+    bijection = make().double()
+    bijection(torch.rand(16, *shape, dtype=torch.float64))
+    return bijection, torch.rand(3, *shape, dtype=torch.float64)
+
+
+def test_inverse_undoes_forward_and_forward_undoes_inverse(case):
+    bijection, x = case
+    z = bijection(x)
+    torch.testing.assert_close(bijection.inverse(z), x, atol=1e-9, rtol=0)
+    torch.testing.assert_close(bijection(bijection.inverse(z.flip(0))), z.flip(0), atol=1e-9, rtol=0)
+
+
+def test_logdet_is_that_of_the_jacobian(case):
+    bijection, x = case
+    z, logdet = bijection.forward_and_logdet(x)
+    torch.testing.assert_close(z, bijection(x))
+    assert logdet.shape == (3,)
+    for i in range(3):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda flat, like=x[i : i + 1]: bijection(flat.view(like.shape)).flatten(), x[i].flatten()
+        )
+        torch.testing.assert_close(logdet[i], torch.linalg.slogdet(jacobian).logabsdet)
+
+
+def test_logdet_of_the_inverse_is_the_negative(case):
+    bijection, x = case
+    z, logdet = bijection.forward_and_logdet(x)
+    back, inverse_logdet = bijection.inverse_and_logdet(z)
+    torch.testing.assert_close(back, x, atol=1e-9, rtol=0)
+    torch.testing.assert_close(inverse_logdet, -logdet, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_gradients_reach_input_and_every_parameter(case, direction):
+    bijection, x = case
+    x = (x if direction == "forward" else bijection(x).detach()).requires_grad_()
+    z, logdet = getattr(bijection, f"{direction}_and_logdet")(x)
+    (z.sin().sum() + logdet.sum()).backward()
+    assert x.grad is not None
+    for name, parameter in bijection.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_state_dict_restores_the_map_and_what_was_set_from_data(case, request):
+    bijection, x = case
+    torch.manual_seed(1)
+    other = CASES[request.node.callspec.params["case"]].make().double()
+    other.load_state_dict(bijection.state_dict())
+    torch.testing.assert_close(other(x), bijection(x))
+    torch.testing.assert_close(copy.deepcopy(bijection)(x), bijection(x))
+
+
+def test_single_precision(case):
+    bijection, x = case
+    expected, expected_logdet = bijection.forward_and_logdet(x)
+    single = copy.deepcopy(bijection).float()
+    z, logdet = single.forward_and_logdet(x.float())
+    assert z.dtype == logdet.dtype == torch.float32
+    torch.testing.assert_close(z.double(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logdet.double(), expected_logdet, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(single.inverse(z).double(), x, atol=1e-4, rtol=0)
+
+
+def test_samples_do_not_see_each_other(case):
+    bijection, x = case
+    z, logdet = bijection.forward_and_logdet(x)
+    for i in range(3):
+        alone, alone_logdet = bijection.forward_and_logdet(x[i : i + 1])
+        torch.testing.assert_close(alone, z[i : i + 1])
+        torch.testing.assert_close(alone_logdet, logdet[i : i + 1])
+
+
+def test_context_is_accepted_and_ignored(case):
+    bijection, x = case
+    context = torch.ones(3, 1, dtype=torch.float64)
+    torch.testing.assert_close(bijection(x, context), bijection(x))
+    torch.testing.assert_close(bijection.inverse_and_logdet(bijection(x), context)[0], x, atol=1e-9, rtol=0)
+
+
+def test_attributes_of_the_module_survive_a_move(case):
+    bijection, x = case
+    assert isinstance(bijection.train().eval(), nn.Module)
+    assert str(bijection)
+    torch.testing.assert_close(bijection.float().double()(x), bijection(x))

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from invertible_attention.flows import LipschitzConvBranch, LipschitzLinearBranch, LipSwish
+
+
+@given(
+    spatial=st.sampled_from([(6,), (4, 3), (3, 2, 2)]),
+    activation=st.sampled_from(["elu", "lipswish"]),
+    coefficient=st.sampled_from([0.5, 0.9, 0.98]),
+    growth=st.floats(1.0, 50.0),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=25, deadline=None)
+def test_no_pair_of_points_exceeds_the_bound(spatial, activation, coefficient, growth, seed):
+    torch.manual_seed(seed)
+    branch = LipschitzConvBranch(2, 4, spatial, coefficient=coefficient, activation=activation).double()
+    with torch.no_grad():  # weights far above the constraint, as an optimiser may leave them
+        for parameter in branch.parameters():
+            parameter.mul_(growth)
+    x = 3 * torch.randn(1, 2, *spatial, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda x: branch(x).flatten(), x).flatten(1)
+    assert torch.linalg.matrix_norm(jacobian, ord=2) <= branch.lipschitz_bound()
+    assert branch.lipschitz_bound().item() == pytest.approx(coefficient**3)
+
+
+def test_lipswish_slope_is_at_most_one_whatever_beta():
+    x = torch.linspace(-20, 20, 40_001, dtype=torch.float64, requires_grad=True)
+    for beta in (-3.0, 0.5, 4.0):
+        layer = LipSwish().double()
+        torch.nn.init.constant_(layer.raw_beta, beta)
+        (slope,) = torch.autograd.grad(layer(x).sum(), x)
+        assert 0.5 < slope.abs().max() <= 1
+
+
+@pytest.mark.parametrize("preactivation", [True, False])
+def test_bound_branch_is_the_branch(preactivation):
+    conv = LipschitzConvBranch(2, 4, (3, 3), preactivation=preactivation, activation="lipswish")
+    linear = LipschitzLinearBranch(12, 5, preactivation=preactivation)
+    x = torch.randn(2, 2, 3, 3)
+    assert torch.equal(conv.bind()(x), conv(x))
+    y = torch.randn(2, 3, 4)
+    assert torch.equal(linear.bind()(y), linear(y))
+    assert linear(y).shape == y.shape
+    assert len(conv.activations) == (3 if preactivation else 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: LipschitzConvBranch(2, 4, (3, 3), coefficient=1.0), "between 0 and 1, got 1.0"),
+        (lambda: LipschitzConvBranch(2, 4, (3, 3), kernel_sizes=(3, 2)), r"must be odd, got \(3, 2\)"),
+        (lambda: LipschitzConvBranch(2, 4, (3, 3), activation="relu"), "got 'relu'"),
+        (lambda: LipschitzConvBranch(2, 4, ()), r"1 to 3 axes, got \(\)"),
+        (lambda: LipschitzConvBranch(0, 4, (3,)), "at least 1, got 0 and 4"),
+        (lambda: LipschitzLinearBranch(2, depth=0), "depth must be at least 1, got 0"),
+        (lambda: LipschitzLinearBranch(2)(torch.zeros(1, 3)), r"samples of 2 values, got shape \(1, 3\)"),
+    ],
+)
+def test_bad_input(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from invertible_attention.attention.layer import InvertibleAttention
+from invertible_attention.flows import (
+    ActNorm,
+    Dequantize,
+    DiagonalGaussian,
+    Flatten,
+    Flow,
+    LipschitzLinearBranch,
+    Logit,
+    Residual,
+    Sequential,
+    Uniform,
+    i_resnet,
+    residual_flow,
+)
+from invertible_attention.logdet import Exact
+
+
+def test_uniform_integers_have_the_bits_of_their_levels():
+    for levels in (17, 256):
+        flow = Flow(Sequential(Dequantize(levels), Flatten((3, 2, 2))), Uniform(12))
+        x = torch.randint(0, levels, (5, 3, 2, 2))
+        torch.testing.assert_close(flow.bits_per_dim(x), torch.full((5,), math.log2(levels)))
+
+
+def test_gaussian_has_its_differential_entropy():
+    torch.manual_seed(0)
+    flow = Flow(ActNorm(4), DiagonalGaussian(4)).double()
+    flow.transform(torch.randn(4, 4, dtype=torch.float64))
+    with torch.no_grad():  # the map x = 3 z, so that x is N(0, 9)
+        flow.transform.log_scale.fill_(-math.log(3))
+        flow.transform.shift.zero_()
+    bits = flow.bits_per_dim(3 * torch.randn(20_000, 4, dtype=torch.float64))
+    expected = 0.5 * math.log2(2 * math.pi * math.e * 9)
+    assert abs(bits.mean().item() - expected) < 4 * bits.std().item() / len(bits) ** 0.5
+
+
+def test_dequantized_gaussian_has_nearly_the_entropy_of_the_integers():
+    """For a standard deviation of 20 levels the bound of dequantization is tight, and the entropy known."""
+    torch.manual_seed(0)
+    x = (128 + 20 * torch.randn(4000, 8, dtype=torch.float64)).round().clamp(0, 255)
+    flow = Flow(Sequential(Dequantize(256), ActNorm(8)), DiagonalGaussian(8)).double()
+    bits = flow.bits_per_dim(x)
+    error = bits.std().item() / len(bits) ** 0.5
+    assert abs(bits.mean().item() - 0.5 * math.log2(2 * math.pi * math.e * 400)) < 4 * error + 2e-3
+
+
+def test_logit_and_affine_leave_the_density_normalized():
+    flow = Flow(Sequential(Logit(0.0), ActNorm(1)), DiagonalGaussian(1)).double()
+    flow.transform(torch.rand(64, 1, dtype=torch.float64))
+    grid = (torch.arange(100_000, dtype=torch.float64) + 0.5)[:, None] / 100_000
+    assert flow.log_prob(grid).exp().mean().item() == pytest.approx(1, abs=1e-6)
+
+
+def toy_flow():
+    """Four residual blocks on the plane, with weights far from their initial values."""
+    torch.manual_seed(0)
+    parts = []
+    for _ in range(4):
+        parts += [ActNorm(2), Residual(LipschitzLinearBranch(2, 16), logdet=Exact())]
+    flow = Flow(Sequential(*parts), DiagonalGaussian(2)).double()
+    angle = 2 * math.pi * torch.rand(256, 1, dtype=torch.float64)
+    ring = torch.cat([angle.cos(), angle.sin()], 1) + 0.1 * torch.randn(256, 2, dtype=torch.float64)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=2e-2)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = -flow.log_prob(ring).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return flow, losses
+
+
+def test_density_of_a_trained_toy_integrates_to_one():
+    flow, losses = toy_flow()
+    assert losses[-1] < losses[0] - 0.3
+    axis = torch.linspace(-6, 6, 241, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        mass = flow.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** 2
+    assert mass.item() == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.parametrize("make", [i_resnet, residual_flow])
+def test_samples_pass_back_to_their_latents(make):
+    torch.manual_seed(0)
+    flow = make((1, 8, 8), blocks=(1, 1), hidden_channels=8, attention=InvertibleAttention).double()
+    flow.initialize(torch.randint(0, 256, (32, 1, 8, 8)).double())
+    # past the dequantization, whose inverse rounds
+    _, *continuous = flow.transform
+    z = flow.base.sample(4)
+    x = Sequential(*continuous).inverse(z)
+    torch.testing.assert_close(Sequential(*continuous)(x), z, atol=1e-8, rtol=0)
+    samples = flow.sample(4, temperature=0.5)
+    assert samples.shape == (4, 1, 8, 8)
+    assert torch.equal(samples, samples.round().clamp(0, 255))
+
+
+def test_estimated_density_is_close_to_the_exact_one():
+    torch.manual_seed(0)
+    make = partial(i_resnet, (1, 4, 4), levels=17, blocks=(2, 1), hidden_channels=8)
+    flow = make(attention=InvertibleAttention).double().eval()
+    exact = make(attention=partial(InvertibleAttention, logdet=Exact()), logdet=Exact()).double().eval()
+    x = torch.randint(0, 17, (8, 1, 4, 4)).double()
+    flow.initialize(x)
+    exact.load_state_dict(flow.state_dict())
+    draws = []
+    with torch.no_grad():
+        for seed in range(25):
+            torch.manual_seed(seed)  # the noise is drawn first, so both see the same image
+            estimate = flow.bits_per_dim(x)
+            torch.manual_seed(seed)
+            draws.append((estimate - exact.bits_per_dim(x)).mean())
+    difference = torch.stack(draws)
+    error = difference.std() / len(draws) ** 0.5
+    assert error < 0.08
+    assert difference.mean().abs() < 4 * error
+
+
+def test_calling_a_flow_gives_the_log_density():
+    flow = Flow(ActNorm(2), DiagonalGaussian(2))
+    x = torch.randn(5, 2)
+    assert torch.equal(flow(x), flow.log_prob(x))
+
+
+def test_autocast_keeps_the_density_in_single_precision():
+    torch.manual_seed(0)
+    flow = i_resnet((1, 8, 8), blocks=(1, 1), hidden_channels=8, attention=InvertibleAttention)
+    x = torch.randint(0, 256, (8, 1, 8, 8))
+    flow.initialize(x)
+    torch.manual_seed(1)
+    expected = flow.bits_per_dim(x)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = flow.bits_per_dim(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

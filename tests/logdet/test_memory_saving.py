@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from invertible_attention.logdet import RussianRoulette
+from invertible_attention.logdet.memory_saving import captured_tensors
+
+
+def seeded(**arguments):
+    return RussianRoulette(generator=torch.Generator().manual_seed(0), **arguments)
+
+
+def gradients(branch, x, wrt, args=(), **arguments):
+    """Gradients by the memory-saving route and by the graph that is kept."""
+    results = []
+    for memory_saving in (True, False):
+        value, logdet = seeded(memory_saving=memory_saving)(branch, x, args, training=True, **arguments)
+        results.append(
+            torch.autograd.grad(value.sin().sum() + logdet.sum(), wrt, allow_unused=True, retain_graph=True)
+        )
+    return results
+
+
+class Box:
+    tensor: torch.Tensor
+
+
+class Bound(nn.Module):
+    """A branch whose weight is computed from a parameter before the branch is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.raw = nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
+
+    def bind(self):
+        weight = 0.5 * self.raw / torch.linalg.matrix_norm(self.raw)
+        return weight, lambda x: torch.tanh(x @ weight)
+
+
+@pytest.mark.parametrize("name_weight", [True, False])
+def test_gradient_of_a_bound_branch_reaches_the_raw_parameter(name_weight):
+    torch.manual_seed(0)
+    module = Bound()
+    weight, branch = module.bind()
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    named = (weight,) if name_weight else ()
+    torch.testing.assert_close(*gradients(branch, x, [x, module.raw], parameters=named))
+
+
+def test_naming_both_weight_and_raw_parameter_counts_neither_twice():
+    torch.manual_seed(0)
+    module = Bound()
+    weight, branch = module.bind()
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    for wrapped in (branch, lambda x: branch(x) + 0.1 * x @ module.raw):
+        torch.testing.assert_close(*gradients(wrapped, x, [module.raw], parameters=(weight, module.raw)))
+
+
+def test_one_binding_may_serve_several_calls():
+    torch.manual_seed(0)
+    module = Bound()
+    _, branch = module.bind()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    losses = []
+    for memory_saving in (True, False):
+        estimator = seeded(memory_saving=memory_saving)
+        losses.append(sum(estimator(branch, x * i, training=True)[1].sum() for i in (1, 2)))
+    torch.testing.assert_close(*(torch.autograd.grad(loss, module.raw) for loss in losses))
+
+
+def test_arguments_receive_gradients_and_their_history_is_not_walked():
+    torch.manual_seed(1)
+    linear = nn.Linear(3, 3).double()
+    source = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    context = source.exp()
+    index = torch.tensor([0, 1, 0, 1])
+    scale = torch.tensor([[0.3], [0.4]], dtype=torch.float64, requires_grad=True)
+
+    def branch(x, context, mask, index):
+        assert mask is None
+        return torch.tanh(linear(x) * context) * scale[index]
+
+    x = torch.randn(4, 3, dtype=torch.float64)
+    found = gradients(branch, x, [source, scale, *linear.parameters()], (context, None, index))
+    torch.testing.assert_close(*found)
+
+
+def test_argument_computed_from_the_input_is_not_part_of_the_jacobian():
+    x = torch.full((1, 1), 0.3, dtype=torch.float64, requires_grad=True)
+    for memory_saving in (True, False):
+        estimator = seeded(
+            memory_saving=memory_saving, exact_terms=60, continuation=1e-9, distribution="rademacher"
+        )
+        _, logdet = estimator(lambda x, c: c * x, x, (x * 1.0,), training=True)
+        assert logdet.item() == pytest.approx(torch.tensor(1.3).log().item(), rel=1e-6)
+        (grad,) = torch.autograd.grad(logdet, x)
+        assert grad.item() == pytest.approx(1 / 1.3)  # through c, which x is the source of
+
+
+def test_branch_is_evaluated_once_forward_and_once_backward():
+    calls = []
+    linear = nn.Linear(3, 3)
+
+    def branch(x):
+        calls.append(1)
+        return 0.1 * linear(x)
+
+    _, logdet = RussianRoulette(probes=3)(branch, torch.randn(2, 3), training=True)
+    assert len(calls) == 1
+    logdet.sum().backward()
+    assert len(calls) == 2
+
+
+def test_only_the_input_and_the_vectors_are_kept():
+    def kept(**arguments):
+        alive = weakref.WeakSet()
+
+        def pack(tensor):
+            box = Box()
+            box.tensor = tensor
+            alive.add(box)
+            return box
+
+        branch = nn.Sequential(nn.Linear(8, 64), nn.ELU(), nn.Linear(64, 8))
+        x = torch.randn(32, 8, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
+            _, logdet = seeded(**arguments)(branch, x, training=True)
+        assert logdet.requires_grad
+        gc.collect()
+        return sum(box.tensor.numel() for box in alive if not isinstance(box.tensor, nn.Parameter))
+
+    assert kept(memory_saving=True) == 3 * 32 * 8  # x, v and w
+    assert kept(memory_saving=False) > 5 * 32 * 64
+
+
+def test_weight_changed_between_forward_and_backward_is_noticed():
+    linear = nn.Linear(3, 3)
+    _, logdet = RussianRoulette()(linear, 0.1 * torch.randn(2, 3), training=True)
+    with torch.no_grad():
+        linear.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logdet.sum().backward()
+
+
+def test_second_derivative_is_refused_and_autograd_has_it(block):
+    branch, sample = block
+    x = sample.clone().requires_grad_()
+    _, logdet = seeded()(branch, x, training=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(logdet.sum(), x, create_graph=True)
+    torch.autograd.gradgradcheck(lambda x: seeded(gradient="autograd")(branch, x)[1], (x,))
+
+
+def test_functional_transforms_give_the_same_gradient(block):
+    branch, sample = block
+    parameters = dict(branch.named_parameters())
+
+    def loss(parameters):
+        torch.manual_seed(0)
+        value, logdet = RussianRoulette()(
+            lambda x: torch.func.functional_call(branch, parameters, (x,)), sample, training=True
+        )
+        return logdet.sum() + value.sin().sum()
+
+    found = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    torch.testing.assert_close(tuple(found.values()), expected)
+
+
+@pytest.mark.parametrize("constant", ["branch", "parameters"])
+def test_what_needs_no_gradient_gets_none(constant):
+    linear = nn.Linear(3, 3)
+    x = torch.randn(2, 3, requires_grad=constant == "parameters")
+    linear.requires_grad_(constant == "branch")
+    value, logdet = RussianRoulette()(linear, 0.1 * x, training=True)
+    (value.sum() + logdet.sum()).backward()
+    assert (x.grad is not None) == (constant == "parameters")
+    assert (linear.weight.grad is not None) == (constant == "branch")
+
+
+def test_branch_that_ignores_its_input():
+    bias = torch.ones(3, requires_grad=True)
+    value, logdet = RussianRoulette()(lambda x: bias.expand_as(x), torch.zeros(2, 3), training=True)
+    assert torch.equal(logdet, torch.zeros(2))
+    (value.sum() + logdet.sum()).backward()
+    torch.testing.assert_close(bias.grad, torch.full((3,), 2.0))
+
+
+def test_captured_tensors_cover_every_leaf_once():
+    a, b, c, unused = (torch.ones(2, requires_grad=True) for _ in range(4))
+    product = a * b
+    value = (product + c).sum()
+
+    def captured(value, named, excluded=()):
+        return {id(t) for t in captured_tensors(value, named, list(excluded))}
+
+    assert captured(value, []) == {id(a), id(b), id(c)}
+    assert captured(value, [product, a, unused]) == {id(product), id(c)}
+    assert captured(value, [product], excluded=[c]) == {id(product)}
+    assert captured((product + a).sum(), [product]) == {id(a), id(b)}
+    assert captured(torch.ones(2), []) == set()

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from invertible_attention.logdet import Exact, RussianRoulette
+
+ESTIMATORS = [
+    RussianRoulette(exact_terms=2, continuation=0.6),
+    RussianRoulette(exact_terms=0, continuation=0.7, distribution="rademacher"),
+    RussianRoulette(exact_terms=3, tail="poisson", rate=3.0),
+    RussianRoulette(exact_terms=1, continuation=0.6, probes=3),
+]
+GRADIENTS = {
+    "memory-saving": {"gradient": "neumann", "memory_saving": True},
+    "neumann": {"gradient": "neumann", "memory_saving": False},
+    "autograd": {"gradient": "autograd"},
+}
+
+
+def repeat(sample, times):
+    return sample.repeat(times, *[1] * (sample.ndim - 1))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_value_is_unbiased(block, jacobian, assert_mean, estimator, training):
+    branch, sample = block
+    torch.manual_seed(2)
+    full = jacobian(branch, sample).detach()
+    truth = torch.linalg.slogdet(torch.eye(full.shape[0], dtype=full.dtype) + full).logabsdet
+    estimator = replace(estimator, evaluation_exact_terms=4)
+    x = repeat(sample, 64)
+    # within a call all samples share the number of terms, so a call is one draw
+    with torch.no_grad():
+        draws = torch.stack([estimator(branch, x, training=training)[1].mean() for _ in range(320)])
+    assert_mean(draws, truth, precision=0.05)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("estimator", [ESTIMATORS[0], ESTIMATORS[3]], ids=str)
+def test_gradient_is_unbiased(block, assert_mean, estimator, gradient):
+    branch, sample = block
+    torch.manual_seed(3)
+    estimator = replace(estimator, **GRADIENTS[gradient])
+    parameters = [p for name, p in branch.named_parameters() if name != "second.bias"]
+    point = sample.clone().requires_grad_()
+    truth = torch.autograd.grad(Exact()(branch, point)[1].sum(), [point, *parameters])
+    x = repeat(sample, 64).requires_grad_()
+    draws = []
+    for _ in range(150):
+        grad_x, *grads = torch.autograd.grad(estimator(branch, x, training=True)[1].mean(), [x, *parameters])
+        draws.append(torch.cat([grad_x.sum(0).flatten(), *[g.flatten() for g in grads]]))
+    assert_mean(torch.stack(draws), torch.cat([g.flatten() for g in truth]), precision=0.05)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_training_value_is_a_log_likelihood(assert_mean, gradient):
+    """Peers return the surrogate of the Neumann gradient: 4/3 here, where the truth is 4 log 1.5 = 1.62."""
+    torch.manual_seed(4)
+    estimator = RussianRoulette(continuation=0.6, distribution="rademacher", **GRADIENTS[gradient])
+    x = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
+    draws = torch.cat([estimator(lambda x: 0.5 * x, x, training=True)[1] for _ in range(4000)]).detach()
+    assert_mean(draws, torch.tensor(4 * math.log(1.5), dtype=torch.float64), precision=0.05)
+
+
+def test_mean_where_a_peer_was_off(assert_mean):
+    """A peer's roulette averages 1.19 on a branch whose log-determinant is 1.62."""
+    torch.manual_seed(5)
+    diagonal = torch.tensor([0.8, 0.6, 0.5, 0.169], dtype=torch.float64)
+    truth = torch.log1p(diagonal).sum()
+    assert truth.item() == pytest.approx(1.62, abs=5e-3)
+    estimator = RussianRoulette(exact_terms=2, continuation=0.75)
+    x = torch.zeros(512, 4, dtype=torch.float64)
+    draws = torch.stack([estimator(lambda x: diagonal * x, x, training=True)[1].mean() for _ in range(1500)])
+    assert_mean(draws, truth, precision=0.05)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_every_sample_counts_with_its_own_weight(block, gradient):
+    """Peers multiply all samples' gradients with the upstream gradient of sample 0."""
+    branch, sample = block
+    x = torch.cat([sample, 2 * sample, -sample])
+    upstream = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)
+    weight = next(branch.parameters())
+
+    def gradient_of(rows, weights):
+        # the same probe for a sample, whether it comes alone or in the batch
+        generator = torch.Generator().manual_seed(6)
+        estimator = RussianRoulette(generator=generator, **GRADIENTS[gradient])
+        _, logdet = estimator(lambda x: branch(x), x, training=True)
+        return torch.autograd.grad(logdet[rows] @ weights, weight)[0]
+
+    together = gradient_of([0, 1, 2], upstream)
+    one_by_one = sum(gradient_of([i], upstream[i : i + 1]) for i in range(3))
+    assert together.abs().max() > 1e-3
+    torch.testing.assert_close(together, one_by_one)
+
+
+def test_memory_saving_changes_neither_value_nor_gradient(block):
+    branch, sample = block
+    x = torch.cat([sample, 2 * sample]).requires_grad_()
+    results = []
+    for memory_saving in (True, False):
+        torch.manual_seed(8)
+        estimator = RussianRoulette(probes=2, memory_saving=memory_saving)
+        value, logdet = estimator(branch, x, training=True)
+        loss = value.sin().sum() + logdet @ torch.tensor([0.3, -2.0], dtype=torch.float64)
+        results.append((value, logdet, *torch.autograd.grad(loss, [x, *branch.parameters()])))
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("tail", [{"continuation": 0.7}, {"tail": "poisson", "rate": 1.5}])
+def test_survival_is_that_of_the_numbers_drawn(tail):
+    torch.manual_seed(9)
+    estimator = RussianRoulette(**tail)
+    drawn = torch.tensor([estimator._draw_tail(None) for _ in range(20_000)])
+    for k in range(7):
+        expected = estimator.survival(k)
+        error = math.sqrt(expected * (1 - expected) / len(drawn)) + 1e-12
+        assert abs((drawn >= k).double().mean().item() - expected) < 4 * error
+
+
+def test_poisson_survival_is_accurate_far_out():
+    k = torch.arange(1.0, 40.0, dtype=torch.float64)
+    expected = torch.special.gammainc(k, torch.full_like(k, 2.0))
+    found = torch.tensor([RussianRoulette(tail="poisson").survival(int(i)) for i in k], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+
+
+def test_default_tail_follows_the_certificate():
+    estimator = RussianRoulette()
+    for c in (0.3, 0.729, 0.9, 0.98):
+        assert estimator.has_finite_variance(c)
+        assert estimator.has_finite_variance(torch.tensor(c))
+    assert estimator.survival(1) == 0.5
+    assert estimator.survival(1, 0.9) == pytest.approx(0.9**1.5)
+    assert estimator.survival(1, math.inf) == 0.5
+    assert not RussianRoulette(continuation=0.5).has_finite_variance(0.9)
+    assert not RussianRoulette(tail="poisson").has_finite_variance(0.1)
+    assert not estimator.has_finite_variance(1.0)
+
+
+def test_more_exact_terms_in_evaluation():
+    calls = []
+
+    def linear(x):
+        x = x.clone()
+        x.register_hook(lambda _: calls.append(1))
+        return 0.1 * x
+
+    estimator = RussianRoulette(exact_terms=2, evaluation_exact_terms=9, continuation=1e-9)
+    for training, expected in ((True, 2), (False, 9)):
+        calls.clear()
+        with torch.no_grad():
+            estimator(linear, torch.zeros(1, 2), training=training)
+        assert len(calls) == expected
+
+
+def test_seed_and_generator_determine_the_result(block):
+    branch, sample = block
+    torch.manual_seed(10)
+    first = RussianRoulette()(branch, sample)[1]
+    torch.manual_seed(10)
+    assert torch.equal(first, RussianRoulette()(branch, sample)[1])
+    assert not torch.equal(first, RussianRoulette()(branch, sample)[1])
+
+    state = torch.get_rng_state()
+    one, two = (
+        RussianRoulette(generator=torch.Generator().manual_seed(1))(branch, sample)[1] for _ in range(2)
+    )
+    assert torch.equal(one, two)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_autocast_does_not_lower_the_precision():
+    torch.manual_seed(11)
+    linear = torch.nn.Linear(8, 8)
+    x = torch.randn(4, 8, requires_grad=True)
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(12)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            value, logdet = RussianRoulette()(linear, x, training=True)
+            assert logdet.dtype == torch.float32
+            # backward inside autocast evaluates the branch again
+            grads = torch.autograd.grad(logdet.sum() + value.sum(), [x, linear.weight])
+        results.append((value, logdet, *grads))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"exact_terms": -1}, "exact_terms must not be negative, got -1"),
+        ({"evaluation_exact_terms": -2}, "evaluation_exact_terms must not be negative, got -2"),
+        ({"tail": "zeta"}, "got 'zeta'"),
+        ({"continuation": 1.0}, "continuation must lie between 0 and 1, got 1.0"),
+        ({"rate": 0.0}, "rate must be positive, got 0.0"),
+        ({"probes": 0}, "probes must be at least 1, got 0"),
+        ({"distribution": "laplace"}, "got 'laplace'"),
+        ({"gradient": "exact"}, "got 'exact'"),
+    ],
+)
+def test_bad_arguments(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        RussianRoulette(**arguments)
