@@ -60,7 +60,7 @@ def float64():
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Folder of real data (``cifar10/``, ``svhn/``, ``camo/`` …); tests that need it skip where it is absent."""
+    """Folder of real data (``cifar10/``, ``svhn/``, ``camo/`` …); what needs it skips where it is absent."""
     value = os.environ.get(DATA_VARIABLE)
     if not value:
         pytest.skip(f"needs real data: set {DATA_VARIABLE} to a folder with cifar10/, svhn/ and camo/")

@@ -48,7 +48,9 @@ def _run(arguments: list[str]) -> int:
     except usage_error as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "invertible-attention"
-        return _complain(f"{cast(Any, error).format_message()} (see {command} --help)", status=2)
+        message = cast(Any, error).format_message().replace("Value error, ", "")
+        # Without a command the help has been shown, and there is nothing to add.
+        return _complain(f"{message} (see {command} --help)", status=2) if message else 2
     except typer.Abort:
         return _complain("interrupted", status=130)
     except ExperimentError as error:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .arguments import Implementation
 from .commands import COMMANDS, Command, requested
 
 __all__ = ["build"]
@@ -38,10 +39,12 @@ def _register(app: typer.Typer, command: Command, *, load: bool) -> None:
     implementation = command.load() if load else _placeholder
     if isinstance(implementation, typer.Typer):
         app.add_typer(implementation, name=command.name, help=command.help)
-    else:
-        # A function may bring the class of its command (how it reads its arguments) along.
-        options = getattr(implementation, "command_options", {})
-        app.command(command.name, short_help=command.help, **options)(implementation)
+        return
+    if not isinstance(implementation, Implementation):
+        implementation = Implementation(implementation)
+    app.command(command.name, cls=implementation.kind, help=implementation.help, short_help=command.help)(
+        implementation.function
+    )
 
 
 def _placeholder() -> None:

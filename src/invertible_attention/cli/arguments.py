@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["DataDir", "Device", "ListCommand", "Output", "Quick", "Resume", "Seed", "split_lists"]
+__all__ = [
+    "DataDir",
+    "Device",
+    "Implementation",
+    "ListCommand",
+    "Output",
+    "Overwrite",
+    "Quick",
+    "Resume",
+    "Seed",
+    "split_lists",
+]
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for results; made if absent.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A small but real run, minutes on a laptop.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of this folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete this folder's results and start anew.")]
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Local data: parquet files, or a folder of images, instead of the hub."),
@@ -44,6 +58,15 @@ def split_lists(arguments: list[str], lists: dict[str, type]) -> list[str]:
             option = None
             rewritten.append(argument)
     return rewritten
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A command's function, its full help and the class that reads its arguments."""
+
+    function: Callable[..., None]
+    help: str | None = None
+    kind: type[TyperCommand] = TyperCommand
 
 
 class ListCommand(TyperCommand):

@@ -17,7 +17,11 @@ EXPERIMENTS = "invertible_attention.experiments"
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its name, one line of help, and ``module:attribute`` of a function or ``typer.Typer``."""
+    """A subcommand: its name, one line of help, and where it is.
+
+    ``target`` is ``module:attribute`` of a function, an :class:`~.arguments.Implementation` (a function and
+    how its arguments are read) or a ``typer.Typer`` with commands of its own.
+    """
 
     name: str
     help: str
@@ -34,7 +38,7 @@ COMMANDS = (
     Command(
         "reconstruct",
         "Train invertible attention on images, invert it, and measure what comes back (Tables 2 and 5).",
-        f"{EXPERIMENTS}.reconstruct.command:reconstruct",
+        f"{EXPERIMENTS}.reconstruct.command:COMMAND",
     ),
 )
 

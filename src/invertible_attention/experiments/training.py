@@ -54,7 +54,9 @@ class CheckpointEvery(lightning.Callback):
         self.path = path
         self.steps = steps
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Write the checkpoint when it is time."""
         if trainer.global_step % self.steps == 0:
             with atomic_path(self.path) as temporary:

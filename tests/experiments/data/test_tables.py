@@ -67,7 +67,7 @@ def test_a_truncated_file_names_the_folder(tmp_path: Path) -> None:
     path = tmp_path / "data" / "train.parquet"
     write_parquet(path, [encode(0)] * 10)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ExperimentError, match="cannot read the parquet files in .*data"):
+    with pytest.raises(ExperimentError, match=r"cannot read the parquet files in .*data"):
         parquet_splits(tmp_path / "data")
 
 

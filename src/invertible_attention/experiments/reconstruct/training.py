@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as lightning
 import torch
 from jaxtyping import Float, UInt8
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from ..training import CheckpointEvery, make_trainer, quiet_lightning, resume_or_start
@@ -71,8 +72,7 @@ class TrainingRun(lightning.LightningModule):
 
     def training_step(self, batch: Float[Tensor, "batch 3 height width"], index: int) -> None:
         """Take one step of Adam on a batch."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, lightning.core.optimizer.LightningOptimizer)
+        optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         total = torch.zeros((), device=batch.device)
         for part, target in zip(

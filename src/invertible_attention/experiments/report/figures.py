@@ -63,8 +63,10 @@ class Figure:
 def plot_style() -> Iterator[None]:
     """Draw with the experiments' look, leaving matplotlib's settings as they were."""
     import matplotlib as mpl
+    from cycler import cycler
 
-    with mpl.rc_context({**STYLE, "axes.prop_cycle": mpl.cycler(color=COLORS)}):
+    style: Any = STYLE | {"axes.prop_cycle": cycler(color=COLORS)}
+    with mpl.rc_context(style):
         yield
 
 
@@ -89,10 +91,11 @@ def image_grid(
 
     columns = max(len(images) for _, images in rows)
     height, width = rows[0][1].shape[1:3]
-    gaps = {index: 0.12 for index in gap_before}
+    gaps = dict.fromkeys(gap_before, 0.12)
     cell, tall, left = scale, scale * height / width, 1.75
     total = sum(tall + 0.03 + gaps.get(i, 0.0) for i in range(len(rows)))
-    canvas = Canvas(figsize=(left + columns * (cell + 0.03), total), layout="none")
+    canvas = Canvas(figsize=(left + columns * (cell + 0.03), total))
+    canvas.set_layout_engine("none")
     top = total
     for index, (label, images) in enumerate(rows):
         top -= tall + 0.03 + gaps.get(index, 0.0)

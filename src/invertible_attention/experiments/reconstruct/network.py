@@ -1,0 +1,65 @@
+"""The network of the experiment: squeeze, then one attention block under one of the constraints."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from ...attention import Certified, InvertibleAttention, Relaxed
+from ...flows import Residual, Sequential, Squeeze
+from ...solvers import Anderson, FixedPoint, NewtonKrylov, Solver
+from .configuration import Cell, Configuration, Constraint, SolverName
+from .released import ReleasedAttention
+
+__all__ = ["CHANNELS", "block_of", "build_network", "choose_micro_batch", "make_solver"]
+
+CHANNELS = 12
+"""An RGB image squeezed by 2."""
+
+LARGEST_SCORES = 2**28
+"""Scores held at once where the N×N matrix is formed: 1 GiB in float32."""
+
+
+def build_network(cell: Cell, configuration: Configuration, *, seed: int) -> Sequential:
+    """Return the untrained network of a cell; its weights depend on ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if cell.constraint == Constraint.RELEASED:
+            block = ReleasedAttention(CHANNELS, cell.response, tolerance=configuration.tolerance)
+        else:
+            kind = Certified if cell.constraint == Constraint.CERTIFIED else Relaxed
+            block = InvertibleAttention(
+                CHANNELS,
+                response=cell.response,
+                constraint=kind(configuration.coefficient),
+                normalization=cell.normalization,
+                solver=make_solver(configuration.solver, configuration.tolerance),
+            )
+        return Sequential(Squeeze(2), block)
+
+
+def block_of(network: Sequential) -> Residual:
+    """Return the attention block."""
+    return cast(Residual, network[1])
+
+
+def make_solver(name: str, tolerance: float, max_evaluations: int | None = None) -> Solver:
+    """Return the solver called ``name``, with its own limit unless one is given."""
+    kind = {
+        SolverName.ANDERSON: Anderson,
+        SolverName.PICARD: FixedPoint,
+        SolverName.NEWTON_KRYLOV: NewtonKrylov,
+    }[SolverName(name)]
+    if max_evaluations is None:
+        return kind(tolerance=tolerance)
+    return kind(tolerance=tolerance, max_evaluations=max_evaluations)
+
+
+def choose_micro_batch(configuration: Configuration) -> int:
+    """Return how many images to process at once, so that N×N matrices of scores fit in memory."""
+    if configuration.micro_batch is not None:
+        return configuration.micro_batch
+    height, width = configuration.size
+    tokens = height * width // 4
+    return max(1, min(configuration.batch_size, LARGEST_SCORES // tokens**2))

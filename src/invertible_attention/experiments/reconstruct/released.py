@@ -1,0 +1,186 @@
+r"""The authors' released reconstruction code, as it is, written anew from its mathematics.
+
+It departs from the paper (Zha et al., 2021, https://github.com/Schwartz-Zha/InvertibleAttention):
+
+- token :math:`j` receives :math:`\tfrac23 \sum_i w_{ij} F(x_i) / \sum_i w_{ij}`: ordinary attention with
+  queries and keys exchanged, its rows summing to 2/3 (a factor of 1.5 the paper does not mention), where the
+  paper normalises columns to 1;
+- :math:`\varphi` is ELU, which is negative below zero, so the weights of Dot-product and Concatenation have
+  mixed signs and their sums can come close to zero;
+- the embeddings are constrained like :math:`F` and :math:`W_L`, to 0.9, and Dot-product's :math:`F` to 0.5,
+  by five steps of power iteration: a lower estimate of the norm, so a little more than that gets through;
+- the Gaussian has a scalar gate :math:`\tanh(\gamma)`, zero at the start, in place of :math:`W_L`;
+- the inverse is 50 fixed-point steps where the paper has 100, and nothing checks it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ...flows import Residual
+from ...solvers import FixedPoint, Solution
+
+__all__ = ["EstimatedNormConstraint", "ReleasedAttention", "ReleasedBranch", "SignedWeights"]
+
+ROW_SUM = 2 / 3
+INVERSE_STEPS = 50
+COEFFICIENT = 0.9
+DOT_PRODUCT_VALUE_COEFFICIENT = 0.5
+POWER_ITERATIONS = 5
+REDUCTION = 4
+
+
+class EstimatedNormConstraint(nn.Module):
+    r"""Divides a matrix by :math:`\max(1, \hat\sigma / c)`, with :math:`\hat\sigma` from power iteration.
+
+    In training mode every evaluation first takes five steps from where the last one ended; in evaluation
+    mode the vectors stay as they are. The estimate is a lower one.
+
+    Args:
+        weight: the matrix, for its shape.
+        coefficient: :math:`c`.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, weight: Float[Tensor, "rows columns"], coefficient: float):
+        super().__init__()
+        self.coefficient = coefficient
+        rows, columns = weight.shape
+        self.register_buffer("left", nn.functional.normalize(torch.randn(rows), dim=0))
+        self.register_buffer("right", nn.functional.normalize(torch.randn(columns), dim=0))
+
+    def forward(self, weight: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        """Return the constrained matrix."""
+        if self.training:
+            with torch.no_grad():
+                left, right = self.left, self.right
+                for _ in range(POWER_ITERATIONS):
+                    right = nn.functional.normalize(weight.mT @ left, dim=0)
+                    left = nn.functional.normalize(weight @ right, dim=0)
+                self.left.copy_(left)
+                self.right.copy_(right)
+        # Copies: autograd keeps them while the next evaluation overwrites the buffers.
+        estimate = self.left.clone() @ weight @ self.right.clone()
+        return weight / (estimate / self.coefficient).clamp_min(1.0)
+
+
+class SignedWeights(NamedTuple):
+    """Attention weights before normalisation, and what they are divided by."""
+
+    weights: Float[Tensor, "batch tokens tokens"]
+    denominators: Float[Tensor, "batch tokens"]
+
+
+class ReleasedBranch(nn.Module):
+    """The residual branch of the authors' released code, for any of the four responses.
+
+    Args:
+        channels: number of channels.
+        response: ``"gaussian"``, ``"embedded_gaussian"``, ``"dot_product"`` or ``"concatenation"``.
+
+    Raises:
+        ValueError: for another response.
+    """
+
+    def __init__(self, channels: int, response: str):
+        super().__init__()
+        known = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
+        if response not in known:
+            raise ValueError(f"response must be one of {', '.join(known)}, got {response!r}")
+        self.response = response
+        embedding = channels // REDUCTION
+        value_coefficient = DOT_PRODUCT_VALUE_COEFFICIENT if response == "dot_product" else COEFFICIENT
+        self.value = _constrained(channels, channels, value_coefficient)
+        if response == "gaussian":
+            self.gate = nn.Parameter(torch.zeros(()))
+        else:
+            self.query = _constrained(channels, embedding)
+            self.key = _constrained(channels, embedding)
+            self.out = _constrained(channels, channels)
+        if response == "concatenation":
+            self.join = _constrained(2 * embedding, 1, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch channels *spatial"]
+    ) -> Float[Tensor, "batch channels *spatial"]:
+        """Return ``g(x)``."""
+        tokens = x.flatten(2).mT
+        weights, denominators = self.signed_weights(tokens)
+        # Token j receives from all i: the transposed weights act on the values.
+        received = weights.mT @ self.value(tokens) * (ROW_SUM / denominators)[..., None]
+        out = self.gate.tanh() * received if self.response == "gaussian" else self.out(received)
+        return out.mT.reshape(x.shape)
+
+    def signed_weights(self, tokens: Float[Tensor, "batch tokens channels"]) -> SignedWeights:
+        """Return ``w_ij`` and their sums over ``i``, without any protection from sums near zero."""
+        if self.response == "gaussian":
+            weights = (tokens @ tokens.mT).exp()
+        elif self.response == "concatenation":
+            of_query, of_key = self.join.weight.squeeze(0).chunk(2)
+            scores = (self.query(tokens) @ of_query)[:, :, None] + (self.key(tokens) @ of_key)[:, None, :]
+            weights = nn.functional.elu(scores)
+        else:
+            scores = self.query(tokens) @ self.key(tokens).mT
+            weights = scores.exp() if self.response == "embedded_gaussian" else nn.functional.elu(scores)
+        return SignedWeights(weights, weights.sum(1))
+
+    def lipschitz_bound(self) -> Float[Tensor, ""]:
+        """Return infinity: nothing is promised."""
+        return torch.tensor(math.inf)
+
+
+class ReleasedAttention(Residual):
+    """The released block ``x + g(x)``, inverted by 50 fixed-point steps whatever happens.
+
+    Args:
+        channels: number of channels.
+        response: as in :class:`ReleasedBranch`.
+        tolerance: relative residual up to which the last iterate is called converged.
+
+    Example:
+        >>> layer = ReleasedAttention(12, "embedded_gaussian")
+        >>> solution = layer.solve_inverse(layer(torch.randn(2, 12, 4, 4)))
+        >>> solution.evaluations.tolist()
+        [50, 50]
+    """
+
+    def __init__(self, channels: int, response: str, *, tolerance: float = 1e-6):
+        super().__init__(ReleasedBranch(channels, response), solver=FixedPoint(INVERSE_STEPS))
+        self.tolerance = tolerance
+
+    @torch.no_grad()
+    def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
+        """Return the last of 50 iterates, good or not; the library's solvers would return the best."""
+        with parametrize.cached():
+            x = z
+            for _ in range(INVERSE_STEPS):
+                x = z - self.branch(x)
+            error = (x + self.branch(x) - z).double().flatten(1).norm(dim=1)
+        residual = error / (1 + z.double().flatten(1).norm(dim=1))
+        steps = torch.full((len(z),), INVERSE_STEPS, device=z.device)
+        return Solution(
+            value=x,
+            converged=residual <= self.tolerance,
+            iterations=steps,
+            evaluations=steps,
+            residual=residual,
+            error_bound=torch.full_like(residual, math.inf),
+        )
+
+
+def _constrained(
+    inputs: int, outputs: int, coefficient: float = COEFFICIENT, *, bias: bool = True
+) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    parametrize.register_parametrization(
+        layer, "weight", EstimatedNormConstraint(layer.weight.detach(), coefficient)
+    )
+    return layer

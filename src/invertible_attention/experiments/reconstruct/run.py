@@ -1,0 +1,194 @@
+"""Running the cells of a configuration, one after another, each stored when it is done."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+from ..data import Images, draw_images
+from ..errors import ExperimentError
+from ..files import atomic_path, read_json, write_json
+from ..metadata import run_metadata
+from ..output import OutputFolder
+from ..training import choose_device
+from .configuration import Cell, Configuration
+from .console import RunProgress, print_summary
+from .evaluation import evaluate
+from .network import build_network, choose_micro_batch
+from .report import write_report
+from .results import collect, histogram
+from .study import study
+from .training import train
+
+__all__ = ["run", "run_cell"]
+
+OWNED = ("cells", "figures", "report.html", "results.json")
+
+
+def run(
+    configuration: Configuration,
+    *,
+    output: Path,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run every cell that is not done yet, then write results.json, the figures and report.html.
+
+    Args:
+        configuration: what to run.
+        output: folder for everything written.
+        data_dir: local data.
+        device: name of the device.
+        resume: go on with an interrupted run of the same configuration.
+        overwrite: delete an earlier run's results first.
+        console: where progress and the table are shown; the terminal by default.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        ExperimentError: when the data, the device or the folder cannot be used.
+    """
+    console = console or Console()
+    place = choose_device(device)
+    folder = OutputFolder(output, configuration.to_json(), resume=resume, overwrite=overwrite, owned=OWNED)
+    with folder:
+        cells = list(configuration.cells())
+        finished, title = [], ""
+        images: dict[int, Images] = {}
+        with RunProgress(len(cells), console) as progress:
+            for cell in cells:
+                if cell.repeat not in images:
+                    progress.stage("loading images", None)
+                    images = {cell.repeat: _draw(configuration, cell.repeat, data_dir)}
+                title = images[cell.repeat].title
+                result = run_cell(
+                    cell,
+                    images[cell.repeat],
+                    configuration,
+                    folder=output / "cells" / cell.folder,
+                    device=place,
+                    progress=progress,
+                )
+                finished.append(result)
+                progress.finish_cell(_line(cell, result))
+            progress.stage("writing the report", None)
+            results = collect(finished, configuration, title=title, device=place)
+            write_json(output / "results.json", results)
+            write_report(output, results)
+        print_summary(console, results)
+        console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+    return results
+
+
+def _draw(configuration: Configuration, repeat: int, data_dir: Path | None) -> Images:
+    return draw_images(
+        configuration.dataset,
+        train=configuration.train_images,
+        test=configuration.test_images,
+        size=configuration.size,
+        seed=configuration.seed_of(repeat),
+        data_dir=data_dir,
+        title=configuration.title,
+        random_crops=configuration.random_crops,
+    )
+
+
+def run_cell(
+    cell: Cell,
+    images: Images,
+    configuration: Configuration,
+    *,
+    folder: Path,
+    device: torch.device,
+    progress: RunProgress,
+) -> dict[str, Any]:
+    """Train, invert and study one network; return its result, from disk where it is done already.
+
+    Raises:
+        ExperimentError: when the stored result belongs to other images.
+    """
+    done = folder / "result.json"
+    if done.is_file():
+        result = read_json(done)
+        if result["images"] != images.fingerprint():
+            raise ExperimentError(
+                f"{done} was made from other images: the data have changed since, choose another --output"
+            )
+        return result
+    seed = configuration.seed_of(cell.repeat)
+    start = time.perf_counter()
+    network = build_network(cell, configuration, seed=seed)
+    micro_batch = choose_micro_batch(configuration)
+    steps = configuration.epochs * -(-configuration.train_images // configuration.batch_size)
+    losses = train(
+        network,
+        images.train,
+        configuration,
+        seed=seed,
+        micro_batch=micro_batch,
+        device=device,
+        folder=folder,
+        report=progress.stage(f"training {cell}", steps),
+    )
+    trained = time.perf_counter()
+    evaluation = evaluate(
+        network,
+        images.test,
+        configuration,
+        seed=seed,
+        micro_batch=micro_batch,
+        device=device,
+        report=progress.stage(f"inverting {cell}", configuration.test_images),
+    )
+    progress.stage(f"studying {cell}", None)
+    details = study(network, images.test, configuration, seed=seed, device=device)
+    result = {
+        "response": cell.response,
+        "constraint": cell.constraint,
+        "normalization": cell.normalization,
+        "repeat": cell.repeat,
+        "seed": seed,
+        "images": images.fingerprint(),
+        "training": {
+            "steps": len(losses),
+            "first_loss": losses[0],
+            "last_loss": losses[-1],
+            "seconds": trained - start,
+        },
+        "reconstruction": evaluation.scores.summary() | {"histogram": histogram(evaluation.scores.mse)},
+        "inverse": evaluation.inverse,
+        "study": details,
+        "run": run_metadata(device) | {"seconds": time.perf_counter() - start},
+    }
+    state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+    samples = {name: tensor.contiguous() for name, tensor in vars(evaluation.samples).items()}
+    per_image = {name: tensor.contiguous() for name, tensor in vars(evaluation.scores).items()}
+    _save(folder / "model.safetensors", state)
+    _save(folder / "images.safetensors", samples | per_image)
+    # Last: its presence says that the cell is done.
+    write_json(done, result)
+    (folder / "training.ckpt").unlink(missing_ok=True)
+    return result
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def _line(cell: Cell, result: dict[str, Any]) -> str:
+    scores, inverse = result["reconstruction"], result["inverse"]
+    error = "not finite" if scores["mse"] is None else f"{scores['mse']:.3g}"
+    return (
+        f"{cell}: MSE {error}, V-score {scores['v_score']:.1f} %, "
+        f"{inverse['evaluations_mean']:.1f} evaluations, {result['run']['seconds']:.0f} s"
+    )
