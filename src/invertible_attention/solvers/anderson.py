@@ -1,0 +1,204 @@
+"""Anderson acceleration, safeguarded so that a contraction is always solved."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from invertible_attention.solvers.base import Solver, check_count, check_number
+from invertible_attention.solvers.driver import Step
+from invertible_attention.solvers.problem import Problem, Progress, choose, sample_norm, wide_dtype
+
+__all__ = ["Anderson"]
+
+_SHRINK = 0.999
+_GROWTH = 1e3
+
+
+@dataclass(frozen=True)
+class _State:
+    """What Anderson remembers of each active sample.
+
+    Args:
+        x_differences: differences of successive iterates, each divided by the norm of its residual difference.
+        residual_differences: differences of successive residuals, scaled to norm 1: the least-squares problem
+            is then well scaled however far the residuals have fallen.
+        gram: inner products of the residual differences.
+        valid: which of the differences are in use.
+        cursor: where the next difference goes, the same for all samples.
+        x: the iterate the next difference is taken from.
+        residual: the residual there.
+        best: the smallest residual norm before the newest evaluation.
+        extrapolated: whether the newest iterate came from the least-squares problem.
+        unimproved: evaluations since the residual last shrank enough.
+        restarts: fallbacks from the present best iterate.
+    """
+
+    x_differences: Float[Tensor, "active memory features"]
+    residual_differences: Float[Tensor, "active memory features"]
+    gram: Float[Tensor, "active memory memory"]
+    valid: Bool[Tensor, "active memory"]
+    cursor: int
+    x: Float[Tensor, "active features"]
+    residual: Float[Tensor, "active features"]
+    best: Float[Tensor, " active"]
+    extrapolated: Bool[Tensor, " active"]
+    unimproved: Int[Tensor, " active"]
+    restarts: Int[Tensor, " active"]
+
+
+@dataclass(frozen=True)
+class Anderson(Solver):
+    r"""Type-II Anderson acceleration of the Picard iteration, the default solver.
+
+    With residuals :math:`r_k = x_k + g(x_k) - z` and the last :math:`m` differences of iterates and residuals
+    as columns of :math:`\Delta X, \Delta R`,
+
+    .. math::
+        \gamma = \arg\min_\gamma \|r_k - \Delta R\,\gamma\|^2 + \lambda\|\gamma\|^2, \qquad
+        x_{k+1} = x_k - r_k - (\Delta X - \Delta R)\,\gamma,
+
+    with the columns of :math:`\Delta R` scaled to norm 1, so that :math:`\lambda` is relative. The regularised
+    system is never singular: constant branches, fewer dimensions than differences and repeated iterates
+    are ordinary cases.
+
+    **Safeguard.** When the accelerated iterates of a sample do not shrink its residual, the sample forgets its
+    differences and takes a Picard step from its best iterate. With a certificate :math:`c < 1` an
+    accelerated iterate is kept only if it shrinks the smallest residual so far by :math:`\sqrt c`; otherwise
+    the Picard step, which shrinks it by :math:`c`, comes next. Two evaluations therefore shrink it
+    at least by :math:`c`, and the tolerance is reached within
+    :math:`2 + 2\log(\text{tol}/\text{res}_0)/\log c` evaluations, in practice far fewer. Without a certificate
+    the residual may rise for a few evaluations, which branches that are not contractions need; on a
+    contraction the Picard step still comes at least every :math:`m + 3` evaluations, so it is solved too. Where
+    even the Picard step fails, the branch is no contraction and nothing is promised: acceleration goes on, and
+    starts again from the best iterate with half the step whenever the residual has grown a thousandfold.
+
+    Args:
+        max_evaluations: most evaluations per sample; see :class:`~invertible_attention.solvers.Solver`.
+        tolerance: relative residual at which a sample is solved; see the same.
+        memory: number :math:`m` of differences kept, each the size of two iterates.
+        regularization: :math:`\lambda`, relative to the squared norm of a column.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    References:
+        Walker and Ni, *Anderson acceleration for fixed-point iterations*, SIAM J. Numer. Anal. 49, 2011.
+
+    Example:
+        >>> import torch
+        >>> z = torch.linspace(-3, 3, 8, dtype=torch.float64).reshape(2, 4)
+        >>> solution = Anderson().solve(lambda x: 0.9 * x.roll(1, 1).tanh(), z, lipschitz=0.9)
+        >>> x = solution.value
+        >>> bool((x + 0.9 * x.roll(1, 1).tanh() - z).norm() < 1e-11), bool((solution.evaluations < 25).all())
+        (True, True)
+    """
+
+    memory: int = field(default=5, kw_only=True)
+    regularization: float = field(default=1e-10, kw_only=True)
+
+    evaluations_per_contraction: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("memory", self.memory)
+        check_number("regularization", self.regularization)
+
+    def start(self, problem: Problem) -> _State:
+        """Return an empty history."""
+        z = problem.z
+        batch, features = z.shape
+        wide = {"dtype": wide_dtype(z.device), "device": z.device}
+        count = torch.zeros(batch, dtype=torch.int64, device=z.device)
+        return _State(
+            x_differences=z.new_zeros(batch, self.memory, features),
+            residual_differences=z.new_zeros(batch, self.memory, features),
+            gram=torch.zeros(batch, self.memory, self.memory, **wide),
+            valid=torch.zeros(batch, self.memory, dtype=torch.bool, device=z.device),
+            cursor=0,
+            x=z,
+            residual=z,
+            best=torch.full((batch,), torch.inf, **wide),
+            extrapolated=count.bool(),
+            unimproved=count,
+            restarts=count,
+        )
+
+    def step(
+        self, problem: Problem, state: _State, progress: Progress, budget: Int[Tensor, " active"]
+    ) -> Step:
+        """Return the accelerated iterate, or the Picard step from the best one where acceleration fails."""
+        state = _remember(state, progress)
+        state, fallback = self._judge(state, progress, problem.contraction)
+        # The first Picard step from an iterate is a full one; if the sample comes back to it, half as long.
+        damping = torch.pow(2.0, 1 - state.restarts.clamp(min=1)).to(problem.z.dtype)
+        gamma = self._coefficients(state, progress.residual).to(problem.z.dtype)[:, None]
+        x = progress.x - progress.residual
+        x -= (gamma @ state.x_differences)[:, 0] - (gamma @ state.residual_differences)[:, 0]
+        x = choose(fallback, progress.best_x - damping[:, None] * progress.best_residual, x)
+        state = replace(
+            state,
+            x=choose(fallback, progress.best_x, progress.x),
+            residual=choose(fallback, progress.best_residual, progress.residual),
+            valid=state.valid & ~fallback[:, None],
+            best=progress.best_norm,
+            extrapolated=state.valid.any(dim=1) & ~fallback,
+        )
+        return Step(x, state)
+
+    def _judge(
+        self, state: _State, progress: Progress, contraction: float | None
+    ) -> tuple[_State, Bool[Tensor, " active"]]:
+        """Return which samples must fall back on a Picard step, having counted what they did."""
+        shrink, patience = (_SHRINK, self.memory + 1) if contraction is None else (math.sqrt(contraction), 1)
+        enough = torch.where(state.extrapolated, shrink * state.best, state.best)
+        improved = progress.norm < enough
+        unimproved = torch.where(improved, 0, state.unimproved + 1)
+        restarts = torch.where(improved, 0, state.restarts)
+        fallback = state.extrapolated & (unimproved >= patience) & (restarts == 0)
+        fallback |= (progress.norm > _GROWTH * progress.best_norm) | progress.norm.isinf()
+        restarts = torch.where(fallback, restarts + 1, restarts)
+        return replace(state, unimproved=torch.where(fallback, 0, unimproved), restarts=restarts), fallback
+
+    def _coefficients(
+        self, state: _State, residual: Float[Tensor, "active features"]
+    ) -> Float[Tensor, "active memory"]:
+        """Return the coefficients of the least-squares problem, 0 for differences not in use."""
+        valid = state.valid.to(state.gram.dtype)
+        products = _inner_products(state.residual_differences, residual) * valid
+        gram = state.gram * valid[:, :, None] * valid[:, None, :]
+        system = gram + torch.diag_embed(1 - valid + self.regularization)
+        gamma, _ = torch.linalg.solve_ex(system, products[..., None])
+        # With regularization=0 the system can be singular: then the sample takes a plain Picard step.
+        return torch.nan_to_num(gamma[..., 0], nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _remember(state: _State, progress: Progress) -> _State:
+    """Add the newest difference to the history, in place of the oldest."""
+    difference = progress.residual - state.residual
+    norm = sample_norm(difference)
+    usable = (norm > 0) & torch.isfinite(norm) & torch.isfinite(state.best)
+    scale = torch.where(usable, norm, 1.0).to(difference.dtype)[:, None]
+    cursor = state.cursor
+    state.x_differences[:, cursor] = choose(usable, (progress.x - state.x) / scale, 0.0)
+    state.residual_differences[:, cursor] = choose(usable, difference / scale, 0.0)
+    state.valid[:, cursor] = usable
+    row = _inner_products(state.residual_differences, state.residual_differences[:, cursor])
+    state.gram[:, cursor] = row
+    state.gram[:, :, cursor] = row
+    return replace(state, cursor=(cursor + 1) % state.valid.shape[1])
+
+
+def _inner_products(
+    columns: Float[Tensor, "active memory features"], vector: Float[Tensor, "active features"]
+) -> Float[Tensor, "active memory"]:
+    """Return inner products in the wide dtype: in ``float32`` their error would swamp the small eigenvalues."""
+    wide = wide_dtype(vector.device)
+    vector = vector.to(wide)
+    # One column at a time: a wide copy of the whole history would double its memory.
+    return torch.stack([(column.to(wide) * vector).sum(dim=1) for column in columns.unbind(1)], dim=1)

@@ -1,0 +1,185 @@
+"""The loop all solvers share: evaluate, let finished samples go, step, until no sample is left."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from invertible_attention.solvers.problem import Branch, Problem, Progress, sample_norm, select, working_dtype
+from invertible_attention.solvers.record import Record, relative_residual
+from invertible_attention.solvers.solution import Solution
+
+__all__ = ["Method", "Step", "drive"]
+
+_STALLED_EVALUATIONS = 10
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a solver proposes next, per active sample.
+
+    Args:
+        x: where to evaluate next.
+        state: the solver's state after the step: a dataclass of tensors with one entry per sample.
+        evaluations: branch evaluations (Jacobian products) spent inside the step; ``None`` for none.
+        iterations: what the step adds to the count of iterations; ``None`` for 1.
+        stuck: samples for which the solver has nothing left to try; ``None`` for none.
+    """
+
+    x: Float[Tensor, "active features"]
+    state: Any
+    evaluations: Int[Tensor, " active"] | None = None
+    iterations: Int[Tensor, " active"] | None = None
+    stuck: Bool[Tensor, " active"] | None = None
+
+
+class Method(Protocol):
+    """What the loop needs of a solver; :class:`~invertible_attention.solvers.Solver` says what each does."""
+
+    def start(self, problem: Problem) -> Any:
+        """Return the state before the first evaluation."""
+        ...
+
+    def step(self, problem: Problem, state: Any, progress: Progress, budget: Int[Tensor, " active"]) -> Step:
+        """Return the next iterate."""
+        ...
+
+    def evaluation_limit(
+        self, residual: Float[Tensor, " active"], problem: Problem
+    ) -> Int[Tensor, " active"]:
+        """Return the most evaluations per sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Status:
+    """Counts of the active samples, and which of them are done.
+
+    Args:
+        evaluations: spent so far.
+        iterations: steps so far.
+        limit: most evaluations.
+        scale: ``1 + ‖z‖``, what residuals are relative to.
+        residual: relative residual at the newest iterate.
+        floor: residual norm at which rounding dominates, at the best iterate.
+        solved: samples whose newest iterate is a solution.
+        done: samples to let go, solved or not.
+    """
+
+    evaluations: Int[Tensor, " active"]
+    iterations: Int[Tensor, " active"]
+    limit: Int[Tensor, " active"]
+    scale: Float[Tensor, " active"]
+    residual: Float[Tensor, " active"]
+    floor: Float[Tensor, " active"]
+    solved: Bool[Tensor, " active"]
+    done: Bool[Tensor, " active"]
+
+
+@dataclass
+class _Run:
+    """The active samples of one solve, and everything known about them."""
+
+    solver: Method
+    record: Record
+    active: Int[Tensor, " active"]
+    problem: Problem
+    progress: Progress
+    status: _Status
+    state: Any
+    started: bool = False
+
+    def evaluate(self, x: Float[Tensor, "active features"]) -> None:
+        """Evaluate the branch at ``x`` and judge every sample by its residual."""
+        problem, status = self.problem, self.status
+        self.progress = progress = self.progress.advance(x, problem.residual(x))
+        distance = sample_norm(x - problem.z)
+        residual = relative_residual(progress.norm, distance, status.scale, x.dtype)
+        evaluations = status.evaluations + 1
+        limit = status.limit if self.started else self.solver.evaluation_limit(residual, problem)
+        self.started = True
+        floor = 4 * torch.finfo(x.dtype).eps * (distance + 2 * status.scale)
+        floor = torch.where(progress.stalled == 0, floor, status.floor)
+        solved = residual <= problem.tolerance
+        done = (evaluations >= limit) | progress.best_norm.isinf()
+        if problem.tolerance > 0:
+            # Once rounding dominates, more evaluations only draw other roundings of the same point.
+            done |= solved | (progress.best_norm <= floor) & (progress.stalled >= _STALLED_EVALUATIONS)
+        self.status = replace(
+            status,
+            evaluations=evaluations,
+            limit=limit,
+            residual=residual,
+            floor=floor,
+            solved=solved,
+            done=done,
+        )
+        self.record.trace(self.active, evaluations, residual)
+
+    def step(self) -> Tensor:
+        """Let the solver propose the next iterate, and return it."""
+        status = self.status
+        step = self.solver.step(self.problem, self.state, self.progress, status.limit - status.evaluations)
+        self.state = step.state
+        self.status = replace(
+            status,
+            evaluations=status.evaluations + (0 if step.evaluations is None else step.evaluations),
+            iterations=status.iterations + (1 if step.iterations is None else step.iterations),
+            done=torch.zeros_like(status.done) if step.stuck is None else step.stuck,
+        )
+        return step.x
+
+    def release(self, x: Float[Tensor, "active features"]) -> Float[Tensor, "kept features"]:
+        """Let the samples that are done leave the batch, and return what is left of ``x``."""
+        done = self.status.done.nonzero().flatten()
+        if done.numel() == 0:
+            return x
+        progress, status = select(self.progress, done), select(self.status, done)
+        self.record.finish(
+            self.active[done],
+            progress,
+            converged=status.solved,
+            residual=status.residual,
+            evaluations=status.evaluations,
+            iterations=status.iterations,
+        )
+        keep = (~self.status.done).nonzero().flatten()
+        self.active, self.problem = self.active[keep], self.problem.select(keep)
+        self.progress, self.status = select(self.progress, keep), select(self.status, keep)
+        self.state = select(self.state, keep)
+        return x[keep]
+
+
+def drive(
+    solver: Method,
+    branch: Branch,
+    z: Float[Tensor, "batch *event"],
+    args: tuple[Tensor | None, ...],
+    tolerance: float,
+    contraction: float | None,
+) -> Solution:
+    """Run ``solver`` on every sample of ``z`` until each is solved or has failed.
+
+    Samples that are not finite are never evaluated: they could not be solved, and a branch that mixes
+    entries of a batch in one kernel call is spared them.
+    """
+    flat = z.reshape(z.shape[0], math.prod(z.shape[1:])).to(working_dtype(z.dtype))
+    record = Record(z, flat, contraction)
+    active = torch.isfinite(flat).all(dim=1).nonzero().flatten()
+    problem = Problem(branch, flat, args, tuple(z.shape[1:]), contraction, tolerance).select(active)
+    scale = 1 + sample_norm(problem.z)
+    zero, none = torch.zeros_like(active), torch.zeros_like(active, dtype=torch.bool)
+    status = _Status(zero, zero, zero, scale, residual=scale, floor=scale, solved=none, done=none)
+    run = _Run(solver, record, active, problem, Progress.start(problem.z), status, solver.start(problem))
+    x = problem.z.clone()
+    while run.active.numel() > 0:
+        run.evaluate(x)
+        x = run.release(x)
+        if run.active.numel() > 0:
+            x = run.release(run.step())
+    return record.solution()

@@ -1,0 +1,142 @@
+"""GMRES on a batch of linear systems, each stopped on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from invertible_attention.solvers.problem import sample_norm, wide_dtype
+
+__all__ = ["LinearSolution", "gmres"]
+
+_TINY = 1e-13
+
+
+@dataclass(frozen=True)
+class LinearSolution:
+    """The solution of ``A x = b`` for a batch.
+
+    Args:
+        x: approximate solutions.
+        residual: ``‖b - A x‖ / ‖b‖``, as the Arnoldi process sees it.
+        products: products with ``A`` spent on each sample.
+    """
+
+    x: Float[Tensor, "batch features"]
+    residual: Float[Tensor, " batch"]
+    products: Int[Tensor, " batch"]
+
+
+def gmres(
+    product: Callable[[Tensor, Tensor], Tensor],
+    b: Float[Tensor, "batch features"],
+    *,
+    tolerance: Float[Tensor, " batch"],
+    limit: Int[Tensor, " batch"],
+) -> LinearSolution:
+    r"""Minimise :math:`\|b - A x\|` over Krylov spaces that grow until each sample is solved.
+
+    Never raises on breakdown: a sample whose space cannot grow, or whose products are not finite, stops with
+    what it has.
+
+    Args:
+        product: ``product(v, rows) -> A v`` for the samples named by ``rows``; called with unsolved ones only.
+        b: right-hand sides.
+        tolerance: relative residual at which a sample stops.
+        limit: most products per sample.
+
+    References:
+        Saad and Schultz, *GMRES: a generalized minimal residual algorithm*, SIAM J. Sci. Stat. Comput. 7, 1986.
+    """
+    batch, device, wide = b.shape[0], b.device, wide_dtype(b.device)
+    norm = sample_norm(b)
+    most = int(limit.max()) if batch else 0
+    products = torch.zeros(batch, dtype=torch.int64, device=device)
+    residual = torch.where(norm > 0, 1.0, 0.0).to(wide)
+    basis = [b / torch.where(norm > 0, norm, 1.0).to(b.dtype)[:, None]]
+    triangle = torch.zeros(batch, most, most, dtype=wide, device=device)
+    cosine, sine = (torch.zeros(batch, most, dtype=wide, device=device) for _ in range(2))
+    right = torch.zeros(batch, most + 1, dtype=wide, device=device)
+    right[:, 0] = norm
+    working = ((residual > tolerance) & (limit > 0) & torch.isfinite(norm)).nonzero().flatten()
+    for column in range(most):
+        if working.numel() == 0:
+            break
+        vector, coefficients = _orthogonalise(
+            product(basis[-1][working], working), [v[working] for v in basis]
+        )
+        length = sample_norm(vector)
+        products[working] += 1
+        finite = torch.isfinite(length)
+        working, vector, coefficients, length = (t[finite] for t in (working, vector, coefficients, length))
+        entries, c, s = _rotate(coefficients, length, cosine[working], sine[working])
+        triangle[working, : column + 1, column] = entries
+        cosine[working, column], sine[working, column] = c, s
+        right[working, column + 1] = -s * right[working, column]
+        right[working, column] *= c
+        residual[working] = right[working, column + 1].abs() / norm[working]
+        # A space that cannot grow holds the solution, or A is singular on it: stop in both cases.
+        grows = length > _TINY * sample_norm(coefficients)
+        following = torch.zeros_like(b)
+        following[working] = vector / torch.where(length > 0, length, 1.0).to(b.dtype)[:, None]
+        basis.append(following)
+        unsolved = (residual[working] > tolerance[working]) & (products[working] < limit[working]) & grows
+        working = working[unsolved]
+    coefficients = _back_substitute(triangle, right)
+    x = torch.zeros_like(b)
+    for column, vector in enumerate(basis[:most]):
+        x += coefficients[:, column, None].to(b.dtype) * vector
+    return LinearSolution(x, residual, products)
+
+
+def _orthogonalise(
+    vector: Float[Tensor, "rows features"], basis: list[Tensor]
+) -> tuple[Float[Tensor, "rows features"], Float[Tensor, "rows columns"]]:
+    """Return ``vector`` without its components along the basis, and the components."""
+    wide = wide_dtype(vector.device)
+    total = torch.zeros(vector.shape[0], len(basis), dtype=wide, device=vector.device)
+    # Twice is enough: one pass leaves components of the size of the rounding it cancelled.
+    for _ in range(2):
+        for column, direction in enumerate(basis):
+            component = (direction.to(wide) * vector).sum(dim=1)
+            vector = vector - component.to(vector.dtype)[:, None] * direction
+            total[:, column] += component
+    return vector, total
+
+
+def _rotate(
+    coefficients: Float[Tensor, "rows columns"],
+    length: Float[Tensor, " rows"],
+    cosine: Float[Tensor, "rows most"],
+    sine: Float[Tensor, "rows most"],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply the earlier Givens rotations to a column of the Hessenberg matrix, and find the next one."""
+    entries = list(coefficients.unbind(dim=1))
+    for row in range(len(entries) - 1):
+        c, s = cosine[:, row], sine[:, row]
+        upper, lower = entries[row], entries[row + 1]
+        entries[row], entries[row + 1] = c * upper + s * lower, c * lower - s * upper
+    radius = torch.hypot(entries[-1], length)
+    safe = torch.where(radius > 0, radius, 1.0)
+    c = torch.where(radius > 0, entries[-1] / safe, 1.0)
+    s = length / safe
+    entries[-1] = radius
+    return torch.stack(entries, dim=1), c, s
+
+
+def _back_substitute(
+    triangle: Float[Tensor, "batch most most"], right: Float[Tensor, "batch rows"]
+) -> Float[Tensor, "batch most"]:
+    """Solve the triangular systems, leaving out columns that are zero: unused, or where ``A`` is singular."""
+    solution = torch.zeros(triangle.shape[:2], dtype=triangle.dtype, device=triangle.device)
+    largest = triangle.abs().flatten(1).sum(dim=1)
+    for row in reversed(range(triangle.shape[1])):
+        pivot = triangle[:, row, row]
+        remainder = right[:, row] - (triangle[:, row] * solution).sum(dim=1)
+        usable = pivot.abs() > _TINY * largest
+        solution[:, row] = torch.where(usable, remainder / torch.where(usable, pivot, 1.0), 0.0)
+    return solution

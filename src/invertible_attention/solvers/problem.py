@@ -1,0 +1,149 @@
+"""The equation a solver works on, for the samples that are still unsolved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["Branch", "Problem", "Progress", "choose", "sample_norm", "select", "wide_dtype", "working_dtype"]
+
+Branch = Callable[..., Tensor]
+"""A callable ``branch(x, *args) -> g(x)``; see the map of the code."""
+
+State = TypeVar("State")
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype solvers compute in: half precisions are solved in ``float32``."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of norms and small systems: ``float64`` where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def sample_norm(x: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:
+    """Return Euclidean norms per sample, in the wide dtype, without overflow of the squares."""
+    wide = wide_dtype(x.device)
+    if x.dtype != wide:
+        return torch.linalg.vector_norm(x, dim=1, dtype=wide)
+    # Squares of float64 entries beyond 1e154 overflow, below 1e-154 vanish: scale by the largest entry.
+    if x.shape[1] == 0:
+        return x.new_zeros(x.shape[0])
+    largest = x.abs().amax(dim=1)
+    scale = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
+    return torch.linalg.vector_norm(x / scale[:, None], dim=1) * scale
+
+
+def select(state: State, keep: Int[Tensor, " kept"]) -> State:
+    """Return a dataclass with every tensor in it indexed along its first axis."""
+    tensors = {field.name: getattr(state, field.name) for field in fields(state)}  # pyright: ignore[reportArgumentType]
+    kept = {name: value[keep] for name, value in tensors.items() if isinstance(value, Tensor)}
+    return replace(state, **kept)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Solve ``x + branch(x, *args) = z`` for the active samples, flattened to ``(active, features)``.
+
+    Args:
+        branch: the callable ``g``.
+        z: right-hand sides.
+        args: further arguments of the branch, one entry per active sample.
+        event_shape: the shape of one sample, as the branch expects it.
+        contraction: a Lipschitz constant of the branch below 1, or ``None`` where none is known.
+        tolerance: the relative residual to reach.
+    """
+
+    branch: Branch
+    z: Float[Tensor, "active features"]
+    args: tuple[Tensor | None, ...]
+    event_shape: tuple[int, ...]
+    contraction: float | None
+    tolerance: float
+
+    def evaluate(self, x: Float[Tensor, "active features"], samples: Tensor | None = None) -> Tensor:
+        """Return ``branch(x)``, flattened; ``samples`` says which active samples the rows of ``x`` are.
+
+        Raises:
+            ValueError: the branch does not return one entry for each entry it was given.
+        """
+        args = self.args if samples is None else _gather(self.args, samples)
+        shaped = x.reshape(x.shape[0], *self.event_shape)
+        output = self.branch(shaped, *args)
+        if output.shape != shaped.shape:
+            raise ValueError(
+                f"the branch must return the shape of its input: {tuple(shaped.shape)}, got {tuple(output.shape)}"
+            )
+        return output.reshape(x.shape).to(x.dtype)
+
+    def residual(self, x: Float[Tensor, "active features"]) -> Float[Tensor, "active features"]:
+        """Return ``x + branch(x) - z``."""
+        # (x - z) first: near the solution it cancels branch(x), and its rounding is that of branch(x),
+        # where (x + branch(x)) would be rounded to the precision of z.
+        return (x - self.z).add_(self.evaluate(x))
+
+    def select(self, keep: Int[Tensor, " kept"]) -> Problem:
+        """Return the problem of some of the active samples."""
+        return replace(self, z=self.z[keep], args=_gather(self.args, keep))
+
+
+def _gather(args: Sequence[Tensor | None], samples: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(arg if arg is None else arg[samples] for arg in args)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the active samples stand: the newest iterate and the best so far.
+
+    Args:
+        x: newest iterate.
+        residual: ``x + g(x) - z`` there.
+        norm: its Euclidean norm, infinite where it is not finite.
+        best_x: the iterate with the smallest residual.
+        best_residual: the residual there.
+        best_norm: its norm, infinite until an iterate had a finite residual.
+        stalled: evaluations since the best iterate changed.
+    """
+
+    x: Float[Tensor, "active features"]
+    residual: Float[Tensor, "active features"]
+    norm: Float[Tensor, " active"]
+    best_x: Float[Tensor, "active features"]
+    best_residual: Float[Tensor, "active features"]
+    best_norm: Float[Tensor, " active"]
+    stalled: Int[Tensor, " active"]
+
+    @classmethod
+    def start(cls, x: Float[Tensor, "active features"]) -> Progress:
+        """Return the state before the first evaluation."""
+        infinite = torch.full((x.shape[0],), torch.inf, dtype=wide_dtype(x.device), device=x.device)
+        zero = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        return cls(x, x, infinite, x, x, infinite, zero)
+
+    def advance(
+        self, x: Float[Tensor, "active features"], residual: Float[Tensor, "active features"]
+    ) -> Progress:
+        """Return the state after an evaluation at ``x``."""
+        norm = torch.nan_to_num(sample_norm(residual), nan=torch.inf, posinf=torch.inf)
+        improved = norm < self.best_norm
+        return Progress(
+            x=x,
+            residual=residual,
+            norm=norm,
+            best_x=choose(improved, x, self.best_x),
+            best_residual=choose(improved, residual, self.best_residual),
+            best_norm=torch.where(improved, norm, self.best_norm),
+            stalled=torch.where(improved, 0, self.stalled + 1),
+        )
+
+
+def choose(condition: Bool[Tensor, " batch"], yes: Any, no: Any) -> Tensor:
+    """Choose whole samples."""
+    return torch.where(condition[:, None], yes, no)
