@@ -9,32 +9,31 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from invertible_attention.attention.layer import InvertibleAttention
-from invertible_attention.flows import i_resnet
+from invertible_attention.flows import DiagonalGaussian, Flow, InvertibleResNet
 
 
-def make_flow() -> torch.nn.Module:
+def make_flow() -> Flow:
     torch.manual_seed(0)
-    flow = i_resnet(
-        (1, 4, 4), levels=17, blocks=(2, 1), hidden_channels=8, attention=InvertibleAttention
-    ).double()
-    return flow.train()
+    net = InvertibleResNet((1, 4, 4), blocks=(2, 1), hidden_channels=8, attention=InvertibleAttention)
+    return Flow(net, DiagonalGaussian(16)).double().train()
 
 
-def images() -> torch.Tensor:
-    return torch.randint(0, 17, (8, 1, 4, 4), generator=torch.Generator().manual_seed(1)).double()
+def images(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(8, 1, 4, 4, dtype=torch.float64, generator=generator)
 
 
 def loss_of(flow: torch.nn.Module, rank: int) -> torch.Tensor:
-    # each process draws its own noise, probes and number of terms
+    # each process draws its own probes and number of terms
     torch.manual_seed(100 + rank)
-    return -flow(images().chunk(2)[rank]).mean()
+    return -flow(images(2).chunk(2)[rank]).mean()
 
 
 def main(rank: int, store: str, output: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     flow = make_flow()
-    flow.initialize(images().chunk(2)[rank])
+    flow.initialize(images(1).chunk(2)[rank])
     parallel = DistributedDataParallel(flow)
     loss_of(parallel, rank).backward()
     gradients = {name: p.grad for name, p in flow.named_parameters()}

@@ -30,14 +30,17 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
         )
         for rank in range(2)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors
     results = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
     worker = load_worker()
     flow = worker.make_flow()
-    flow.initialize(worker.images())  # the two processes' batches together
+    flow.initialize(worker.images(1))  # the two processes' batches together
     (sum(worker.loss_of(flow, rank) for rank in range(2)) / 2).backward()
     expected = {name: parameter.grad for name, parameter in flow.named_parameters()}
     assert all(grad is not None and grad.abs().max() > 0 for grad in expected.values())
