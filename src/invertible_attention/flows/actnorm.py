@@ -61,7 +61,7 @@ class ActNorm(Bijection):
         return str(self.channels)
 
     @torch.no_grad()
-    def initialize(self, x: Float[Tensor, "batch channels *spatial"]) -> None:
+    def initialize(self, x: Float[Tensor, "batch *event"]) -> None:
         """Set scale and shift from ``x``. Samples that are not finite are left out.
 
         Raises:
@@ -89,26 +89,26 @@ class ActNorm(Bijection):
         if prefix + "initialized" in state_dict:
             self._initialized = bool(state_dict[prefix + "initialized"])
 
-    def forward(self, x: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
         """Return the normalized tensor."""
         self._check(x)
         if not self._initialized:
             self.initialize(x)
         return x * self._broadcast(self.log_scale.exp(), x) + self._broadcast(self.shift, x)
 
-    def inverse(self, z: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
         """Return the tensor before normalization."""
         self._check(z)
         return (z - self._broadcast(self.shift, z)) * self._broadcast((-self.log_scale).exp(), z)
 
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None
+        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the normalized tensor and the log-determinant, the same for every sample."""
         return self.forward(x), self._logdet(x)
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None
+        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the tensor before normalization and the log-determinant of this direction."""
         return self.inverse(z), -self._logdet(z)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from invertible_attention.bijection import Bijection
@@ -49,7 +49,7 @@ class Squeeze(Bijection):
         """Return the arguments."""
         return str(self.factor)
 
-    def forward(self, x: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
         """Return ``(B, rⁿ C, *(spatial / r))``."""
         r, (batch, channels, *spatial) = self.factor, self._check(x)
         if any(size % r for size in spatial):
@@ -59,7 +59,7 @@ class Squeeze(Bijection):
         x = x.permute(0, *range(3, 3 + 2 * n, 2), 1, *range(2, 2 + 2 * n, 2))
         return x.reshape(batch, channels * r**n, *(size // r for size in spatial))
 
-    def inverse(self, z: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Shaped[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
         """Return ``(B, C / rⁿ, *(r · spatial))``."""
         r, (batch, channels, *spatial) = self.factor, self._check(z)
         n = len(spatial)
@@ -71,13 +71,13 @@ class Squeeze(Bijection):
         return z.reshape(batch, channels // r**n, *(size * r for size in spatial))
 
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None
+        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the rearranged tensor and zero."""
         return self.forward(x), zero_logdet(x)
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None
+        self, z: Shaped[Tensor, "batch *event"], context: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the tensor arranged back and zero."""
         return self.inverse(z), zero_logdet(z)

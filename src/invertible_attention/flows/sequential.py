@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from invertible_attention.bijection import Bijection
@@ -47,20 +47,20 @@ class Sequential(Bijection):
     def __getitem__(self, index: int) -> Bijection:
         return self.bijections[index]  # pyright: ignore[reportReturnType]
 
-    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
         """Return ``z = f(x)``."""
         for bijection in self:
             x = bijection(x, context)
         return x
 
-    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Shaped[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
         """Return ``x`` such that ``f(x) = z``."""
         for bijection in reversed(list(self)):
             z = bijection.inverse(z, context)
         return z
 
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f(x)`` and ``log|det ∂f/∂x|`` per sample."""
         first, *others = self
@@ -71,7 +71,7 @@ class Sequential(Bijection):
         return x, total
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, z: Shaped[Tensor, "batch *event"], context: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f⁻¹(z)`` and ``log|det ∂f⁻¹/∂z|`` per sample."""
         first, *others = reversed(list(self))
