@@ -33,7 +33,7 @@ class ReconstructionRow(NamedTuple):
 
 
 class DetectionRow(NamedTuple):
-    """S-measure, weighted F-measure, E-measure, mean absolute error."""
+    """S-measure, F- and E-measure (means over 256 thresholds), mean absolute error."""
 
     s_measure: float
     f_measure: float

@@ -37,8 +37,8 @@ class ImageSource(ABC):
         """Return what to call image ``index`` in messages."""
 
 
-def open_image(path: Path) -> Image.Image:
-    """Read the image file ``path`` in RGB.
+def open_image(path: Path, mode: str | None = "RGB") -> Image.Image:
+    """Read the image file ``path`` in RGB, or as it is stored with ``mode=None``.
 
     Raises:
         ExperimentError: naming the file when it is missing, damaged or absurdly large.
@@ -47,15 +47,16 @@ def open_image(path: Path) -> Image.Image:
         content = path.read_bytes()
     except OSError as error:
         raise ExperimentError(f"cannot read {path}: {error.strerror or error}") from error
-    return decode(content, str(path))
+    return decode(content, str(path), mode)
 
 
-def decode(content: bytes, name: str) -> Image.Image:
-    """Decode an image file's bytes to RGB.
+def decode(content: bytes, name: str, mode: str | None = "RGB") -> Image.Image:
+    """Decode an image file's bytes.
 
     Args:
         content: a PNG, JPEG, WebP … file.
         name: what to call it in messages.
+        mode: Pillow's name of the pixel format wanted, ``None`` for that of the file.
 
     Raises:
         ExperimentError: when the bytes are not a whole image, or one of more than 100 million pixels.
@@ -67,7 +68,10 @@ def decode(content: bytes, name: str) -> Image.Image:
             image = Image.open(io.BytesIO(content))
         if image.width * image.height > MAX_PIXELS:
             raise ExperimentError(f"{name} is too large: {image.width}×{image.height} pixels")
-        return image.convert("RGB")
+        if mode is not None:
+            return image.convert(mode)
+        image.load()
+        return image
     except Image.DecompressionBombError as error:
         raise ExperimentError(f"{name} is too large: {error}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

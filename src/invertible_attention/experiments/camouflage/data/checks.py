@@ -1,0 +1,79 @@
+"""Whether every file of a dataset can be decoded and fits its partner, found out before anything long begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from ...data.source import open_image
+from ...errors import ExperimentError
+from .masks import mask_values
+from .pairs import Pair
+from .problems import Problem
+
+__all__ = ["check_pair", "check_pairs"]
+
+Report = Callable[[int], None]
+
+
+def check_pairs(pairs: Sequence[Pair], *, report: Report | None = None) -> dict[int, Problem]:
+    """Decode every file and compare sizes; return what is wrong by the pair's index.
+
+    Args:
+        pairs: what to check.
+        report: called with the number of pairs done.
+    """
+    found: dict[int, Problem] = {}
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for index, problem in enumerate(pool.map(check_pair, pairs)):
+            if problem is not None:
+                found[index] = problem
+            if report is not None:
+                report(index + 1)
+    return found
+
+
+def check_pair(pair: Pair) -> Problem | None:
+    """Return what is wrong with a pair, if anything."""
+    try:
+        size = _decode(pair.image)
+        if pair.mask is None:
+            return None
+        mask = open_image(pair.mask, mode=None)
+        mask_values(mask)
+    except ExperimentError as error:
+        return _problem(pair, str(error))
+    except (OSError, ValueError) as error:
+        return Problem(pair.image, f"or its mask {pair.mask} cannot be read ({error})")
+    if mask.size != size:
+        return Problem(
+            pair.mask,
+            f"is {mask.width}×{mask.height} and its image {pair.image.name} is {size[0]}×{size[1]}",
+        )
+    return None
+
+
+def _decode(path: Path) -> tuple[int, int]:
+    """Decode a whole image file, at an eighth of its size where the format allows it; return its size."""
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            if image.format == "JPEG":
+                image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8)))
+                image.load()
+                return size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        pass
+    # Everything else, and whatever failed, goes through the reader that words the message.
+    return open_image(path).size
+
+
+def _problem(pair: Pair, message: str) -> Problem:
+    for path in (pair.image, pair.mask):
+        if path is not None and str(path) in message:
+            return Problem(path, message.replace(str(path), "").strip().removesuffix(": mend or remove it"))
+    return Problem(pair.image, message)

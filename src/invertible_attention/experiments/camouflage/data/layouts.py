@@ -1,0 +1,177 @@
+"""Where images and masks are in the layouts camouflage datasets come in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ExperimentError
+from ...published import TABLE_4_DATASETS
+from .pairs import Collection, Pair, files_in, pair_by_stem
+from .problems import Problem
+
+__all__ = ["LAYOUTS", "Part", "collect", "find_parts"]
+
+IMAGE_FOLDERS = ("imgs", "img", "images", "image", "im")
+MASK_FOLDERS = ("gt_object", "gt", "gts", "masks", "mask")
+LAYOUTS = (
+    "TrainDataset/{Imgs,GT} and TestDataset/NAME/{Imgs,GT}",
+    "Train/NAME/{Image,Mask} and Test/NAME/{Image,Mask}",
+    "…/{im,gt}",
+    "COD10K-v3/{Train,Test}/{Image,GT_Object}",
+    "CAMO-V.1.0-CVIU2019/{Images/{Train,Test},GT}",
+)
+"""The layouts that are understood, for messages."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset's training or test part on disk.
+
+    Args:
+        name: the dataset's.
+        split: ``"train"``, ``"test"``, or ``None`` where the folders do not say.
+        images: the folder of images.
+        masks: the folder of masks, ``None`` where there is none.
+        shared_masks: whether ``masks`` holds those of other parts too.
+    """
+
+    name: str
+    split: str | None
+    images: Path
+    masks: Path | None
+    shared_masks: bool = False
+
+
+def find_parts(root: Path) -> list[Part]:
+    """Find every folder of images below ``root`` that has its masks beside it, or should have.
+
+    Raises:
+        ExperimentError: when there is none, saying what was expected.
+    """
+    if not root.is_dir():
+        raise ExperimentError(f"there is no folder {root}")
+    parts = list(_walk(root.resolve()))
+    if not parts:
+        held = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
+        expected = "; ".join(LAYOUTS)
+        raise ExperimentError(
+            f"{root} has no folder of images beside a folder of masks (it holds {held}): expected {expected}"
+        )
+    return parts
+
+
+def collect(
+    parts: Sequence[Part], *, masks: bool = True
+) -> tuple[list[tuple[str | None, Collection]], list[Problem]]:
+    """Pair the files of every part, and say which have no partner.
+
+    Args:
+        parts: from :func:`find_parts`.
+        masks: whether every image needs one; without, masks are taken where they are.
+
+    Returns:
+        Each collection with its split, parts of one name and split joined, and the problems found.
+    """
+    pairs: dict[tuple[str, str | None], list[Pair]] = {}
+    left_out: dict[tuple[str, str | None], int] = {}
+    problems: list[Problem] = []
+    for part in parts:
+        found, dropped, wrong = _pairs_of(part, [other for other in parts if other is not part], masks)
+        key = (part.name, part.split)
+        pairs.setdefault(key, []).extend(found)
+        left_out[key] = left_out.get(key, 0) + dropped
+        problems += wrong
+    collections = [
+        (split, Collection(name, tuple(sorted(found, key=lambda pair: pair.image)), left_out[name, split]))
+        for (name, split), found in pairs.items()
+    ]
+    return collections, problems
+
+
+def _pairs_of(part: Part, others: Sequence[Part], need: bool) -> tuple[list[Pair], int, list[Problem]]:
+    images = files_in(part.images)
+    if not images:
+        return [], 0, [Problem(part.images, "holds no images")]
+    if part.masks is None:
+        if need:
+            return [], 0, [Problem(part.images, "has no folder of masks beside it (GT, Mask …)")]
+        return [Pair(path.stem, path, None) for path in images], 0, []
+    masks = files_in(part.masks)
+    if not masks and need:
+        return [], 0, [Problem(part.masks, "holds no masks")]
+    kept = [path for path in images if _camouflaged(path, part.masks)]
+    masks = [path for path in masks if _camouflaged(path, part.masks)]
+    if part.shared_masks:
+        elsewhere = {
+            path.stem for other in others if other.masks == part.masks for path in files_in(other.images)
+        }
+        own = {path.stem for path in kept}
+        masks = [path for path in masks if path.stem not in elsewhere - own]
+    pairs, problems = pair_by_stem(kept, masks)
+    if not need:
+        paired = {pair.image for pair in pairs}
+        pairs += [Pair(path.stem, path, None) for path in kept if path not in paired]
+        problems = []
+    return pairs, len(images) - len(kept), problems
+
+
+def _camouflaged(path: Path, masks: Path) -> bool:
+    # COD10K as distributed also has images without a camouflaged object (…-NonCAM-…).
+    return masks.name.lower() != "gt_object" or "-CAM-" in path.name
+
+
+def _walk(root: Path) -> Iterator[Part]:
+    visited: set[Path] = set()
+    for folder, names, _ in os.walk(root, followlinks=True):
+        here = Path(folder)
+        names[:] = sorted(name for name in names if not name.startswith((".", "__")))
+        # Links may lead back up.
+        names[:] = [] if here.resolve() in visited else names
+        visited.add(here.resolve())
+        images = _named(here, names, IMAGE_FOLDERS)
+        if images is None:
+            continue
+        masks = _named(here, names, MASK_FOLDERS)
+        names[:] = [name for name in names if here / name not in (images, masks)]
+        divided = [path for path in sorted(images.iterdir()) if path.is_dir() and _split_of(path.name)]
+        if divided and not files_in(images):
+            for path in divided:
+                yield Part(_name(root, here), _split_of(path.name), path, masks, shared_masks=True)
+        else:
+            yield Part(_name(root, here), _split(root, here), images, masks)
+
+
+def _named(folder: Path, names: Sequence[str], wanted: Sequence[str]) -> Path | None:
+    by_name = {name.lower(): folder / name for name in names}
+    return next((by_name[name] for name in wanted if name in by_name), None)
+
+
+def _lineage(root: Path, folder: Path) -> list[str]:
+    """Return the names from ``folder`` up to and with ``root``."""
+    inside = folder.relative_to(root).parts
+    return [*reversed(inside), root.name]
+
+
+def _split_of(name: str) -> str | None:
+    lowered = name.lower()
+    for split in ("train", "test"):
+        if lowered.startswith(split) or lowered.endswith(f"-{split[:2]}"):
+            return split
+    return None
+
+
+def _split(root: Path, folder: Path) -> str | None:
+    return next((split for name in _lineage(root, folder) if (split := _split_of(name))), None)
+
+
+def _name(root: Path, folder: Path) -> str:
+    lineage = _lineage(root, folder)
+    for name in lineage:
+        for known in TABLE_4_DATASETS:
+            if known.lower() in name.lower():
+                return known
+    own = next((name for name in lineage if name and _split_of(name) is None), None)
+    return own or lineage[0] or "images"

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from invertible_attention.experiments.camouflage.data import open_data, open_images
+from invertible_attention.experiments.errors import ExperimentError
+
+
+def test_training_and_test_pairs_are_found(dataset) -> None:
+    data = open_data([dataset])
+    assert data.describe() == "training on dataset 6; testing on CAMO 3"
+    assert len(data.train_pairs) == 6
+
+
+def test_checks_report_their_progress(dataset) -> None:
+    seen: list[tuple[int, int]] = []
+    open_data([dataset], report=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 6) for i in range(1, 7)] + [(i, 3) for i in range(1, 4)]
+
+
+def test_every_unusable_file_is_named_in_one_message(dataset) -> None:
+    train = dataset / "TrainDataset"
+    image, mask = train / "Imgs", train / "GT"
+    (image / "train_0.jpg").write_bytes((image / "train_0.jpg").read_bytes()[:300])
+    (image / "train_1.jpg").write_bytes(b"")
+    Image.fromarray(np.zeros((10, 20), dtype=np.uint8)).save(mask / "train_2.png")
+    (mask / "train_3.png").write_bytes((mask / "train_3.png").read_bytes()[:60])
+    (mask / "train_4.png").unlink()
+    with pytest.raises(ExperimentError) as caught:
+        open_data([dataset])
+    message = str(caught.value)
+    assert message.startswith("5 files cannot be used: ")
+    assert message.count("\n") == 0
+    for name in ("Imgs/train_0.jpg", "Imgs/train_1.jpg", "GT/train_3.png"):
+        assert f"{train / name} cannot be read as an image" in message
+    assert f"{mask / 'train_2.png'} is 20×10 and its image train_2.jpg is 40×30" in message
+    assert f"{image / 'train_4.jpg'} has no mask" in message
+    assert "train_5" not in message
+    assert "--leave-out-bad" in message
+
+
+def test_unusable_files_can_be_left_out(dataset) -> None:
+    train = dataset / "TrainDataset"
+    (train / "Imgs" / "train_1.jpg").write_bytes(b"")
+    (train / "GT" / "train_4.png").unlink()
+    data = open_data([dataset], leave_out_bad=True)
+    assert [pair.name for pair in data.train_pairs] == ["train_0", "train_2", "train_3", "train_5"]
+
+
+def test_long_lists_go_to_a_file(tmp_path, write_pairs) -> None:
+    root = tmp_path / "TrainDataset"
+    write_pairs(root / "Imgs", root / "GT", [f"{i:02}" for i in range(15)])
+    for path in (root / "GT").iterdir():
+        path.write_bytes(b"?")
+    listing = tmp_path / "listing.txt"
+    with pytest.raises(ExperimentError, match=r"; and 5 more, all listed in .*listing\.txt"):
+        open_data([root], listing=listing)
+    assert len(listing.read_text().splitlines()) == 15
+
+
+def test_nothing_to_train_on_is_said(tmp_path, write_pairs) -> None:
+    root = tmp_path / "TestDataset"
+    write_pairs(root / "Imgs", root / "GT", ["a"])
+    with pytest.raises(ExperimentError, match=r"nothing to train on in .*TestDataset"):
+        open_data([root])
+    assert open_data([root], need_train=False).describe() == "training on nothing; testing on TestDataset 1"
+
+
+def test_unclear_split_asks_for_it_and_takes_it(tmp_path, write_pairs) -> None:
+    root = tmp_path / "mine"
+    write_pairs(root / "Imgs", root / "GT", ["a"])
+    with pytest.raises(ExperimentError, match="--train-data or --test-data"):
+        open_data([root])
+    assert open_data([], train_roots=[root]).describe() == "training on mine 1; testing on nothing"
+
+
+def test_same_images_for_training_and_testing_are_refused(tmp_path, write_pairs) -> None:
+    root = tmp_path / "mine"
+    write_pairs(root / "Imgs", root / "GT", ["a"])
+    with pytest.raises(ExperimentError, match=r"a\.jpg would be both trained and tested on"):
+        open_data([], train_roots=[root], test_roots=[root])
+
+
+def test_loose_images_can_be_predicted(tmp_path, write_pairs) -> None:
+    write_pairs(tmp_path / "photos", None, ["a", "b"])
+    (collection,) = open_images(tmp_path / "photos")
+    assert (collection.name, [pair.name for pair in collection.pairs]) == ("photos", ["a", "b"])
+
+
+def test_real_camo_is_whole(data_dir) -> None:
+    root = data_dir / "camo"
+    if not root.is_dir():
+        pytest.skip("needs camo/ in the folder of real data")
+    assert open_data([root]).describe() == "training on CAMO 996; testing on CAMO 248"
