@@ -144,3 +144,34 @@ def test_autocast_keeps_the_density_in_single_precision():
         found = flow.bits_per_dim(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+# Dynamo itself looks at .grad of tensors that are not leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_compiled_flow_gives_the_same_density_and_gradient():
+    torch.manual_seed(0)
+    flow = Flow(Sequential(ActNorm(2), Residual(LipschitzLinearBranch(2, 8))), DiagonalGaussian(2))
+    x = torch.randn(6, 2)
+    flow.initialize(x)
+    results = []
+    for function in (flow, torch.compile(flow, backend="eager")):
+        torch.manual_seed(1)
+        density = function(x)
+        results.append((density, *torch.autograd.grad(density.sum(), list(flow.parameters()))))
+    torch.testing.assert_close(*results)
+
+
+def test_functional_gradient_of_the_density():
+    torch.manual_seed(0)
+    flow = i_resnet((1, 4, 4), blocks=(1, 1), hidden_channels=4, attention=InvertibleAttention).double()
+    x = torch.randint(0, 256, (4, 1, 4, 4)).double()
+    flow.initialize(x)
+    parameters = dict(flow.named_parameters())
+
+    def total(parameters):
+        torch.manual_seed(1)
+        return torch.func.functional_call(flow, parameters, (x,)).sum()
+
+    found = torch.func.grad(total)(parameters)
+    expected = torch.autograd.grad(total(parameters), list(parameters.values()))
+    torch.testing.assert_close(tuple(found.values()), expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,7 +26,16 @@ class LogDetEstimator(ABC):
 
     Implementers **may** estimate, and then say whether they are biased and under what condition their
     variance is finite.
+
+    Under :func:`torch.compile` an estimator runs eagerly: it differentiates the branch while it computes,
+    which a traced graph cannot hold.
     """
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" in cls.__dict__:
+            eager = torch.compiler.disable(cls.__call__, reason="differentiates the branch")
+            cls.__call__ = eager  # pyright: ignore[reportAttributeAccessIssue]
 
     @abstractmethod
     def __call__(
