@@ -1,0 +1,281 @@
+"""Which implementation of attention runs, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from invertible_attention.attention.functional import (
+    blocked,
+    closed_form,
+    flash,
+    flex,
+    opaque,
+    reference,
+    sorted,
+)
+from invertible_attention.attention.functional.expansion import EXPANSIONS
+from invertible_attention.attention.functional.form import Form
+from invertible_attention.attention.functional.problem import Problem, check
+
+__all__ = ["IMPLEMENTATIONS", "Implementation", "attend", "choose"]
+
+# Up to this many scores per call the N×N matrix stays in the caches and nothing is faster.
+_SMALL_SCORES = 2**16
+# From this many tokens on, sorting beats both the N×N matrix and its strips.
+_SORTED_TOKENS = 128
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute attention.
+
+    Args:
+        name: what ``implementation=`` calls it.
+        compute: the function, of query, key, value, form, prior and mask.
+        cost: time and memory in the number of tokens N.
+        reason: why it is preferred where it is.
+        refuses: returns why it cannot solve a problem, or ``None``.
+        preferred: whether ``"auto"`` takes it for a problem it can solve.
+        traceable: whether ``torch.compile`` sees through it; else it is one operator there.
+    """
+
+    name: str
+    compute: Callable[..., Tensor]
+    cost: str
+    reason: str
+    refuses: Callable[[Problem], str | None]
+    preferred: Callable[[Problem], bool]
+    traceable: bool = False
+
+    def run(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        form: Form,
+        log_prior: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Call the function; only those that can take a prior or a mask are ever given one."""
+        if log_prior is None and mask is None:
+            return self.compute(query, key, value, form)
+        return self.compute(query, key, value, form, log_prior, mask)
+
+
+def _plain(problem: Problem) -> str | None:
+    if problem.has_prior or problem.has_mask:
+        return "takes neither log_prior nor mask"
+    return None
+
+
+def _closed_form_refuses(problem: Problem) -> str | None:
+    form = problem.form
+    if form.phi == "identity" or (form.phi == "exp" and form.combine == "sum"):
+        return _plain(problem)
+    return 'needs phi="identity", or phi="exp" with combine="sum": other sums over pairs do not come apart'
+
+
+def _sorted_refuses(problem: Problem) -> str | None:
+    if problem.form.combine != "sum" or problem.form.phi not in EXPANSIONS:
+        return (
+            f'needs combine="sum" and a phi among {", ".join(map(repr, EXPANSIONS))}: only sums can be sorted'
+        )
+    if problem.device.type == "mps":
+        return "needs float64, which the device does not have"
+    return _plain(problem)
+
+
+def _flash_refuses(problem: Problem) -> str | None:
+    form = problem.form
+    if form.combine != "product" or form.phi != "exp" or form.normalization == "count":
+        return 'needs combine="product", phi="exp" and a normalized response: fused kernels compute a softmax'
+    if form.normalization == "all" and isinstance(flash.kernel_for(problem.device), flash.PortableKernel):
+        return (
+            f"cannot normalize over all pairs on {problem.device.type}: its kernel keeps the sums to itself"
+        )
+    return _plain(problem)
+
+
+def _flex_refuses(problem: Problem) -> str | None:
+    form = problem.form
+    if form.combine != "product" or not form.positive or form.normalization == "count":
+        return 'needs combine="product", a positive phi and a normalized response: it computes a softmax'
+    if torch.compiler.is_compiling():
+        return "compiles itself, and cannot be part of another compilation"
+    return _plain(problem)
+
+
+IMPLEMENTATIONS: tuple[Implementation, ...] = (
+    Implementation(
+        "closed_form",
+        closed_form.attend,
+        cost="O(N) time and memory",
+        reason="the sums over pairs come apart, so no matrix is needed at any size",
+        refuses=_closed_form_refuses,
+        preferred=lambda problem: True,
+        traceable=True,
+    ),
+    Implementation(
+        "sorted",
+        sorted.attend,
+        cost="O(N log N) time, O(N) memory",
+        reason="running sums over sorted scores; faster than the N×N matrix from a few hundred tokens",
+        refuses=_sorted_refuses,
+        preferred=lambda problem: min(problem.queries, problem.keys) >= _SORTED_TOKENS,
+    ),
+    Implementation(
+        "reference",
+        reference.attend,
+        cost="O(N²) time and memory",
+        reason="the whole matrix fits the caches: fewest operations, every derivative by autograd",
+        refuses=lambda problem: None,
+        preferred=lambda problem: problem.scores <= _SMALL_SCORES or torch.compiler.is_exporting(),
+        traceable=True,
+    ),
+    Implementation(
+        "flash",
+        flash.attend,
+        cost="O(N²) time, O(N) memory",
+        reason="fused kernels of the device; on a CPU strips are as fast and more accurate",
+        refuses=_flash_refuses,
+        preferred=lambda problem: problem.device.type != "cpu",
+    ),
+    Implementation(
+        "flex",
+        flex.attend,
+        cost="O(N²) time, O(N) memory",
+        reason="one fused kernel compiled for the φ, where there is a GPU and a compiler for it",
+        refuses=_flex_refuses,
+        preferred=lambda problem: flex.is_compiled_on(problem.device),
+    ),
+    Implementation(
+        "blocked",
+        blocked.attend,
+        cost="O(N²) time, O(N) memory",
+        reason="any form, prior and mask, strip by strip in the caches; recomputed for derivatives of any order",
+        refuses=lambda problem: None,
+        preferred=lambda problem: True,
+    ),
+)
+"""Every implementation, in order of preference: ``"auto"`` takes the first that can and is preferred."""
+
+_BY_NAME = {implementation.name: implementation for implementation in IMPLEMENTATIONS}
+for _implementation in IMPLEMENTATIONS:
+    opaque.register(_implementation.name, _implementation.run)
+
+
+def attend(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch heads keys dim"],
+    value: Float[Tensor, "batch heads keys features"],
+    *,
+    combine: str,
+    phi: str,
+    normalization: str,
+    log_prior: Float[Tensor, "*heads queries keys"] | None = None,
+    mask: Bool[Tensor, "batch tokens"] | None = None,
+    implementation: str = "auto",
+) -> Float[Tensor, "batch heads queries features"]:
+    r"""Attention of any response and normalization, exactly, by the fastest way for its size and device.
+
+    .. math:: o_i = \sum_j R_{ij} v_j, \qquad R_{ij} = \pi_{ij}\, \varphi(t_{ij}) / Z
+
+    Every implementation gives the same result up to rounding and can be differentiated to any order, in reverse and
+    forward mode, under :mod:`torch.func`, and once under ``torch.compile``. Samples do not affect each other: a NaN
+    stays in its own.
+
+    Args:
+        query: queries. float16 and bfloat16 are computed in float32 and rounded once, at the end; so is everything
+            under autocast. The relative error is then that of the rounded inputs and output, 2⁻⁹ for bfloat16 and
+            2⁻¹² for float16 each.
+        key: keys.
+        value: values.
+        combine: ``"product"`` for :math:`t_{ij} = q_i \cdot k_j` (not divided by :math:`\sqrt{D}`), ``"sum"`` for
+            :math:`t_{ij} = q_i + k_j` of single features.
+        phi: ``"exp"``, ``"elu_plus_one"`` or ``"softplus"``, positive and normalized by shifting the exponent, so
+            that no score overflows; or ``"elu"`` (the paper's released code) and ``"identity"`` (Wang et al. 2018),
+            whose weights change sign and whose sums may vanish.
+        normalization: what :math:`Z` sums the weights over: ``"column"`` i (the paper, Table 1), ``"row"`` j
+            (ordinary attention), ``"all"`` both (Appendix C, trick 6); or ``"count"``, the number of keys.
+        log_prior: :math:`\log \pi`, for positive φ. Minus infinity forbids a pair, as in causal attention; a row or
+            column with nothing left is zero.
+        mask: true where a token is valid. Others neither attend nor are attended to, whatever they contain, and
+            their output is zero.
+        implementation: ``"auto"``, or one of :data:`IMPLEMENTATIONS`, which says what each is for.
+
+    Returns:
+        One row per query, in the inputs' dtype.
+
+    Raises:
+        ValueError: on arguments that do not fit each other, or an implementation that cannot do this.
+
+    Example:
+        >>> tokens = torch.tensor([[[[0.0], [1.0]]]])
+        >>> attend(tokens, tokens, tokens, combine="sum", phi="elu_plus_one", normalization="column")
+        tensor([[[[0.4000],
+                  [0.6000]]]])
+    """
+    form = Form(combine, phi, normalization)
+    chosen = choose(check(query, key, value, form, log_prior, mask), implementation)
+    given = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+    working = torch.float32 if given in _HALF else given
+    query, key, value = query.to(working), key.to(working), value.to(working)
+    log_prior = None if log_prior is None else log_prior.to(working)
+    if mask is not None:
+        padding = ~mask[:, None, :, None]
+        query, key, value = (tensor.masked_fill(padding, 0.0) for tensor in (query, key, value))
+    if torch.is_autocast_enabled(query.device.type):
+        with torch.autocast(query.device.type, enabled=False):
+            return _compute(chosen, query, key, value, form, log_prior, mask).to(given)
+    return _compute(chosen, query, key, value, form, log_prior, mask).to(given)
+
+
+def _compute(
+    chosen: Implementation,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    form: Form,
+    log_prior: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    if torch.compiler.is_compiling() and not chosen.traceable:
+        names = (form.combine, form.phi, form.normalization, chosen.name)
+        return opaque.attend(query, key, value, log_prior, mask, *names)
+    return chosen.run(query, key, value, form, log_prior, mask)
+
+
+def choose(problem: Problem, implementation: str = "auto") -> Implementation:
+    """Choose the implementation for a problem.
+
+    Args:
+        problem: what is to be computed.
+        implementation: ``"auto"`` or a name from :data:`IMPLEMENTATIONS`.
+
+    Returns:
+        The implementation.
+
+    Raises:
+        ValueError: if the name is unknown, or its implementation cannot solve the problem, with the reason.
+    """
+    if implementation == "auto":
+        return next(
+            candidate
+            for candidate in IMPLEMENTATIONS
+            if candidate.refuses(problem) is None and candidate.preferred(problem)
+        )
+    if implementation not in _BY_NAME:
+        known = ", ".join(map(repr, ("auto", *_BY_NAME)))
+        raise ValueError(f"implementation must be one of {known}, got {implementation!r}")
+    chosen = _BY_NAME[implementation]
+    refusal = chosen.refuses(problem)
+    if refusal is not None:
+        raise ValueError(f"implementation={implementation!r} {refusal}; got {problem.form}")
+    return chosen

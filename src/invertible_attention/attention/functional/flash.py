@@ -1,0 +1,139 @@
+r"""Attention with exponentials of inner products through PyTorch's own fused kernels, in O(N) memory.
+
+Scaled dot-product attention computes :math:`S(w) = P w` with :math:`P_{bn} = e^{x_b \cdot y_n - L_b}`, normalized
+over n. Row normalization is :math:`S` with queries for x. **Column normalization is its adjoint**, with keys for x
+and queries for y: the response matrix is :math:`P^\top`, the forward pass is the vector–Jacobian product of S with
+respect to its value, and for an upstream gradient u,
+
+- the gradient of the values is :math:`S(u)`,
+- the gradients of keys and queries are those of S itself at value u with the values as cotangent.
+
+Two kernels do this. :class:`LogSumKernel` is for devices whose kernel hands out :math:`L` (the CPU): then
+:math:`P^\top u` is a second forward pass with queries :math:`(y, 1)` and keys :math:`(x, -L)`, scaled back by its own
+logarithm of sums. :class:`PortableKernel` needs the public function only, and serves every device.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from invertible_attention.attention.functional import fused
+from invertible_attention.attention.functional.form import Form
+from invertible_attention.attention.functional.fused import Kernel, PerRow, Rows, RowValues, Tokens, Values
+from invertible_attention.attention.functional.weighting import Weighting
+
+__all__ = ["LogSumKernel", "PortableKernel", "attend", "kernel_for"]
+
+# Fused kernels want a head dimension that is a multiple of this.
+_ALIGNMENT = 8
+# Tokens looked at for a first estimate of a row's largest score.
+_REFERENCE_TOKENS = 128
+
+
+def attend(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch heads keys dim"],
+    value: Float[Tensor, "batch heads keys features"],
+    form: Form,
+    kernel: Kernel | None = None,
+) -> Float[Tensor, "batch heads queries features"]:
+    """Multiply the values by the response matrix of a form with ``combine="product"`` and ``phi="exp"``.
+
+    Args:
+        query: queries.
+        key: keys.
+        value: values.
+        form: normalized by column or row, or by all where the kernel hands out the logarithms of its sums.
+        kernel: the kernel for the device by default.
+
+    Returns:
+        One row per query.
+    """
+    return fused.attend(query, key, value, kernel or kernel_for(query.device), form.normalization)
+
+
+def kernel_for(device: torch.device) -> Kernel:
+    """Choose the kernel for a device."""
+    return LogSumKernel() if device.type == "cpu" else PortableKernel()
+
+
+class _SoftmaxKernel(Kernel):
+    weighting = Weighting("product", "exp")
+
+    def reference(self, x: Rows, y: Tokens) -> PerRow:
+        """Estimate each row's largest score.
+
+        The kernels round the logarithm of a row's sum to float32. Kept small by this constant it loses little; at
+        its full size it would lose the digits that large scores need.
+        """
+        step = -(-y.shape[-2] // _REFERENCE_TOKENS)
+        return (x.detach() @ y.detach()[..., ::step, :].mT).amax(-1, keepdim=True)
+
+
+class LogSumKernel(_SoftmaxKernel):
+    """The CPU's fused kernel.
+
+    Its own gradients are not used: it gives one core to a head, and strips are faster.
+    """
+
+    def product(self, x: Rows, y: Tokens, w: Values, reference: PerRow) -> tuple[RowValues, PerRow]:
+        """Run the kernel once."""
+        out, log_total = _cpu_kernel(*_padded(*_shifted(x, y, reference), w))
+        return out[..., : w.shape[-1]], log_total
+
+    def adjoint(self, x: Rows, y: Tokens, u: RowValues, reference: PerRow) -> Values:
+        """Run the kernel for the logarithms of the sums, then once more with the roles exchanged."""
+        x, y = _shifted(x, y, reference)
+        _, log_total = _cpu_kernel(*_padded(x, y, y))
+        query, key = torch.cat((y, torch.ones_like(y[..., :1])), -1), torch.cat((x, -log_total), -1)
+        out, log_sum = _cpu_kernel(*_padded(query, key, u))
+        return out[..., : u.shape[-1]] * torch.exp(log_sum)
+
+
+class PortableKernel(_SoftmaxKernel):
+    """PyTorch's public function and its gradients, on whatever device."""
+
+    own_gradients = True
+
+    def product(self, x: Rows, y: Tokens, w: Values, reference: PerRow) -> tuple[RowValues, None]:
+        """Run the kernel once."""
+        query, key, value = _padded(*_shifted(x, y, reference), w)
+        return _attention(query, key, value)[..., : w.shape[-1]], None
+
+    def adjoint(self, x: Rows, y: Tokens, u: RowValues, reference: PerRow) -> Values:
+        """Pull the cotangent back to the value."""
+        query, key, cotangent = _padded(*_shifted(x, y, reference), u)
+        pull = torch.func.vjp(lambda value: _attention(query, key, value), torch.zeros_like(key))[1]
+        return pull(cotangent)[0][..., : u.shape[-1]]
+
+    def gradients(
+        self, x: Rows, y: Tokens, u: RowValues, w: Values, reference: PerRow
+    ) -> tuple[Rows, RowValues, Tokens, Values]:
+        """Run the kernel and its gradient once."""
+        query, key, value = _padded(*_shifted(x, y, reference), w)
+        out, pull = torch.func.vjp(_attention, query, key, value)[:2]
+        to_query, to_key, to_value = pull(F.pad(u, (0, value.shape[-1] - u.shape[-1])))
+        dim, features = x.shape[-1], w.shape[-1]
+        return to_query[..., :dim], out[..., :features], to_key[..., :dim], to_value[..., :features]
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+
+
+def _cpu_kernel(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    out, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=1.0)
+    return out, log_total[..., None]
+
+
+def _shifted(x: Tensor, y: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.cat((x, -reference), -1), torch.cat((y, torch.ones_like(y[..., :1])), -1)
+
+
+def _padded(*tensors: Tensor) -> tuple[Tensor, ...]:
+    widest = max(tensor.shape[-1] for tensor in tensors)
+    width = -(-widest // _ALIGNMENT) * _ALIGNMENT
+    return tuple(F.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors)

@@ -1,0 +1,125 @@
+"""How one strip of scores becomes one strip of weights, with what their derivative needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from invertible_attention.attention.functional.form import scores
+from invertible_attention.attention.functional.phi import PHI, PositivePhi
+
+__all__ = ["Weighting", "Weights"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A strip of weights. Normalized weights are ``weight / total``; a ``total`` of ``None`` stands for 1.
+
+    Args:
+        weight: ``(batch, heads, rows, tokens)``.
+        slope: with ``slope / total`` the derivative with respect to the scores, before the normalizer reacts.
+        total: ``(batch, heads, rows, 1)`` or ``None``.
+        log_total: logarithm of the sum of the row's weights, shifts included, where it was asked for.
+    """
+
+    weight: Tensor
+    slope: Tensor | None
+    total: Tensor | None = None
+    log_total: Tensor | None = None
+
+    def divide(self, tensor: Tensor) -> Tensor:
+        """Divide a tensor with one row per strip row by the total: cheaper than dividing the weights."""
+        return tensor if self.total is None else tensor / self.total
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """The rule from scores to weights.
+
+    Args:
+        combine: how scores are formed.
+        phi: the function applied to them.
+        normalized: whether a row is divided by its sum.
+    """
+
+    combine: str
+    phi: str
+    normalized: bool = True
+
+    def weigh(
+        self,
+        x: Tensor,
+        y: Tensor,
+        log_prior: Tensor | None,
+        valid: Tensor | None,
+        *,
+        slope: bool = False,
+        log_total: bool = False,
+    ) -> Weights:
+        """Weigh the rows ``x`` of one strip against all tokens ``y``.
+
+        Args:
+            x: ``(batch, heads, rows, dim)``.
+            y: ``(batch, heads, tokens, dim)``.
+            log_prior: ``(1, heads or 1, rows, tokens)`` or ``None``.
+            valid: ``(batch, 1, tokens, 1)``, false where a token of ``y`` is padding, or ``None``.
+            slope: whether the slope is needed.
+            log_total: whether the logarithm of the sum is needed (positive φ only).
+
+        Returns:
+            The weights.
+        """
+        phi = PHI[self.phi]
+        score = scores(self.combine, x, y)
+        if not (self.normalized and isinstance(phi, PositivePhi)):
+            return self._linear(score, log_prior, valid, slope)
+        if log_prior is None and valid is None and self.phi == "elu_plus_one":
+            return _elu_plus_one(score)
+        logarithm = phi.log(score)
+        if log_prior is not None:
+            logarithm = logarithm + log_prior
+        if valid is not None:
+            logarithm = logarithm.masked_fill(~valid.mT, -torch.inf)
+        weight = _softmax(logarithm, guarded=log_prior is not None or valid is not None)
+        gradient = None
+        if slope:
+            gradient = weight if self.phi == "exp" else weight * phi.log_slope(score)
+        return Weights(weight, gradient, None, torch.logsumexp(logarithm, -1, True) if log_total else None)
+
+    def _linear(self, score: Tensor, log_prior: Tensor | None, valid: Tensor | None, slope: bool) -> Weights:
+        phi = PHI[self.phi]
+        if log_prior is not None and isinstance(phi, PositivePhi):
+            weight = torch.exp(phi.log(score) + log_prior)
+            gradient = weight * phi.log_slope(score) if slope else None
+        else:
+            weight = phi.weight(score)
+            gradient = phi.slope(score) if slope else None
+        total = None
+        if valid is not None:
+            weight = weight.masked_fill(~valid.mT, 0.0)
+            gradient = gradient if gradient is None else gradient.masked_fill(~valid.mT, 0.0)
+        if self.normalized:
+            total = weight.sum(-1, keepdim=True)
+            if valid is not None:
+                total = total.masked_fill(~valid.any(-2, keepdim=True), 1.0)
+        return Weights(weight, gradient, total)
+
+
+def _elu_plus_one(score: Tensor) -> Weights:
+    # φ e^{-shift} without a logarithm: where every score of a row is negative, their maximum leaves the exponent.
+    shift = torch.clamp(score.detach().amax(-1, keepdim=True), max=0.0)
+    slope = torch.exp(torch.clamp(score, max=0.0) - shift)
+    weight = slope + F.relu(score)
+    total = weight.sum(-1, keepdim=True)
+    return Weights(weight, slope, total, shift + torch.log(total))
+
+
+def _softmax(logarithm: Tensor, *, guarded: bool) -> Tensor:
+    if not guarded:
+        return torch.softmax(logarithm, -1)
+    # A row with no weight at all stays zero instead of becoming NaN.
+    empty = (logarithm == -torch.inf).all(-1, keepdim=True)
+    return torch.softmax(logarithm.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
