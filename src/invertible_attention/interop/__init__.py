@@ -1,0 +1,64 @@
+"""Bijections in other flow libraries, and their layers as bijections.
+
+Nothing here is imported before it is asked for, so none of the libraries is needed to import this package. Each
+has a module of its own: :mod:`.distributions` (PyTorch's own, no extra), :mod:`.freia`, :mod:`.nflows`,
+:mod:`.normflows`, :mod:`.pyro`, :mod:`.zuko`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from invertible_attention.interop.distributions import from_distribution, to_distribution
+    from invertible_attention.interop.freia import from_freia, to_freia
+    from invertible_attention.interop.nflows import from_nflows, to_nflows
+    from invertible_attention.interop.normflows import from_normflows, to_normflows
+    from invertible_attention.interop.pyro import to_pyro, to_pyro_conditional
+    from invertible_attention.interop.views import Inverse, OnVectors
+    from invertible_attention.interop.zuko import from_zuko, to_zuko
+
+__all__ = [
+    "Inverse",
+    "OnVectors",
+    "from_distribution",
+    "from_freia",
+    "from_nflows",
+    "from_normflows",
+    "from_zuko",
+    "to_distribution",
+    "to_freia",
+    "to_nflows",
+    "to_normflows",
+    "to_pyro",
+    "to_pyro_conditional",
+    "to_zuko",
+]
+
+_MODULES = {
+    "Inverse": "views",
+    "OnVectors": "views",
+    "from_distribution": "distributions",
+    "from_freia": "freia",
+    "from_nflows": "nflows",
+    "from_normflows": "normflows",
+    "from_zuko": "zuko",
+    "to_distribution": "distributions",
+    "to_freia": "freia",
+    "to_nflows": "nflows",
+    "to_normflows": "normflows",
+    "to_pyro": "pyro",
+    "to_pyro_conditional": "pyro",
+    "to_zuko": "zuko",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

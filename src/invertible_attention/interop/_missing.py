@@ -1,0 +1,13 @@
+"""The error an adapter raises where the library it adapts to is not installed."""
+
+from __future__ import annotations
+
+__all__ = ["missing"]
+
+
+def missing(library: str, error: ImportError) -> ImportError:
+    """Return an error that names the library, the reason and the extra that brings it."""
+    return ImportError(
+        f"this adapter needs {library}, which cannot be imported ({error}): "
+        "pip install 'invertible-attention[interop]'"
+    )

@@ -1,0 +1,107 @@
+"""Use bijections in `nflows <https://github.com/bayesiains/nflows>`_, and its transforms here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from invertible_attention.bijection import Bijection
+from invertible_attention.interop._missing import missing
+from invertible_attention.interop.views import on_vectors, sum_over_event
+
+try:
+    from nflows.transforms import Transform
+except ImportError as error:
+    raise missing("nflows", error) from error
+
+__all__ = ["NflowsBijection", "NflowsTransform", "from_nflows", "to_nflows"]
+
+
+class NflowsTransform(Transform):
+    """A bijection as an ``nflows`` transform; both go from data to noise.
+
+    Args:
+        bijection: From data to latent.
+    """
+
+    def __init__(self, bijection: Bijection) -> None:
+        super().__init__()
+        self.bijection = bijection
+
+    def forward(
+        self, inputs: Float[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return noise and ``log|det|``, from data."""
+        return self.bijection.forward_and_logdet(inputs, context)
+
+    def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Float[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return data and ``log|det|``, from noise."""
+        return self.bijection.inverse_and_logdet(inputs, context)
+
+
+class NflowsBijection(Bijection):
+    """An ``nflows`` transform as a bijection.
+
+    Args:
+        transform: A transform with an inverse.
+        uses_context: Whether it was built for a context (``context_features``); otherwise a chain's context is
+            not passed on to it.
+    """
+
+    def __init__(self, transform: Transform, uses_context: bool = False) -> None:
+        super().__init__()
+        self.transform = transform
+        self.uses_context = uses_context
+
+    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+        """Return noise."""
+        return self.forward_and_logdet(x, context)[0]
+
+    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+        """Return data."""
+        return self.inverse_and_logdet(z, context)[0]
+
+    def forward_and_logdet(
+        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return noise and the log-determinant."""
+        z, logdet = self.transform(x, context if self.uses_context else None)
+        return z, sum_over_event(logdet, x.shape[0])
+
+    def inverse_and_logdet(
+        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return data and the log-determinant of the inverse."""
+        inverse: Any = self.transform.inverse  # which the base class declares never to return
+        x, logdet = inverse(z, context if self.uses_context else None)
+        return x, sum_over_event(logdet, z.shape[0])
+
+
+def to_nflows(bijection: Bijection, view: Sequence[int] | None = None) -> NflowsTransform:
+    """Return a bijection as an ``nflows.transforms.Transform``.
+
+    Args:
+        bijection: Such as :class:`~invertible_attention.InvertibleAttention` or a chain of
+            :mod:`invertible_attention.flows`.
+        view: Shape ``(C, *spatial)`` the flow's vectors are viewed as; ``None`` if it holds events of that shape.
+
+    Example:
+        >>> import torch, invertible_attention as ia
+        >>> from nflows.distributions import StandardNormal
+        >>> from nflows.flows import Flow
+        >>> from invertible_attention.interop import to_nflows
+        >>> flow = Flow(to_nflows(ia.InvertibleAttention(1), view=(1, 2)), StandardNormal([2]))
+        >>> flow.log_prob(torch.randn(5, 2)).shape
+        torch.Size([5])
+    """
+    return NflowsTransform(on_vectors(bijection, view))
+
+
+def from_nflows(transform: Transform, uses_context: bool = False) -> NflowsBijection:
+    """Return an ``nflows`` transform as a bijection; see :class:`NflowsBijection`."""
+    return NflowsBijection(transform, uses_context)

@@ -1,0 +1,112 @@
+"""Use bijections in `zuko <https://zuko.readthedocs.io>`_, and its transformations here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Transform
+
+from invertible_attention.bijection import Bijection
+from invertible_attention.interop._missing import missing
+from invertible_attention.interop.distributions import (
+    DistributionTransform,
+    call_and_logdet,
+    from_distribution,
+)
+from invertible_attention.interop.views import on_vectors
+
+try:
+    from zuko.lazy import LazyTransform
+except ImportError as error:
+    raise missing("zuko", error) from error
+
+__all__ = ["LazyTransformBijection", "ZukoTransform", "from_zuko", "to_zuko"]
+
+
+class ZukoTransform(LazyTransform):
+    """A bijection as a zuko lazy transformation: called with a context, it returns the transformation.
+
+    Args:
+        bijection: From data to latent.
+        **arguments: See :class:`.distributions.DistributionTransform`.
+    """
+
+    def __init__(self, bijection: Bijection, **arguments: Any) -> None:
+        super().__init__()
+        self.bijection = bijection
+        self.arguments = arguments
+
+    def forward(self, c: Tensor | None = None) -> DistributionTransform:
+        """Return the transformation given a context."""
+        return DistributionTransform(self.bijection, context=c, **self.arguments)
+
+
+class LazyTransformBijection(Bijection):
+    """A zuko lazy transformation as a bijection; it receives the context.
+
+    Args:
+        transform: The lazy transformation.
+        uses_context: Whether it was built for a context; otherwise a chain's context is not passed on to it.
+    """
+
+    def __init__(self, transform: LazyTransform, uses_context: bool = False) -> None:
+        super().__init__()
+        self.transform = transform
+        self.uses_context = uses_context
+
+    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+        """Return latents."""
+        return cast(Tensor, self._given(context)(x))
+
+    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+        """Return data."""
+        return cast(Tensor, self._given(context).inv(z))
+
+    def forward_and_logdet(
+        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return latents and the log-determinant."""
+        return call_and_logdet(self._given(context), x)
+
+    def inverse_and_logdet(
+        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return data and the log-determinant of the inverse."""
+        return call_and_logdet(self._given(context).inv, z)
+
+    def _given(self, context: Tensor | None) -> Transform:
+        return self.transform(context if self.uses_context else None)
+
+
+def to_zuko(
+    bijection: Bijection, event_dim: int = 1, *, view: Sequence[int] | None = None, **arguments: Any
+) -> ZukoTransform:
+    """Return a bijection as a ``zuko.lazy.LazyTransform``.
+
+    Args:
+        bijection: Such as :class:`~invertible_attention.InvertibleAttention` or a chain of
+            :mod:`invertible_attention.flows`.
+        event_dim: Number of axes of an event: 1 for vectors, 3 for images.
+        view: Shape ``(C, *spatial)`` vectors are viewed as; ``None`` if events have that shape.
+        **arguments: See :class:`.distributions.DistributionTransform`.
+
+    Example:
+        >>> import torch, zuko, invertible_attention as ia
+        >>> from invertible_attention.interop import to_zuko
+        >>> flow = zuko.flows.MAF(2, transforms=1)
+        >>> attention = to_zuko(ia.InvertibleAttention(1), view=(1, 2))
+        >>> flow = zuko.lazy.Flow([attention, *flow.transform.transforms], flow.base)
+        >>> flow().log_prob(torch.randn(5, 2)).shape
+        torch.Size([5])
+    """
+    return ZukoTransform(on_vectors(bijection, view), event_dim=event_dim, **arguments)
+
+
+def from_zuko(transform: LazyTransform | Transform, uses_context: bool = False) -> Bijection:
+    """Return a zuko transformation, lazy or not, as a bijection; see :class:`LazyTransformBijection`."""
+    if isinstance(transform, LazyTransform):
+        return LazyTransformBijection(transform, uses_context)
+    return from_distribution(transform)

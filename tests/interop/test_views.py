@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import invertible_attention as ia
+from invertible_attention.interop import Inverse, OnVectors
+
+LIBRARIES = {
+    "normflows": "normflows",
+    "nflows": "nflows",
+    "zuko": "zuko",
+    "pyro": "pyro",
+    "freia": "FrEIA",
+}
+
+
+def test_on_vectors_is_the_bijection_of_the_view():
+    layer = ia.InvertibleAttention(3, logdet=ia.Exact()).double()
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    z, logdet = layer.forward_and_logdet(x)
+    vectors = OnVectors(layer, (3, 2, 2))
+    flat, flat_logdet = vectors.forward_and_logdet(x.flatten(1))
+    torch.testing.assert_close(flat, z.flatten(1))
+    torch.testing.assert_close(flat_logdet, logdet)
+    torch.testing.assert_close(vectors(x.flatten(1)), z.flatten(1))
+    torch.testing.assert_close(vectors.inverse(flat), x.flatten(1))
+    back, inverse_logdet = vectors.inverse_and_logdet(flat)
+    torch.testing.assert_close(back, x.flatten(1))
+    torch.testing.assert_close(inverse_logdet, -logdet)
+
+
+def test_on_vectors_with_another_shape_of_the_result():
+    vectors = OnVectors(ia.flows.Squeeze(2), (1, 4, 4), (4, 2, 2))
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(vectors(x), ia.flows.Squeeze(2)(x.view(3, 1, 4, 4)).flatten(1))
+    torch.testing.assert_close(vectors.inverse(vectors(x)), x)
+    with pytest.raises(ValueError, match=r"\(4, 4\).*\(3, 5\)"):
+        OnVectors(ia.flows.Squeeze(2), (4, 4), (3, 5))
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 3, 2), (6,)])
+def test_on_vectors_names_what_it_cannot_view(shape):
+    with pytest.raises(ValueError, match=str(shape[0])):
+        OnVectors(ia.InvertibleAttention(3), (3, 2))(torch.zeros(shape))
+
+
+def test_inverse_swaps_the_directions():
+    layer = ia.InvertibleAttention(2, logdet=ia.Exact()).double()
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    z, logdet = layer.forward_and_logdet(x)
+    inverse = Inverse(layer)
+    torch.testing.assert_close(inverse(z), x)
+    torch.testing.assert_close(inverse.inverse(x), z)
+    torch.testing.assert_close(inverse.forward_and_logdet(z)[1], -logdet)
+    torch.testing.assert_close(inverse.inverse_and_logdet(x)[1], logdet)
+
+
+def test_what_is_not_a_bijection_is_refused():
+    from invertible_attention.interop import to_distribution
+
+    with pytest.raises(ValueError, match="Linear"):
+        to_distribution(torch.nn.Linear(2, 2))
+
+
+def test_importing_the_package_imports_no_library():
+    code = (
+        "import sys, invertible_attention.interop as interop; dir(interop); "
+        f"print([m for m in {list(LIBRARIES.values())} if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", LIBRARIES)
+def test_a_missing_library_gives_one_error_that_names_the_extra(module, monkeypatch):
+    library = LIBRARIES[module]
+    for name in [m for m in sys.modules if m == library or m.startswith(library + ".")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)  # what Python does for a module that is not there
+    monkeypatch.delitem(sys.modules, f"invertible_attention.interop.{module}", raising=False)
+    with pytest.raises(ImportError, match=r"invertible-attention\[interop\]"):
+        importlib.import_module(f"invertible_attention.interop.{module}")
+
+
+def test_unknown_names():
+    import invertible_attention.interop as interop
+
+    with pytest.raises(AttributeError, match="to_nothing"):
+        interop.to_nothing  # noqa: B018
+    assert all(hasattr(interop, name) for name in dir(interop))
