@@ -131,7 +131,7 @@ def test_the_initial_range_of_the_scores_is_about_one():
         layer = ia.InvertibleAttention(12, response=response)
         layer(x)
         branch = layer.branch
-        assert torch.isclose(branch.radius, x.norm(dim=1).max())
+        assert 1 < branch.radius / x.norm(dim=1).max() < 1.01
         assert torch.isclose(
             branch.response.score_bounds(branch.radius, "column").log_range, torch.ones(1), rtol=1e-3
         ).all()

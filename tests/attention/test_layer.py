@@ -284,7 +284,7 @@ def test_a_first_batch_with_a_bad_sample_sets_a_finite_radius():
     x = torch.randn(3, 4, 5)
     x[1] = float("nan")
     layer(x)
-    assert torch.isclose(layer.branch.radius, x[[0, 2]].norm(dim=1).max())
+    assert 1 < layer.branch.radius / x[[0, 2]].norm(dim=1).max() < 1.01
 
 
 @pytest.mark.parametrize("response", RESPONSES)

@@ -32,6 +32,8 @@ __all__ = ["AttentionBranch"]
 
 Image = Float[Tensor, "batch channels *spatial"]
 
+_JUST_ABOVE = 1.001
+
 
 @dataclass(frozen=True)
 class _Weights:
@@ -133,7 +135,7 @@ class AttentionBranch(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Image) -> None:
-        """Set the radius to the largest token norm of ``x`` and scale the response so that log M is about 1.
+        """Set the radius to just above the largest token norm of ``x``, and scale the response so that log M ≈ 1.
 
         Called by the first forward. Tokens that are not finite are left out; without a finite non-zero token
         the radius stays 1. Distributed processes agree on the largest norm over all of them.
@@ -144,7 +146,8 @@ class AttentionBranch(nn.Module):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(norm, op=torch.distributed.ReduceOp.MAX)
         if self.log_radius is not None:
-            self.log_radius.copy_(torch.where(norm > 0, norm, 1.0).log())
+            # On the sphere itself the projection has a kink, and a log-determinant there depends on rounding.
+            self.log_radius.copy_(torch.where(norm > 0, norm * _JUST_ABOVE, 1.0).log())
             self._rescale_response()
         self.initialized.fill_(True)
         self._initialized = True
