@@ -41,13 +41,13 @@ def _run(arguments: list[str]) -> int:
 
     from ..experiments.errors import ExperimentError
     from .application import build
+    from .commands import known
 
     usage_error = cast(type[Exception], typer.BadParameter.__base__)
     try:
         status = build(arguments)(args=arguments, prog_name="invertible-attention", standalone_mode=False)
     except usage_error as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "invertible-attention"
+        command = " ".join(["invertible-attention", *known(arguments)])
         message = cast(Any, error).format_message().replace("Value error, ", "")
         # Without a command the help has been shown, and there is nothing to add.
         return _complain(f"{message} (see {command} --help)", status=2) if message else 2

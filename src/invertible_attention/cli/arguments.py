@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,29 +35,35 @@ DataDir = Annotated[
 ]
 
 
-def split_lists(arguments: list[str], lists: dict[str, type]) -> list[str]:
+def split_lists(arguments: list[str], lists: Collection[str]) -> list[str]:
     """Rewrite ``--option a b,c`` as ``--option a --option b --option c`` for the options in ``lists``.
 
     Example:
-        >>> split_lists(["--kinds", "a", "b,c", "--seed", "1"], {"--kinds": str})
+        >>> split_lists(["--kinds", "a", "b,c", "--seed", "1"], {"--kinds"})
         ['--kinds', 'a', '--kinds', 'b', '--kinds', 'c', '--seed', '1']
     """
     rewritten: list[str] = []
     option: str | None = None
+    empty = False
     for argument in arguments:
-        if argument.startswith("--"):
-            name, _, value = argument.partition("=")
+        name, _, value = argument.partition("=")
+        if argument.startswith("-"):
+            if empty and option is not None:
+                # Left as it is, so that the parser says that a value is missing.
+                rewritten.append(option)
             option = name if name in lists else None
+            empty = option is not None
             if option is None:
                 rewritten.append(argument)
-            elif value:
-                rewritten += [part for item in value.split(",") if item for part in (option, item)]
-        elif option is not None and not argument.startswith("-"):
-            rewritten += [part for item in argument.split(",") if item for part in (option, item)]
-        else:
-            option = None
+                continue
+            argument = value
+        elif option is None:
             rewritten.append(argument)
-    return rewritten
+            continue
+        for item in filter(None, argument.split(",")):
+            rewritten += [option, item]
+            empty = False
+    return rewritten if not empty or option is None else [*rewritten, option]
 
 
 @dataclass(frozen=True)
@@ -74,5 +80,5 @@ class ListCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse ``args`` after splitting the lists."""
-        lists = {name: str for parameter in self.params if parameter.multiple for name in parameter.opts}
+        lists = {name for parameter in self.params if parameter.multiple for name in parameter.opts}
         return super().parse_args(ctx, split_lists(args, lists))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-__all__ = ["COMMANDS", "Command", "requested"]
+__all__ = ["COMMANDS", "Command", "known", "requested"]
 
 EXPERIMENTS = "invertible_attention.experiments"
 
@@ -46,3 +46,8 @@ COMMANDS = (
 def requested(arguments: Sequence[str]) -> str | None:
     """Return the subcommand's name among ``arguments``, the first that is not an option."""
     return next((argument for argument in arguments if not argument.startswith("-")), None)
+
+
+def known(arguments: Sequence[str]) -> list[str]:
+    """Return the requested subcommand in a list, which is empty if there is no such command."""
+    return [command.name for command in COMMANDS if command.name == requested(arguments)]

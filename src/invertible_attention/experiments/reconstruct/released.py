@@ -23,10 +23,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ...flows import Residual
+from ...lipschitz import constrain_by_estimate
+from ...residual import Residual
 from ...solvers import FixedPoint, Solution
 
-__all__ = ["EstimatedNormConstraint", "ReleasedAttention", "ReleasedBranch", "SignedWeights"]
+__all__ = ["ReleasedAttention", "ReleasedBranch", "SignedWeights"]
 
 ROW_SUM = 2 / 3
 INVERSE_STEPS = 50
@@ -34,42 +35,6 @@ COEFFICIENT = 0.9
 DOT_PRODUCT_VALUE_COEFFICIENT = 0.5
 POWER_ITERATIONS = 5
 REDUCTION = 4
-
-
-class EstimatedNormConstraint(nn.Module):
-    r"""Divides a matrix by :math:`\max(1, \hat\sigma / c)`, with :math:`\hat\sigma` from power iteration.
-
-    In training mode every evaluation first takes five steps from where the last one ended; in evaluation
-    mode the vectors stay as they are. The estimate is a lower one.
-
-    Args:
-        weight: the matrix, for its shape.
-        coefficient: :math:`c`.
-    """
-
-    left: Tensor
-    right: Tensor
-
-    def __init__(self, weight: Float[Tensor, "rows columns"], coefficient: float):
-        super().__init__()
-        self.coefficient = coefficient
-        rows, columns = weight.shape
-        self.register_buffer("left", nn.functional.normalize(torch.randn(rows), dim=0))
-        self.register_buffer("right", nn.functional.normalize(torch.randn(columns), dim=0))
-
-    def forward(self, weight: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        """Return the constrained matrix."""
-        if self.training:
-            with torch.no_grad():
-                left, right = self.left, self.right
-                for _ in range(POWER_ITERATIONS):
-                    right = nn.functional.normalize(weight.mT @ left, dim=0)
-                    left = nn.functional.normalize(weight @ right, dim=0)
-                self.left.copy_(left)
-                self.right.copy_(right)
-        # Copies: autograd keeps them while the next evaluation overwrites the buffers.
-        estimate = self.left.clone() @ weight @ self.right.clone()
-        return weight / (estimate / self.coefficient).clamp_min(1.0)
 
 
 class SignedWeights(NamedTuple):
@@ -180,7 +145,5 @@ def _constrained(
     inputs: int, outputs: int, coefficient: float = COEFFICIENT, *, bias: bool = True
 ) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, bias=bias)
-    parametrize.register_parametrization(
-        layer, "weight", EstimatedNormConstraint(layer.weight.detach(), coefficient)
-    )
+    constrain_by_estimate(layer, coefficient, n_power_iterations=POWER_ITERATIONS)
     return layer

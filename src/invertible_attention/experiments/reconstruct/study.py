@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ...flows import Residual, Sequential
+from ...lipschitz.local import local_lipschitz_estimate
 from ..data import to_pixels
 from ..metrics import mean_squared_error
 from .batches import evaluation_input
@@ -18,11 +20,10 @@ from .evaluation import finite
 from .network import block_of, make_solver
 from .released import ReleasedBranch
 
-__all__ = ["local_lipschitz", "picard_errors", "signed_weights", "solver_curves", "study"]
+__all__ = ["picard_errors", "signed_weights", "solver_curves", "study"]
 
 CURVE_EVALUATIONS = 100
 CURVE_TOLERANCE = 1e-7
-POWER_ITERATIONS = 30
 
 
 @torch.no_grad()
@@ -42,36 +43,19 @@ def study(
     squeeze, block = network[0], block_of(network)
     tokens = squeeze(x)
     bound = finite(block.lipschitz_bound())
+    with parametrize.cached():
+        local = local_lipschitz_estimate(_bound(block.branch), tokens)
+        curves, errors = solver_curves(block, block(tokens)), picard_errors(network, x)
     report = {
         "images": len(x),
         "lipschitz_bound": bound,
-        "local_lipschitz": _spread(local_lipschitz(_bound(block.branch), tokens)),
-        "solvers": solver_curves(block, block(tokens)),
-        "picard_mse": picard_errors(network, x),
+        "local_lipschitz": _spread(local),
+        "solvers": curves,
+        "picard_mse": errors,
     }
     if isinstance(block.branch, ReleasedBranch):
         report["weights"] = signed_weights(block.branch, tokens)
     return report
-
-
-def local_lipschitz(
-    branch: Callable[[Tensor], Tensor], x: Float[Tensor, "batch ..."], *, iterations: int = POWER_ITERATIONS
-) -> Float[Tensor, " batch"]:
-    """Estimate the branch's Lipschitz constant at every sample: the spectral norm of its Jacobian there.
-
-    Power iteration on :math:`J^T J`, a lower estimate that converges from below.
-    """
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(x.shape, generator=generator).to(x)
-    estimate = x.new_zeros(len(x))
-    with torch.enable_grad():
-        for _ in range(iterations):
-            direction = direction / _norms(direction)
-            image = torch.func.jvp(branch, (x,), (direction,))[1]
-            estimate = torch.maximum(estimate, _norms(image).flatten())
-            pull_back = torch.func.vjp(branch, x)[1]
-            (direction,) = pull_back(image)
-    return estimate.detach()
 
 
 def solver_curves(block: Residual, z: Float[Tensor, "batch ..."]) -> dict[str, Any]:
@@ -150,11 +134,6 @@ def _carried_on(trace: Float[Tensor, "evaluations batch"]) -> Float[Tensor, "eva
     for row in trace[1:]:
         carried.append(torch.where(row.isnan(), carried[-1], row))
     return torch.stack(carried)
-
-
-def _norms(x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-    norm = torch.linalg.vector_norm(x.flatten(1), dim=1).clamp_min(torch.finfo(x.dtype).tiny)
-    return norm.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _spread(values: Float[Tensor, " batch"]) -> dict[str, float | None]:

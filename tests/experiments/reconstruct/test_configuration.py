@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from invertible_attention.experiments.reconstruct.configuration import Cell, Configuration
+
+
+def test_the_defaults_are_the_papers_protocol() -> None:
+    protocol = Configuration.choose(dataset="cifar10")
+    assert (protocol.train_images, protocol.test_images, protocol.repeats) == (1000, 1000, 3)
+    assert (protocol.epochs, protocol.batch_size, protocol.learning_rate) == (100, 64, 0.003)
+    assert protocol.size == (32, 32)
+    assert protocol.coefficient == 0.9
+
+
+def test_full_size_images_are_trained_one_epoch_one_by_one() -> None:
+    protocol = Configuration.choose(dataset="celeba", size=(218, 178))
+    assert (protocol.epochs, protocol.batch_size) == (1, 1)
+    assert Configuration.choose(size=(218, 178), batch_size=64).batch_size == 64
+
+
+def test_quick_is_smaller_and_what_is_given_stays() -> None:
+    quick = Configuration.choose(quick=True)
+    assert quick.train_images < 1000
+    assert quick.repeats == 1
+    assert quick.epochs < 100
+    assert Configuration.choose(quick=True, epochs=7).epochs == 7
+    assert Configuration.choose(quick=True, size=(218, 178)).epochs == 1
+
+
+def test_cells_are_the_product_and_released_has_one_normalisation() -> None:
+    configuration = Configuration(
+        normalizations=("column", "row"), repeats=2, responses=("gaussian", "dot_product")
+    )
+    cells = list(configuration.cells())
+    assert len(cells) == len(set(cells)) == 2 * 2 * (2 + 2 + 1)
+    assert {cell.normalization for cell in cells if cell.constraint == "released"} == {"row"}
+    assert len({cell.folder for cell in cells}) == len(cells)
+    assert cells[0] == Cell("gaussian", "certified", "column", 1)
+    assert [configuration.seed_of(repeat) for repeat in (1, 2)] == [0, 1]
+
+
+def test_values_given_twice_count_once() -> None:
+    assert Configuration(responses=("gaussian", "gaussian")).responses == ("gaussian",)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("epochs", 0),
+        ("train_images", -1),
+        ("repeats", 0),
+        ("batch_size", 0),
+        ("micro_batch", 0),
+        ("coefficient", 1.0),
+        ("coefficient", 0.0),
+        ("coefficient", float("nan")),
+        ("learning_rate", 0.0),
+        ("tolerance", -1e-6),
+        ("size", (33, 32)),
+        ("size", (10, 32)),
+    ],
+)
+def test_what_is_out_of_range_is_named(setting: str, value: Any) -> None:
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    with pytest.raises(ValueError, match=rf"{setting} must be .*got {shown}"):
+        Configuration(**{setting: value})
+
+
+def test_settings_survive_json() -> None:
+    configuration = Configuration.choose(dataset="svhn", size=(218, 178), title="x")
+    values = json.loads(json.dumps(configuration.to_json()))
+    assert Configuration(**values) == configuration

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from invertible_attention.experiments.published import RESPONSES, TABLE_2, TABLE_5
+from invertible_attention.experiments.reconstruct.findings import headline, released_findings
+from invertible_attention.experiments.reconstruct.report import write_report
+
+from .conftest import Finished
+
+pytestmark = pytest.mark.slow
+
+
+class Page(HTMLParser):
+    """Collects the text, the table cells and the addresses of a page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.addresses: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag == "img":
+            self.images.append(named)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def page(finished: Finished) -> Page:
+    return Page(finished.folder / "report.html")
+
+
+def relabelled(finished: Finished, dataset: str, size: list[int], title: str | None = None) -> dict[str, Any]:
+    """The same measurements as if they had been made on another dataset."""
+    from invertible_attention.experiments.published import reconstruction_table
+
+    results = json.loads(json.dumps(finished.results))
+    results["configuration"] |= {"dataset": dataset, "size": size, "title": title}
+    table = reconstruction_table(dataset, (size[0], size[1]))
+    assert table is not None
+    results["published"] = {"table": table[0], "rows": {k: v._asdict() for k, v in table[1].items()}}
+    results["data"] = {"title": title or dataset, "size": size}
+    return results
+
+
+def test_the_page_needs_nothing_else(page: Page) -> None:
+    assert page.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+
+
+def test_every_response_and_constraint_has_its_numbers(page: Page) -> None:
+    for title in RESPONSES.values():
+        rows = [row for row in page.rows if row and row[0] == title]
+        assert len(rows) == 1 + 5  # the table of errors, then one row per constraint and normalisation
+        assert len(rows[0]) == 1 + 3 * 5
+
+
+def test_figures_are_described_and_stored(page: Page, finished: Finished) -> None:
+    assert len(page.images) == 5
+    assert all(image["alt"] for image in page.images)
+    stored = sorted(path.name for path in (finished.folder / "figures").iterdir())
+    assert stored == [
+        "histogram.png",
+        "iterations.png",
+        "latents.png",
+        "reconstructions.png",
+        "residuals.png",
+    ]
+    for name in stored:
+        with Image.open(finished.folder / "figures" / name) as image:
+            assert min(image.size) > 300
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size", "table", "rows"),
+    [
+        ("cifar10", [32, 32], "Table 2", TABLE_2["cifar10"]),
+        ("svhn", [32, 32], "Table 2", TABLE_2["svhn"]),
+        ("celeba", [218, 178], "Table 5", TABLE_5),
+    ],
+)
+def test_published_numbers_stand_beside_ours(
+    finished: Finished, dataset: str, size: list[int], table: str, rows: dict
+) -> None:
+    write_report(finished.folder, relabelled(finished, dataset, size))
+    page = Page(finished.folder / "report.html")
+    assert table in page.text
+    for response, published in rows.items():
+        row = next(row for row in page.rows if row and row[0] == RESPONSES[response])
+        assert row[3] == f"{published.v_score:.1f}"
+        assert row[2] == f"{published.ssim:.3f}"
+        assert len(row) == 1 + 3 * 6
+    write_report(finished.folder, finished.results)
+
+
+def test_images_that_stand_in_are_called_by_their_name(finished: Finished) -> None:
+    title = "Holiday photographs in CelebA's format"
+    write_report(finished.folder, relabelled(finished, "celeba", [32, 32], title))
+    page = Page(finished.folder / "report.html")
+    write_report(finished.folder, finished.results)
+    assert f"reconstruction of {title}" in page.text
+    assert "published numbers are for another dataset" in page.text
+
+
+def test_titles_are_text_not_markup(finished: Finished) -> None:
+    write_report(finished.folder, relabelled(finished, "celeba", [32, 32], "<script>alert(1)</script>"))
+    html = (finished.folder / "report.html").read_text()
+    write_report(finished.folder, finished.results)
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_findings_are_made_of_the_measured_numbers(finished: Finished) -> None:
+    sentences = released_findings(finished.results)
+    dot = next(sentence for sentence in sentences if sentence.startswith("Dot-product:"))
+    cells = [
+        cell
+        for cell in finished.results["cells"]
+        if cell["constraint"] == "released" and cell["response"] == "dot_product"
+    ]
+    negative = sum(cell["study"]["weights"]["negative_share"] for cell in cells) / len(cells)
+    assert f"{100 * negative:.1f} % of the trained network's weights are negative" in dot
+    assert "V-score 100 %" in headline(finished.results)
+
+
+def test_without_the_released_code_there_is_nothing_to_explain(finished: Finished) -> None:
+    cells = [cell for cell in finished.results["cells"] if cell["constraint"] != "released"]
+    assert released_findings(finished.results | {"cells": cells}) == []
+
+
+def test_a_failing_certificate_is_not_hidden(finished: Finished) -> None:
+    results = json.loads(json.dumps(finished.results))
+    cell = next(cell for cell in results["cells"] if cell["constraint"] == "certified")
+    cell["reconstruction"]["v_score"] = 83.0
+    assert "83.0 % at least" in headline(results)

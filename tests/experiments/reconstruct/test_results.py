@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import torch
+
+from invertible_attention.experiments.reconstruct.results import Group, groups, histogram, kinds
+
+
+def cell(constraint: str, repeat: int, mse: float | None, **study: float) -> dict:
+    return {
+        "response": "dot_product",
+        "constraint": constraint,
+        "normalization": "column",
+        "repeat": repeat,
+        "reconstruction": {
+            "mse": mse,
+            "ssim": 0.9,
+            "v_score": 50.0 + repeat,
+            "non_finite": 0 if mse is not None else 3,
+        },
+        "study": {"local_lipschitz": {"largest": study.get("largest", 0.5)}},
+    }
+
+
+def test_the_histogram_counts_every_image_once() -> None:
+    mse = torch.tensor([0.0, 1e-20, 1.5e-3, 2e-3, 9.9, 1e9, float("inf"), float("nan")])
+    counted = histogram(mse)
+    counts, edges = counted["counts"], counted["log10_edges"]
+    assert sum(counts) == 6
+    assert counted["non_finite"] == 2
+    assert counts[0] == 2
+    assert counts[-1] == 1
+    by_edge = dict(zip(edges, counts, strict=False))
+    assert by_edge[-3.0] == 2  # 1e-3 … 10^-2.5
+    assert by_edge[0.5] == 1  # 10^0.5 … 10
+    assert len(edges) == len(counts) + 1
+
+
+def test_repeats_are_summarised_together_and_ours_comes_last() -> None:
+    results = {"cells": [cell("certified", 1, 1e-9), cell("released", 1, 5.0), cell("certified", 2, 3e-9)]}
+    (entries,) = groups(results).values()
+    assert [(group.constraint, len(group.cells)) for group in entries] == [("released", 1), ("certified", 2)]
+    assert kinds(results) == ["released", "certified, column"]
+    certified = entries[1]
+    assert certified.mse == "2.00 × 10⁻⁹ ± 1.4 × 10⁻⁹"
+    assert certified.v_score == "51.5 ± 0.7"
+    assert entries[0].mse == "5"
+
+
+def test_a_mean_that_is_not_finite_says_so() -> None:
+    group = Group("dot_product", "released", "row", (cell("released", 1, None), cell("released", 2, 5.0)))
+    assert group.mse == "∞ (3 images)"
+    assert group.non_finite == 3
+
+
+def test_the_worst_local_constant_counts() -> None:
+    cells = (cell("released", 1, 1.0, largest=2.5), cell("released", 2, 1.0, largest=30.0))
+    assert Group("dot_product", "released", "row", cells).local_lipschitz == "30"

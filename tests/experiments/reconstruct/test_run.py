@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from invertible_attention.experiments.errors import ExperimentError
+from invertible_attention.experiments.reconstruct import run as run_module
+from invertible_attention.experiments.reconstruct.configuration import Configuration
+from invertible_attention.experiments.reconstruct.network import block_of, build_network
+from invertible_attention.experiments.reconstruct.results import SCHEMA
+
+from .conftest import TINY, Finished, start
+
+pytestmark = pytest.mark.slow
+
+SMALL = replace(TINY, responses=("gaussian", "dot_product"), constraints=("certified", "released"), repeats=1)
+
+CELL = {
+    "response": str,
+    "constraint": str,
+    "normalization": str,
+    "repeat": int,
+    "seed": int,
+    "images": str,
+    "training": {"steps": int, "first_loss": float, "last_loss": float, "seconds": float},
+    "reconstruction": {
+        "images": int,
+        "mse": float | None,
+        "mse_median": float | None,
+        "mse_max": float | None,
+        "mse_clamped": float,
+        "ssim": float,
+        "v_score": float,
+        "v_score_clamped": float,
+        "non_finite": int,
+        "histogram": {"log10_edges": list, "counts": list, "non_finite": int},
+    },
+    "inverse": {
+        "evaluations_mean": float,
+        "evaluations_max": int,
+        "converged_share": float,
+        "residual_median": float | None,
+        "residual_max": float | None,
+        "error_max": float | None,
+        "error_bound_max": float | None,
+        "error_bound_holds_share": float | None,
+        "seconds": float,
+    },
+    "study": {
+        "images": int,
+        "lipschitz_bound": float | None,
+        "local_lipschitz": {"median": float | None, "largest": float | None, "above_one_share": float},
+        "solvers": {
+            name: {"median": list, "largest": list} for name in ("anderson", "picard", "newton-krylov")
+        },
+        "picard_mse": {"median": list, "largest": list},
+    },
+    "run": {"time": str, "commit": str | None, "versions": dict, "machine": dict, "seconds": float},
+}
+
+
+def check(value: Any, schema: Any, path: str = "cell") -> None:
+    if isinstance(schema, dict):
+        assert set(value) >= set(schema), path
+        for name, inner in schema.items():
+            check(value[name], inner, f"{path}.{name}")
+    else:
+        assert isinstance(value, schema), f"{path} is {value!r}"
+
+
+def strip(result: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what may differ between two equal runs: time, machine, seconds."""
+    plain = json.loads(json.dumps(result))
+    del plain["run"], plain["training"]["seconds"], plain["inverse"]["seconds"]
+    return plain
+
+
+def test_results_json_has_its_schema(finished: Finished) -> None:
+    stored = json.loads((finished.folder / "results.json").read_text(), parse_constant=pytest.fail)
+    assert stored == finished.results
+    assert stored["schema"] == SCHEMA
+    assert Configuration(**stored["configuration"]) == TINY
+    assert len(stored["cells"]) == 2 * (2 + 2 + 1) * 4
+    assert len(stored["summary"]) == (2 + 2 + 1) * 4
+    assert stored["published"] is None
+    assert stored["data"]["title"] == "Photographs of scikit-image and scikit-learn"
+    for cell in stored["cells"]:
+        check(cell, CELL)
+        assert cell["reconstruction"]["images"] == TINY.test_images
+        assert sum(cell["reconstruction"]["histogram"]["counts"]) == TINY.test_images
+
+
+def test_certified_networks_reconstruct_every_image(finished: Finished) -> None:
+    certified = [cell for cell in finished.results["cells"] if cell["constraint"] == "certified"]
+    for cell in certified:
+        assert cell["reconstruction"]["v_score"] == 100.0
+        assert cell["reconstruction"]["mse"] < 1e-4
+        assert cell["inverse"]["converged_share"] == 1.0
+        assert cell["inverse"]["evaluations_mean"] <= 14
+        assert cell["inverse"]["error_bound_holds_share"] == 1.0
+        assert cell["study"]["local_lipschitz"]["largest"] <= cell["study"]["lipschitz_bound"] <= 0.9
+
+
+def test_released_networks_do_fifty_steps_and_promise_nothing(finished: Finished) -> None:
+    released = [cell for cell in finished.results["cells"] if cell["constraint"] == "released"]
+    for cell in released:
+        assert cell["inverse"]["evaluations_mean"] == 50
+        assert cell["study"]["lipschitz_bound"] is None
+        assert cell["inverse"]["error_bound_max"] is None
+        weights = cell["study"]["weights"]
+        signed = cell["response"] in ("dot_product", "concatenation")
+        assert signed or weights["negative_share"] == 0
+        assert signed or math.isclose(weights["cancellation_largest"], 1, rel_tol=1e-5)
+        assert weights["cancellation_largest"] is None or weights["cancellation_largest"] >= 1 - 1e-5
+
+
+def test_repeats_have_their_own_seed_and_images(finished: Finished) -> None:
+    pairs: dict[tuple, list[dict]] = {}
+    for cell in finished.results["cells"]:
+        pairs.setdefault((cell["response"], cell["constraint"], cell["normalization"]), []).append(cell)
+    for first, second in pairs.values():
+        assert (first["seed"], second["seed"]) == (0, 1)
+        assert first["images"] != second["images"]
+        assert first["training"]["last_loss"] != second["training"]["last_loss"]
+
+
+def test_checkpoints_are_the_networks_that_were_measured(finished: Finished) -> None:
+    cell = next(TINY.cells())
+    folder = finished.folder / "cells" / cell.folder
+    network = build_network(cell, TINY, seed=99).eval()
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    stored = load_file(folder / "images.safetensors")
+    with torch.no_grad():
+        z = network(stored["original"])
+        back = network[0].inverse(block_of(network).solve_inverse(z).value)
+    torch.testing.assert_close(network[0].inverse(z), stored["latent"])
+    torch.testing.assert_close(back, stored["reconstruction"], rtol=0, atol=1e-5)
+
+
+def test_the_terminal_gets_a_table_and_the_reports_path(finished: Finished) -> None:
+    assert "V-score" in finished.printed
+    assert finished.printed.rstrip().endswith("report.html")
+
+
+def test_no_training_checkpoint_is_left(finished: Finished) -> None:
+    assert not list(finished.folder.rglob("*.ckpt"))
+    assert not [path for path in finished.folder.rglob(".*") if path.name != ".lock"]
+
+
+class Interruption(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return [strip(cell) for cell in start(folder, SMALL).results["cells"]]
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "study", "write_report"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_resumed_run_gives_the_results_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict], stage: str, call: int
+) -> None:
+    original, calls = getattr(run_module, stage), 0
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == min(call, 1 if stage == "write_report" else call):
+            raise Interruption
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(run_module, stage, interrupted)
+    with pytest.raises(Interruption):
+        start(tmp_path / "run", SMALL)
+    monkeypatch.undo()
+    resumed = start(tmp_path / "run", SMALL, resume=True)
+    assert [strip(cell) for cell in resumed.results["cells"]] == whole
+
+
+def test_a_run_killed_within_an_epoch_goes_on_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict]
+) -> None:
+    from invertible_attention.experiments.reconstruct.training import TrainingRun
+
+    step, steps = TrainingRun.training_step, []
+
+    def stop_at_the_fourth(self: TrainingRun, batch: torch.Tensor, index: int) -> None:
+        steps.append(index)
+        if len(steps) == 4:
+            raise Interruption
+        step(self, batch, index)
+
+    monkeypatch.setattr(TrainingRun, "training_step", stop_at_the_fourth)
+    with pytest.raises(Interruption):
+        start(tmp_path / "run", SMALL)
+    assert len(list((tmp_path / "run").rglob("training.ckpt"))) == 1
+    steps.clear()
+    monkeypatch.setattr(
+        TrainingRun,
+        "training_step",
+        lambda self, batch, index: (steps.append(index), step(self, batch, index))[1],
+    )
+    resumed = start(tmp_path / "run", SMALL, resume=True)
+    assert [strip(cell) for cell in resumed.results["cells"]] == whole
+    total = sum(cell["training"]["steps"] for cell in whole)
+    assert len(steps) == total - 3
+
+
+def test_finished_cells_are_not_done_again(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "train", pytest.fail)
+    again = start(finished.folder, resume=True)
+    assert again.results["cells"] == finished.results["cells"]
+
+
+def test_data_that_changed_are_noticed(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = run_module.draw_images
+
+    def other(*arguments: Any, **options: Any) -> Any:
+        images = draw(*arguments, **options)
+        images.test[0, 0, 0, 0] ^= 1
+        return images
+
+    monkeypatch.setattr(run_module, "draw_images", other)
+    with pytest.raises(ExperimentError, match="made from other images"):
+        start(finished.folder, resume=True)
+
+
+def test_another_configuration_is_refused_and_nothing_is_lost(finished: Finished) -> None:
+    before = (finished.folder / "results.json").read_bytes()
+    with pytest.raises(ExperimentError, match="epochs was 2, now 3"):
+        start(finished.folder, replace(TINY, epochs=3), resume=True)
+    assert (finished.folder / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_parts_of_a_batch_give_the_same_results(tmp_path: Path, whole: list[dict], micro_batch: int) -> None:
+    parts = start(tmp_path / "run", replace(SMALL, micro_batch=micro_batch)).results["cells"]
+    for cell, expected in zip(parts, whole, strict=True):
+        assert cell["training"]["last_loss"] == pytest.approx(expected["training"]["last_loss"], rel=1e-4)
+        assert cell["reconstruction"]["v_score"] == expected["reconstruction"]["v_score"]

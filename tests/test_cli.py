@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from invertible_attention.cli import main
+from invertible_attention.cli.arguments import split_lists
+from invertible_attention.cli.commands import COMMANDS
+
+
+@pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+
+
+def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Run a command that must fail with one line on standard error; return its status and the line."""
+    status = main(arguments)
+    captured = capsys.readouterr()
+    assert status != 0
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("invertible-attention: error: ")
+    assert "Traceback" not in captured.err + captured.out
+    return status, captured.err
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in COMMANDS:
+        assert command.name in shown
+        assert command.help.split(".")[0][:40] in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_help(command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command.name, "--help"]) == 0
+    assert "Usage: invertible-attention" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"invertible-attention {version('invertible-attention')}\n"
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "reconstruct" in capsys.readouterr().out
+
+
+def test_help_imports_no_experiment() -> None:
+    program = (
+        "import sys; from invertible_attention.cli import main; main(['--help']);"
+        "loaded = {name.partition('.')[0] for name in sys.modules};"
+        "sys.exit(bool(loaded & {'lightning', 'datasets', 'matplotlib', 'torchmetrics', 'skimage', 'sklearn'}))"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_runs_as_a_module() -> None:
+    arguments = [sys.executable, "-m", "invertible_attention", "--version"]
+    finished = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert finished.stdout.startswith("invertible-attention ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs"),
+        (["--epochs", "many"], "--epochs"),
+        (["--responses", "gauss"], "'gauss' is not one of"),
+        (["--responses", "gaussian,softmax"], "'softmax' is not one of"),
+        (["--constraints", "certified", "loose"], "'loose' is not one of"),
+        (["--dataset", "imagenet"], "'imagenet' is not one of"),
+        (["--size", "33", "32"], "size must be two even numbers of at least 12, got 33 32"),
+        (["--size", "32"], "--size"),
+        (["--responses"], "--responses"),
+        (["--coefficient", "1.5"], "coefficient must be between 0 and 1, got 1.5"),
+        (["--seed", "-1"], "--seed"),
+        (["--resume", "--overwrite"], "give one of them"),
+        (["--colour", "red"], "--colour"),
+        (["extra"], "extra"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    status, line = fail(capsys, "reconstruct", *arguments)
+    assert status == 2
+    assert message in line
+    assert "see invertible-attention reconstruct --help" in line
+
+
+def test_a_mistyped_command_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
+    status, line = fail(capsys, "reconstrct")
+    assert status == 2
+    assert "reconstruct" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data-dir", "/nowhere/at/all"], "there is no folder /nowhere/at/all"),
+        (["--device", "warp"], "there is no device 'warp'"),
+        (["--dataset", "folder"], "needs --data-dir"),
+    ],
+)
+def test_failures_are_one_clear_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    status, line = fail(capsys, "reconstruct", "--output", str(tmp_path / "out"), *arguments)
+    assert status == 1
+    assert message in line
+
+
+def test_an_output_that_cannot_be_written_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    status, line = fail(capsys, "reconstruct", "--output", str(tmp_path / "file" / "out"))
+    assert status == 1
+    assert "cannot write to" in line
+
+
+def test_a_damaged_image_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(b"not a picture")
+    arguments = [
+        "--dataset",
+        "folder",
+        "--data-dir",
+        str(tmp_path),
+        "--train-images",
+        "3",
+        "--test-images",
+        "3",
+    ]
+    status, line = fail(capsys, "reconstruct", "--output", str(tmp_path / "out"), *arguments)
+    assert status == 1
+    assert ".png cannot be read as an image" in line
+
+
+def test_a_missing_package_names_the_extra(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "invertible_attention.experiments.reconstruct.run", None)
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    for name in [
+        name for name in sys.modules if name.startswith("invertible_attention.experiments.reconstruct.run")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [
+        name for name in sys.modules if name.startswith("invertible_attention.experiments.training")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    status, line = fail(capsys, "reconstruct", "--output", str(tmp_path))
+    assert status == 1
+    assert "needs the package 'lightning': pip install \"invertible-attention[experiments]\"" in line
+
+
+def test_without_typer_the_command_line_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "typer", None)
+    status, line = fail(capsys, "--help")
+    assert status == 1
+    assert "needs the package 'typer'" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--a", "x", "y"], ["--a", "x", "--a", "y"]),
+        (["--a", "x,y", "--b", "1"], ["--a", "x", "--a", "y", "--b", "1"]),
+        (["--a=x,y"], ["--a", "x", "--a", "y"]),
+        (["--b", "x", "y"], ["--b", "x", "y"]),
+        (["--a", "x", "-o", "y"], ["--a", "x", "-o", "y"]),
+        (["--a"], ["--a"]),
+        (["--a", "--b", "x"], ["--a", "--b", "x"]),
+    ],
+)
+def test_lists_take_several_values(given: list[str], expected: list[str]) -> None:
+    assert split_lists(given, {"--a"}) == expected
+
+
+@pytest.mark.slow
+def test_a_run_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = [
+        *("reconstruct", "--quick", "--output", str(tmp_path / "run")),
+        *("--responses", "concatenation", "--constraints", "certified", "released", "--size", "12", "12"),
+        *("--train-images", "8", "--test-images", "4", "--epochs", "1", "--device", "cpu"),
+    ]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "report.html" in captured.out
+    assert (tmp_path / "run" / "results.json").is_file()
+    status, line = fail(capsys, *arguments)
+    assert status == 1
+    assert "--resume goes on with it" in line
+    assert main([*arguments, "--resume"]) == 0
+    assert main([*arguments, "--overwrite"]) == 0
