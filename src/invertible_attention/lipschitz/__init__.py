@@ -3,11 +3,14 @@
 A name with ``upper_bound`` is never below the truth, a name with ``estimate`` never above it.
 """
 
+from invertible_attention.lipschitz.adversarial import AdversarialLipschitz, adversarial_lipschitz
+from invertible_attention.lipschitz.audit import audit
 from invertible_attention.lipschitz.convolution import (
     convolution_norm_estimate,
     convolution_norm_upper_bound,
     convolution_power_iteration,
 )
+from invertible_attention.lipschitz.local import local_lipschitz_estimate, smallest_stretch_estimate
 from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound
 from invertible_attention.lipschitz.norms import (
     log_spectral_norm_upper_bound,
@@ -21,18 +24,28 @@ from invertible_attention.lipschitz.parametrize import (
     constrain,
     constrain_by_estimate,
 )
+from invertible_attention.lipschitz.preimage import SecondPreimage, find_second_preimage
+from invertible_attention.lipschitz.report import AuditReport
 
 __all__ = [
+    "AdversarialLipschitz",
+    "AuditReport",
+    "SecondPreimage",
     "SpectralNormBound",
     "SpectralNormEstimate",
+    "adversarial_lipschitz",
+    "audit",
     "constrain",
     "constrain_by_estimate",
     "convolution_norm_estimate",
     "convolution_norm_upper_bound",
     "convolution_power_iteration",
+    "find_second_preimage",
     "lipschitz_upper_bound",
+    "local_lipschitz_estimate",
     "log_spectral_norm_upper_bound",
     "power_iteration",
+    "smallest_stretch_estimate",
     "spectral_norm_estimate",
     "spectral_norm_upper_bound",
 ]

@@ -44,8 +44,9 @@ def find_second_preimage(
     *,
     tolerance: float,
     separation: float = 0.01,
-    iterations: int = 40,
+    iterations: int = 100,
     products: int = 20,
+    budget: int = 2000,
 ) -> SecondPreimage:
     r"""Look for :math:`x' \neq x` with :math:`f(x') = f(x)`.
 
@@ -60,8 +61,9 @@ def find_second_preimage(
         starts: Where to start, tried one after another until a sample is settled.
         tolerance: Largest relative residual that counts as the same output.
         separation: Smallest distance that counts as another input, relative to ``1 + ‖x‖``.
-        iterations: Steps per start.
-        products: Conjugate gradient steps per step.
+        iterations: Most steps per start; it is given up sooner where ten steps gain less than a tenth.
+        products: Most conjugate gradient steps per step, each one product with the Jacobian and its transpose.
+        budget: Most conjugate gradient steps in all; one start gets at most a quarter of it.
 
     References:
         Farrell, Birkisson, Funke 2015, *Deflation techniques for finding distinct solutions*.
@@ -73,13 +75,14 @@ def find_second_preimage(
     scale = 1 + norm(z)
     point = x.clone()
     distance = torch.full_like(radius, torch.nan)
-    residual = distance.clone()
+    residual, spent = distance.clone(), 0
     for start in starts:
         left = torch.nonzero(distance.isnan() & (scale.isfinite())).flatten()
-        if not len(left):
+        if not len(left) or spent >= budget:
             break
         problem = _Deflated(lambda y, index=left: function(y, index), x[left], z[left], radius[left])
-        y, error = problem.minimize(start[left], tolerance * scale[left], iterations, products)
+        y, error = problem.minimize(start[left], tolerance * scale[left], iterations, products, budget // 4)
+        spent += problem.spent
         apart = norm(y - x[left])
         same = (error <= tolerance * scale[left]) & (apart > radius[left])
         index = left[same]
@@ -93,21 +96,28 @@ class _Deflated:
 
     def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, radius: Tensor) -> None:
         self.function, self.x, self.z, self.radius = function, x, z, radius
+        self.spent = 0
 
     def weight(self, y: Tensor) -> Tensor:
         return 1 + (10 * self.radius / norm(y - self.x)) ** 2
 
     def minimize(
-        self, y: Tensor, goal: Tensor, iterations: int, products: int
+        self, y: Tensor, goal: Tensor, iterations: int, products: int, budget: int
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the last iterate and the norm of its (undeflated) residual."""
         y = self._pushed_out(y)
         damping = torch.full_like(goal, 1e-2)
-        for _ in range(iterations):
+        checked = torch.full_like(goal, torch.inf)
+        for iteration in range(iterations):
             jacobian = Jacobian(self.function, y)
             r = jacobian.value - self.z
-            if bool((norm(r) <= goal).all()):
+            if self.spent >= budget or bool((norm(r) <= goal).all()):
                 break
+            if iteration % 10 == 0:
+                height = norm(r) * self.weight(y)
+                if not bool(((height < 0.9 * checked) & (norm(r) > goal)).any()):
+                    break
+                checked = height
             step = self._step(jacobian, y, r, damping, products)
             trial = y + step
             with torch.no_grad():
@@ -135,6 +145,7 @@ class _Deflated:
         weight_r = per_sample(self.weight(y), r)
 
         def apply(v: Tensor) -> Tensor:
+            self.spent += 1
             return weight_r * jacobian.apply(v) + r * per_sample(inner(slope, v), r)
 
         def transpose(u: Tensor) -> Tensor:
@@ -150,7 +161,10 @@ def _conjugate_gradients(operator: Callable[[Tensor], Tensor], b: Tensor, steps:
     solution, residual, direction = torch.zeros_like(b), b, b
     square = inner(b, b)
     tiny = torch.finfo(square.dtype).tiny
+    goal = 1e-4 * square
     for _ in range(steps):
+        if not bool((square > goal).any()):
+            break
         image = operator(direction)
         length = square / inner(direction, image).clamp_min(tiny)
         solution = solution + per_sample(length, b) * direction

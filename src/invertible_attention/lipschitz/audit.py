@@ -1,0 +1,294 @@
+"""Is a module really invertible, measured: what it promises, what it does, and what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from invertible_attention.bijection import Bijection
+from invertible_attention.lipschitz.jacobian import norm, per_sample
+from invertible_attention.lipschitz.local import local_lipschitz_estimate, smallest_stretch_estimate
+from invertible_attention.lipschitz.preimage import SecondPreimage, find_second_preimage
+from invertible_attention.lipschitz.report import AuditReport
+
+__all__ = ["audit"]
+
+Batch = Float[Tensor, "batch *event"]
+
+
+def audit(
+    module: nn.Module,
+    x: Batch,
+    *,
+    context: Tensor | None = None,
+    tolerance: float | None = None,
+    steps: int = 20,
+    search: bool | None = None,
+    seed: int = 0,
+) -> AuditReport:
+    """Measure whether a module is invertible at some inputs, and whether it keeps its promises.
+
+    Per sample: the round trip through ``forward`` and ``inverse``; whether the inverse's answer solves the
+    equation, and what the module says of it; the local Lipschitz constant of the residual branch against its
+    certificate; the smallest stretch; and a search for a second input with the same output. A map without a
+    guarantee can have one, then no solver recovers the input, and the report says so.
+
+    Works on any module with ``forward(x)`` and ``inverse(z)``, each returning a tensor or a tuple that starts
+    with one. More is measured where it has ``solve_inverse(z)`` returning a
+    :class:`~invertible_attention.Solution`, or ``lipschitz_bound()``; of a composition of bijections, every
+    block that has one is measured. The module is audited in evaluation mode and left as it was.
+
+    Args:
+        module: The module. Samples must not depend on each other.
+        x: Inputs.
+        context: Passed on as second argument, if given.
+        tolerance: Relative error up to which an input counts as recovered; default ``√eps`` of the precision.
+        steps: Krylov steps of the estimates.
+        search: Whether to look for second preimages; by default only where no certificate excludes them.
+        seed: Seed of the random directions.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If ``x`` is not a non-empty floating point batch, or the module lacks an inverse.
+
+    Example:
+        >>> class Halve(nn.Module):
+        ...     def forward(self, x):
+        ...         return x / 2
+        ...
+        ...     def inverse(self, z):
+        ...         return z * 2
+        >>> report = audit(Halve(), torch.ones(2, 3))
+        >>> report.passed, report.recovered
+        (True, [0, 1])
+    """
+    if not x.is_floating_point() or x.ndim < 2 or len(x) == 0:
+        raise ValueError(
+            f"expected a non-empty floating point batch (B, ...), got {x.dtype} of shape {tuple(x.shape)}"
+        )
+    if not callable(getattr(module, "inverse", None)):
+        raise ValueError(f"{type(module).__name__} has no inverse to audit")
+    args = () if context is None else (context,)
+    function = _Function(module, x.dtype, args)
+    generator = torch.Generator().manual_seed(seed)
+    with _evaluation_mode(module), torch.no_grad():
+        blocks, z = _trace(function, x.detach())
+        inversion = _invert(module, z.to(x.dtype), args, x)
+        x, answer = function.working(x.detach()), function.working(inversion.value)
+        estimate, exceeds, certificate = _measure(blocks, len(x), steps, generator)
+        stretch, direction = smallest_stretch_estimate(function, x, steps=steps, generator=generator)
+        search = certificate >= 1 if search is None else search
+        if search:
+            preimage = _search(function, x, answer, direction, generator)
+        else:
+            preimage = SecondPreimage(
+                x, torch.full_like(stretch, torch.nan), torch.full_like(stretch, torch.nan)
+            )
+        error, residual = answer - x, function(answer) - z
+    report = AuditReport(
+        module=type(module).__name__,
+        event_shape=tuple(x.shape[1:]),
+        dtype=str(function.dtype).removeprefix("torch."),
+        tolerance=torch.finfo(function.dtype).eps ** 0.5 if tolerance is None else tolerance,
+        certificate=certificate,
+        absolute_error=error.abs().flatten(1).amax(1),
+        relative_error=norm(error) / norm(x).clamp_min(torch.finfo(x.dtype).tiny),
+        residual=norm(residual) / (1 + norm(z)),
+        converged=inversion.converged,
+        evaluations=inversion.evaluations,
+        error_bound=inversion.error_bound,
+        inverse_errors=inversion.errors,
+        lipschitz_estimate=estimate,
+        exceeds_certificate=exceeds,
+        smallest_stretch=stretch,
+        second_preimage_distance=preimage.distance,
+        second_preimage_residual=preimage.residual,
+        second_preimage=preimage.point,
+        searched=search,
+    )
+    return report.cpu()
+
+
+class _Function:
+    """The module's map, taking and returning ``float32`` or better whatever precision the module has."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, args: tuple[Tensor, ...] = ()) -> None:
+        self.module, self.dtype, self.args = module, dtype, args
+
+    def working(self, x: Tensor) -> Tensor:
+        return x.to(torch.promote_types(self.dtype, torch.float32))
+
+    def __call__(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        args = self.args if index is None else tuple(arg[index] for arg in self.args)
+        return self.working(_first(self.module(x.to(self.dtype), *args)))
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Return ``f(x) − x``."""
+        return self(x) - x
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A residual block as it was met in the forward pass."""
+
+    function: _Function
+    x: Tensor
+    bound: float
+
+
+@dataclass
+class _Inversion:
+    """What the module's inverse returned, and what it said about it."""
+
+    value: Tensor
+    converged: Tensor | None = None
+    evaluations: Tensor | None = None
+    error_bound: Tensor | None = None
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+def _trace(function: _Function, x: Tensor) -> tuple[list[_Block], Tensor]:
+    """Return the residual blocks with the inputs they see, and the module's output."""
+    module, blocks = function.module, []
+
+    def record(block: nn.Module, args: tuple[Any, ...]) -> None:
+        args = tuple(arg for arg in args if arg is not None)
+        part = _Function(block, args[0].dtype, args[1:])
+        blocks.append(_Block(part, part.working(args[0]), _certificate(block)))
+
+    # first of all, so that whatever sets itself from its first batch has done so before it is asked
+    z = function(x)
+    inner = [] if _certificate(module) < torch.inf else list(_residual_blocks(module))
+    if inner:
+        handles = [block.register_forward_pre_hook(record) for block in inner]
+        try:
+            function(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+    elif z.shape == x.shape:
+        blocks.append(_Block(function, function.working(x), _certificate(module)))
+    return blocks, z
+
+
+def _residual_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the outermost bijections inside a bijection that bound their own branch."""
+    if isinstance(module, Bijection) and not hasattr(module, "lipschitz_bound"):
+        for child in module.children():
+            yield from _blocks_below(child)
+
+
+def _blocks_below(module: nn.Module) -> Iterator[nn.Module]:
+    if isinstance(module, Bijection) and hasattr(module, "lipschitz_bound"):
+        yield module
+    elif isinstance(module, (Bijection, nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+        for child in module.children():
+            yield from _blocks_below(child)
+
+
+def _certificate(module: nn.Module) -> float:
+    if not callable(getattr(module, "lipschitz_bound", None)):
+        return torch.inf
+    bounded: Any = module
+    return float(bounded.lipschitz_bound())
+
+
+def _measure(
+    blocks: list[_Block], size: int, steps: int, generator: torch.Generator
+) -> tuple[Tensor | None, Tensor, float]:
+    """Return the largest local Lipschitz constant, where a block exceeds its bound, and the largest bound."""
+    estimate, exceeds = None, torch.zeros(size, dtype=torch.bool)
+    for block in blocks:
+        local = local_lipschitz_estimate(block.function.branch, block.x, steps=steps, generator=generator)
+        # f(x) − x is known to the precision of f(x) only
+        margin = torch.finfo(block.function.dtype).eps ** 0.5 * (1 + block.bound)
+        exceeds = exceeds.to(local.device) | (local > block.bound + margin)
+        local = local.double()
+        estimate = local if estimate is None else torch.maximum(estimate, local)
+    return estimate, exceeds, max((block.bound for block in blocks), default=torch.inf)
+
+
+def _invert(module: nn.Module, z: Tensor, args: tuple[Tensor, ...], x: Tensor) -> _Inversion:
+    solve = getattr(module, "solve_inverse", None)
+    if callable(solve):
+        solution: Any = solve(z, *args)
+        inversion = _Inversion(
+            solution.value, solution.converged, solution.evaluations, getattr(solution, "error_bound", None)
+        )
+    else:
+        inversion = _invert_whole_or_each(module, z, args, x)
+    if inversion.value.shape != x.shape:
+        raise ValueError(
+            f"the inverse of {type(module).__name__} returned shape {tuple(inversion.value.shape)} "
+            f"for inputs of shape {tuple(x.shape)}"
+        )
+    return inversion
+
+
+def _invert_whole_or_each(module: nn.Module, z: Tensor, args: tuple[Tensor, ...], x: Tensor) -> _Inversion:
+    """Invert the batch, or where that raises, sample by sample, to see which of them it was."""
+    inverse: Any = module.inverse
+    try:
+        return _Inversion(_first(inverse(z, *args)))
+    except (RuntimeError, ArithmeticError):
+        inversion = _Inversion(torch.full_like(x, torch.nan))
+    for i in range(len(z)):
+        try:
+            inversion.value[i] = _first(inverse(z[i : i + 1], *(arg[i : i + 1] for arg in args)))[0]
+        except (RuntimeError, ArithmeticError) as error:
+            inversion.errors[i] = f"{type(error).__name__}: {error}"
+    return inversion
+
+
+def _search(
+    function: _Function, x: Tensor, answer: Tensor, direction: Tensor, generator: torch.Generator
+) -> SecondPreimage:
+    tolerance = max(1e-8, torch.finfo(function.dtype).eps ** (2 / 3))
+    starts = _starts(function, x, answer, direction, generator)
+    separation = max(0.01, 30 * tolerance)
+    return find_second_preimage(function, x, starts, tolerance=tolerance, separation=separation)
+
+
+def _starts(
+    function: _Function, x: Tensor, answer: Tensor, direction: Tensor, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Yield where to look: what the inverse found, where iteration leads, along the fold, at random."""
+    yield answer
+    z = function(x)
+    if z.shape == x.shape:
+        y = z
+        for _ in range(50):
+            y = z - function.branch(y)
+        yield y
+    scale = per_sample(1 + norm(x), x)
+    for distance in (0.02, -0.02, 0.1, -0.1, 0.5, -0.5):
+        yield x + distance * scale * direction
+    for distance in (0.1, 0.5):
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        yield x + distance * scale * noise / per_sample(norm(noise), x)
+
+
+def _first(output: Any) -> Tensor:
+    value = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(value, Tensor):
+        raise ValueError(f"expected a tensor or a tuple that starts with one, got {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
