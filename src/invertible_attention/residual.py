@@ -30,7 +30,8 @@ class Residual(Bijection):
 
     Args:
         branch: :math:`g`, mapping ``(B, ...)`` to the same shape, samples independent of each other. If it has an
-            attribute ``uses_context`` that is true it is called as ``branch(x, context)``.
+            attribute ``uses_context`` that is true it is called as ``branch(x, context)``; if ``uses_mask`` is
+            true, as ``branch(x, context, mask)`` where a mask is given.
         lipschitz: Upper bound of the Lipschitz constant of :math:`g`, where it is known from elsewhere. By default
             it is the branch's own ``lipschitz_bound()``, or is computed from its layers
             (:func:`~invertible_attention.lipschitz.lipschitz_upper_bound`), or is ``inf``.
@@ -84,24 +85,42 @@ class Residual(Bijection):
         except ValueError:
             return torch.tensor(torch.inf)
 
-    def forward(self, x: Batch, context: Tensor | None = None) -> Batch:
-        """Return ``x + g(x)``."""
-        self.check_input(x)
-        return _add(x, self.branch(x, *self._args(context)))
+    def forward(self, x: Batch, context: Tensor | None = None, *, mask: Tensor | None = None) -> Batch:
+        """Return ``x + g(x)``.
 
-    def inverse(self, z: Batch, context: Tensor | None = None, *, strict: bool = True) -> Batch:
+        Args:
+            x: Where to evaluate.
+            context: One entry per sample, for a branch that uses it; others ignore it.
+            mask: True at valid positions, for a branch that takes one. The others are returned as they are, and
+                count as such in the log-determinant.
+
+        Raises:
+            ValueError: For input the block cannot take.
+        """
+        self.check_input(x)
+        return _add(x, self.branch(x, *self._args(context, mask)))
+
+    def inverse(
+        self,
+        z: Batch,
+        context: Tensor | None = None,
+        *,
+        strict: bool = True,
+        mask: Tensor | None = None,
+    ) -> Batch:
         """Return ``x`` with ``x + g(x) = z``, differentiable by the implicit function theorem.
 
         Args:
             z: What :meth:`forward` returned.
             context: As in :meth:`forward`.
+            mask: As in :meth:`forward`.
             strict: Whether to raise when a sample does not converge; otherwise a warning is given and the best
                 iterate found is returned.
 
         Raises:
             ConvergenceError: Naming the samples that did not converge; the solution found is in ``.solution``.
         """
-        solution = self.solve_inverse(z, context)
+        solution = self.solve_inverse(z, context, mask=mask)
         if not bool(solution.converged.all()):
             error = ConvergenceError(solution)
             if strict:
@@ -109,11 +128,13 @@ class Residual(Bijection):
             warnings.warn(str(error), RuntimeWarning, stacklevel=2)
         return solution.value
 
-    def solve_inverse(self, z: Batch, context: Tensor | None = None) -> Solution:
+    def solve_inverse(
+        self, z: Batch, context: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Solution:
         """Solve ``x + g(x) = z`` and say per sample how it went; never raises for lack of convergence."""
         self.check_input(z)
-        self._initialize(z)
-        args = self._args(context)
+        self._initialize(z, mask)
+        args = self._args(context, mask)
         with torch.no_grad(), parametrize.cached():
             bound = self.lipschitz_bound()
             solution = self.solver.solve(self._bind(), z, args, lipschitz=bound)
@@ -123,49 +144,59 @@ class Residual(Bijection):
         return replace(solution, value=value)
 
     def forward_and_logdet(
-        self, x: Batch, context: Tensor | None = None
+        self, x: Batch, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> tuple[Batch, Float[Tensor, " batch"]]:
         """Return ``x + g(x)`` and the log-determinant (or an estimate, as :attr:`logdet` does it)."""
         self.check_input(x)
-        update, logdet = self._logdet(x, context)
+        update, logdet = self._logdet(x, context, mask)
         return _add(x, update), logdet
 
     def inverse_and_logdet(
-        self, z: Batch, context: Tensor | None = None
+        self, z: Batch, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> tuple[Batch, Float[Tensor, " batch"]]:
         """Return the inverse and minus the log-determinant at it. Raises as :meth:`inverse` does."""
-        x = self.inverse(z, context)
-        _, logdet = self._logdet(x, context)
+        x = self.inverse(z, context, mask=mask)
+        _, logdet = self._logdet(x, context, mask)
         return x, -logdet
 
-    def _logdet(self, x: Batch, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        self._initialize(x)
+    def _logdet(self, x: Batch, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        self._initialize(x, mask)
+        # Bound, so that a memory-saving backward evaluates the branch again but not the constraint.
         return self.logdet(
-            self.branch,
+            self._bind(),
             x,
-            self._args(context),
+            self._args(context, mask),
             parameters=tuple(self.branch.parameters()),
             lipschitz=self.lipschitz_bound(),
             training=self.training,
         )
 
-    def _initialize(self, batch: Tensor) -> None:
+    def _initialize(self, batch: Tensor, mask: Tensor | None) -> None:
         # In either direction: x and z = x + g(x) are of the same scale.
         if not getattr(self.branch, "_initialized", True):
-            self.branch.initialize(batch)  # pyright: ignore[reportCallIssue]
+            given = () if mask is None else (mask,)
+            self.branch.initialize(batch, *given)  # pyright: ignore[reportCallIssue]
 
     def _bind(self) -> Callable[..., Tensor]:
         bind = getattr(self.branch, "bind", None)
         return self.branch if bind is None else bind()
 
-    def _args(self, context: Tensor | None) -> tuple[Tensor, ...]:
-        return (context,) if context is not None and getattr(self.branch, "uses_context", False) else ()
+    def _args(self, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not getattr(self.branch, "uses_context", False):
+            context = None
+        if mask is None:
+            return () if context is None else (context,)
+        if not getattr(self.branch, "uses_mask", False):
+            raise ValueError(
+                f"{type(self.branch).__name__} takes no mask, got one of shape {tuple(mask.shape)}"
+            )
+        return context, mask
 
-    def _needs_gradient(self, z: Tensor, args: tuple[Tensor, ...]) -> bool:
+    def _needs_gradient(self, z: Tensor, args: tuple[Tensor | None, ...]) -> bool:
         if not torch.is_grad_enabled():
             return False
         tensors = (z, *args, *self.branch.parameters())
-        return any(tensor.requires_grad for tensor in tensors)
+        return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _add(x: Tensor, update: Tensor) -> Tensor:
