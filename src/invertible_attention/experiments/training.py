@@ -1,4 +1,4 @@
-"""Lightning's Trainer as the experiments use it: quiet, on one device, resumable to the step."""
+"""Lightning's Trainer as the experiments use it: quiet, resumable to the step, on one device or many."""
 
 from __future__ import annotations
 
@@ -6,17 +6,55 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from .errors import ExperimentError
 from .files import atomic_path
 
-__all__ = ["CheckpointEvery", "choose_device", "make_trainer", "quiet_lightning", "resume_or_start"]
+__all__ = [
+    "CheckpointEvery",
+    "Parallel",
+    "choose_device",
+    "is_first_process",
+    "make_trainer",
+    "quiet_lightning",
+    "resume_or_start",
+]
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Over how many devices and machines training is spread, and in which precision.
+
+    Args:
+        devices: devices (on a CPU, processes) per machine.
+        nodes: machines.
+        strategy: Lightning's name of how they work together; ``"auto"`` is ``"ddp"`` for more than one.
+        precision: Lightning's name, such as ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+    """
+
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+
+    @property
+    def processes(self) -> int:
+        """How many processes train."""
+        return self.devices * self.nodes
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes results, of all those that train together."""
+    return rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def choose_device(name: str) -> torch.device:
@@ -59,30 +97,64 @@ class CheckpointEvery(lightning.Callback):
     ) -> None:
         """Write the checkpoint when it is time."""
         if trainer.global_step % self.steps == 0:
-            with atomic_path(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
+            # All processes take part in making a checkpoint, one writes it.
+            with atomic_path(self.path) if trainer.is_global_zero else nullcontext(self.path) as path:
+                trainer.save_checkpoint(path)
 
 
 def make_trainer(
-    device: torch.device, *, epochs: int, callbacks: list[lightning.Callback], folder: Path
+    device: torch.device,
+    *,
+    epochs: int,
+    callbacks: list[lightning.Callback],
+    folder: Path,
+    parallel: Parallel | None = None,
+    logs: bool = False,
+    gradient_clip: float | None = None,
 ) -> Any:
-    """Return a Trainer that trains for ``epochs`` on ``device`` and prints nothing.
+    """Return a Trainer that trains for ``epochs`` and prints nothing.
 
-    The training data are asked for anew every epoch, so that a module can make them from the epoch's number.
+    The training data are asked for anew every epoch, so that a module can make them from the epoch's number;
+    it shares them among the processes itself.
+
+    Args:
+        device: where, on one device; with more, its type.
+        epochs: how long.
+        callbacks: Lightning's.
+        folder: where logs go.
+        parallel: how many devices, and in which precision; one in float32 by default.
+        logs: whether to write what the module logs as CSV and for TensorBoard, to ``folder/logs/version_…``, a
+            new one for every attempt.
+        gradient_clip: largest norm of a gradient, ``None`` for any.
     """
+    parallel = Parallel() if parallel is None else parallel
     kinds = {"cuda": "gpu", "cpu": "cpu", "mps": "mps"}
+    many = parallel.processes > 1
+    devices: Any = [device.index or 0] if device.type == "cuda" and not many else parallel.devices
     return lightning.Trainer(
         max_epochs=epochs,
         accelerator=kinds.get(device.type, device.type),
-        devices=[device.index or 0] if device.type == "cuda" else 1,
+        devices=devices,
+        num_nodes=parallel.nodes,
+        strategy="ddp" if many and parallel.strategy == "auto" else parallel.strategy,
+        precision=parallel.precision,  # pyright: ignore[reportArgumentType]
+        sync_batchnorm=many and device.type == "cuda",
+        use_distributed_sampler=False,
+        gradient_clip_val=gradient_clip,
         callbacks=callbacks,
         default_root_dir=folder,
         reload_dataloaders_every_n_epochs=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=False,
+        log_every_n_steps=10,
+        logger=_loggers(folder) if logs else False,
     )
+
+
+def _loggers(folder: Path) -> list[Logger]:
+    table = CSVLogger(folder, name="logs")
+    return [table, TensorBoardLogger(folder, name="logs", version=table.version)]
 
 
 def resume_or_start(trainer: Any, module: lightning.LightningModule, checkpoint: Path) -> None:
@@ -111,10 +183,11 @@ def resume_or_start(trainer: Any, module: lightning.LightningModule, checkpoint:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's remarks on hardware and on data loading, which do not apply to data in memory."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence Lightning's remarks on hardware and on data loading, which do not apply here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
@@ -122,4 +195,5 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*available but not used.*")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -84,7 +84,9 @@ class Scores:
             raise ValueError("there are no scores to average")
         columns = {field.name: np.stack([getattr(s, field.name) for s in scores]) for field in fields(cls)}
         means: dict[str, Any] = {name: values.mean(axis=0) for name, values in columns.items()}
-        numbers: dict[str, Any] = {name: value if value.ndim else float(value) for name, value in means.items()}
+        numbers: dict[str, Any] = {
+            name: value if value.ndim else float(value) for name, value in means.items()
+        }
         return cls(**numbers)
 
     def to_json(self) -> dict[str, Any]:
