@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from invertible_attention.solvers.base import Solver, check_count, check_number
+from invertible_attention.solvers.batched import choose, inner_products, sample_norm, wide_dtype
 from invertible_attention.solvers.driver import Step
-from invertible_attention.solvers.problem import Problem, Progress, choose, sample_norm, wide_dtype
+from invertible_attention.solvers.problem import Problem, Progress
 
 __all__ = ["Anderson"]
 
@@ -35,8 +36,8 @@ class _State:
         residual: the residual there.
         best: the smallest residual norm before the newest evaluation.
         extrapolated: whether the newest iterate came from the least-squares problem.
-        unimproved: evaluations since the residual last shrank enough.
-        restarts: fallbacks from the present best iterate.
+        unimproved: evaluations since the residual last shrank enough, or since the last fallback.
+        picard_steps: Picard steps taken from the present best iterate.
     """
 
     x_differences: Float[Tensor, "active memory features"]
@@ -49,7 +50,7 @@ class _State:
     best: Float[Tensor, " active"]
     extrapolated: Bool[Tensor, " active"]
     unimproved: Int[Tensor, " active"]
-    restarts: Int[Tensor, " active"]
+    picard_steps: Int[Tensor, " active"]
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,16 @@ class Anderson(Solver):
     are ordinary cases.
 
     **Safeguard.** When the accelerated iterates of a sample do not shrink its residual, the sample forgets its
-    differences and takes a Picard step from its best iterate. With a certificate :math:`c < 1` an
-    accelerated iterate is kept only if it shrinks the smallest residual so far by :math:`\sqrt c`; otherwise
-    the Picard step, which shrinks it by :math:`c`, comes next. Two evaluations therefore shrink it
-    at least by :math:`c`, and the tolerance is reached within
-    :math:`2 + 2\log(\text{tol}/\text{res}_0)/\log c` evaluations, in practice far fewer. Without a certificate
-    the residual may rise for a few evaluations, which branches that are not contractions need; on a
-    contraction the Picard step still comes at least every :math:`m + 3` evaluations, so it is solved too. Where
-    even the Picard step fails, the branch is no contraction and nothing is promised: acceleration goes on, and
-    starts again from the best iterate with half the step whenever the residual has grown a thousandfold.
+    differences and takes a Picard step from its best iterate.
+
+    - With a certificate :math:`c < 1` an accelerated iterate is kept only if it shrinks the smallest residual so
+      far by :math:`\sqrt c`; otherwise the Picard step, which shrinks it by :math:`c`, comes next. Any :math:`n`
+      evaluations therefore shrink it at least by :math:`c^{(n-1)/2}`, and the tolerance is reached within
+      :math:`2 + 2\lceil\log(\text{tol}/\text{res}_0)/\log c\rceil` evaluations, in practice far fewer.
+    - Without one the residual may rise for a few evaluations, which branches that are not contractions need. On a
+      contraction the Picard step still comes at least every :math:`m + 2` evaluations, so it is solved too.
+    - Where even the Picard step fails the branch is no contraction, and nothing is promised: acceleration goes on,
+      and starts again from the best iterate with half the step when the residual has grown a thousandfold.
 
     Args:
         max_evaluations: most evaluations per sample; see :class:`~invertible_attention.solvers.Solver`.
@@ -126,28 +128,30 @@ class Anderson(Solver):
             best=torch.full((batch,), torch.inf, **wide),
             extrapolated=count.bool(),
             unimproved=count,
-            restarts=count,
+            picard_steps=count,
         )
 
     def step(
         self, problem: Problem, state: _State, progress: Progress, budget: Int[Tensor, " active"]
     ) -> Step:
         """Return the accelerated iterate, or the Picard step from the best one where acceleration fails."""
-        state = _remember(state, progress)
+        state, products = _remember(state, progress)
         state, fallback = self._judge(state, progress, problem.contraction)
-        # The first Picard step from an iterate is a full one; if the sample comes back to it, half as long.
-        damping = torch.pow(2.0, 1 - state.restarts.clamp(min=1)).to(problem.z.dtype)
-        gamma = self._coefficients(state, progress.residual).to(problem.z.dtype)[:, None]
+        # The first Picard step from an iterate is a full one; when the sample comes back to it, half as long.
+        damping = torch.pow(2.0, -state.picard_steps).to(problem.z.dtype)
+        gamma = self._coefficients(state, products).to(problem.z.dtype)[:, None]
         x = progress.x - progress.residual
         x -= (gamma @ state.x_differences)[:, 0] - (gamma @ state.residual_differences)[:, 0]
         x = choose(fallback, progress.best_x - damping[:, None] * progress.best_residual, x)
+        extrapolated = state.valid.any(dim=1) & ~fallback
         state = replace(
             state,
             x=choose(fallback, progress.best_x, progress.x),
             residual=choose(fallback, progress.best_residual, progress.residual),
             valid=state.valid & ~fallback[:, None],
             best=progress.best_norm,
-            extrapolated=state.valid.any(dim=1) & ~fallback,
+            extrapolated=extrapolated,
+            picard_steps=state.picard_steps + ~extrapolated,
         )
         return Step(x, state)
 
@@ -159,46 +163,36 @@ class Anderson(Solver):
         enough = torch.where(state.extrapolated, shrink * state.best, state.best)
         improved = progress.norm < enough
         unimproved = torch.where(improved, 0, state.unimproved + 1)
-        restarts = torch.where(improved, 0, state.restarts)
-        fallback = state.extrapolated & (unimproved >= patience) & (restarts == 0)
+        picard_steps = torch.where(improved, 0, state.picard_steps)
+        fallback = state.extrapolated & (unimproved >= patience) & (picard_steps == 0)
         fallback |= (progress.norm > _GROWTH * progress.best_norm) | progress.norm.isinf()
-        restarts = torch.where(fallback, restarts + 1, restarts)
-        return replace(state, unimproved=torch.where(fallback, 0, unimproved), restarts=restarts), fallback
+        unimproved = torch.where(fallback, 0, unimproved)
+        return replace(state, unimproved=unimproved, picard_steps=picard_steps), fallback
 
     def _coefficients(
-        self, state: _State, residual: Float[Tensor, "active features"]
+        self, state: _State, products: Float[Tensor, "active memory"]
     ) -> Float[Tensor, "active memory"]:
         """Return the coefficients of the least-squares problem, 0 for differences not in use."""
         valid = state.valid.to(state.gram.dtype)
-        products = _inner_products(state.residual_differences, residual) * valid
         gram = state.gram * valid[:, :, None] * valid[:, None, :]
         system = gram + torch.diag_embed(1 - valid + self.regularization)
-        gamma, _ = torch.linalg.solve_ex(system, products[..., None])
+        gamma, _ = torch.linalg.solve_ex(system, (products * valid)[..., None])
         # With regularization=0 the system can be singular: then the sample takes a plain Picard step.
         return torch.nan_to_num(gamma[..., 0], nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _remember(state: _State, progress: Progress) -> _State:
-    """Add the newest difference to the history, in place of the oldest."""
+def _remember(state: _State, progress: Progress) -> tuple[_State, Float[Tensor, "active memory"]]:
+    """Put the newest difference in place of the oldest; return the products of all with the newest residual."""
     difference = progress.residual - state.residual
     norm = sample_norm(difference)
     usable = (norm > 0) & torch.isfinite(norm) & torch.isfinite(state.best)
     scale = torch.where(usable, norm, 1.0).to(difference.dtype)[:, None]
+    newest = choose(usable, difference / scale, 0.0)
     cursor = state.cursor
+    # The history is large: it is the one thing that is updated in place.
     state.x_differences[:, cursor] = choose(usable, (progress.x - state.x) / scale, 0.0)
-    state.residual_differences[:, cursor] = choose(usable, difference / scale, 0.0)
+    state.residual_differences[:, cursor] = newest
     state.valid[:, cursor] = usable
-    row = _inner_products(state.residual_differences, state.residual_differences[:, cursor])
-    state.gram[:, cursor] = row
-    state.gram[:, :, cursor] = row
-    return replace(state, cursor=(cursor + 1) % state.valid.shape[1])
-
-
-def _inner_products(
-    columns: Float[Tensor, "active memory features"], vector: Float[Tensor, "active features"]
-) -> Float[Tensor, "active memory"]:
-    """Return inner products in the wide dtype: in ``float32`` their error would swamp the small eigenvalues."""
-    wide = wide_dtype(vector.device)
-    vector = vector.to(wide)
-    # One column at a time: a wide copy of the whole history would double its memory.
-    return torch.stack([(column.to(wide) * vector).sum(dim=1) for column in columns.unbind(1)], dim=1)
+    products = inner_products(state.residual_differences, torch.stack([newest, progress.residual], dim=1))
+    state.gram[:, cursor] = state.gram[:, :, cursor] = products[:, :, 0]
+    return replace(state, cursor=(cursor + 1) % state.valid.shape[1]), products[:, :, 1]

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from invertible_attention.solvers.batched import working_dtype
 from invertible_attention.solvers.driver import Step, drive
-from invertible_attention.solvers.problem import Branch, Problem, Progress, working_dtype
+from invertible_attention.solvers.problem import Branch, Problem, Progress
 from invertible_attention.solvers.solution import Solution
 
 __all__ = ["Solver", "Step"]

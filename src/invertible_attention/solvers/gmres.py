@@ -9,11 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from invertible_attention.solvers.problem import sample_norm, wide_dtype
+from invertible_attention.solvers.batched import inner_products, sample_norm, wide_dtype
 
 __all__ = ["LinearSolution", "gmres"]
-
-_TINY = 1e-13
 
 
 @dataclass(frozen=True)
@@ -62,25 +60,30 @@ def gmres(
     cosine, sine = (torch.zeros(batch, most, dtype=wide, device=device) for _ in range(2))
     right = torch.zeros(batch, most + 1, dtype=wide, device=device)
     right[:, 0] = norm
+    # Components below the rounding of the basis vectors are noise, and dividing by them would amplify it.
+    noise = 16 * torch.finfo(b.dtype).eps
+    size = torch.zeros(batch, dtype=wide, device=device)
     working = ((residual > tolerance) & (limit > 0) & torch.isfinite(norm)).nonzero().flatten()
     for column in range(most):
         if working.numel() == 0:
             break
         vector, coefficients = _orthogonalise(
-            product(basis[-1][working], working), [v[working] for v in basis]
+            product(basis[-1][working], working), torch.stack([v[working] for v in basis], dim=1)
         )
         length = sample_norm(vector)
         products[working] += 1
         finite = torch.isfinite(length)
         working, vector, coefficients, length = (t[finite] for t in (working, vector, coefficients, length))
-        entries, c, s = _rotate(coefficients, length, cosine[working], sine[working])
+        size[working] = torch.maximum(size[working], torch.hypot(sample_norm(coefficients), length))
+        least = noise * size[working]
+        entries, c, s = _rotate(coefficients, length, cosine[working], sine[working], least)
         triangle[working, : column + 1, column] = entries
         cosine[working, column], sine[working, column] = c, s
         right[working, column + 1] = -s * right[working, column]
         right[working, column] *= c
         residual[working] = right[working, column + 1].abs() / norm[working]
         # A space that cannot grow holds the solution, or A is singular on it: stop in both cases.
-        grows = length > _TINY * sample_norm(coefficients)
+        grows = length > least
         following = torch.zeros_like(b)
         following[working] = vector / torch.where(length > 0, length, 1.0).to(b.dtype)[:, None]
         basis.append(following)
@@ -94,17 +97,15 @@ def gmres(
 
 
 def _orthogonalise(
-    vector: Float[Tensor, "rows features"], basis: list[Tensor]
+    vector: Float[Tensor, "rows features"], basis: Float[Tensor, "rows columns features"]
 ) -> tuple[Float[Tensor, "rows features"], Float[Tensor, "rows columns"]]:
     """Return ``vector`` without its components along the basis, and the components."""
-    wide = wide_dtype(vector.device)
-    total = torch.zeros(vector.shape[0], len(basis), dtype=wide, device=vector.device)
+    total = torch.zeros(basis.shape[:2], dtype=wide_dtype(basis.device), device=basis.device)
     # Twice is enough: one pass leaves components of the size of the rounding it cancelled.
     for _ in range(2):
-        for column, direction in enumerate(basis):
-            component = (direction.to(wide) * vector).sum(dim=1)
-            vector = vector - component.to(vector.dtype)[:, None] * direction
-            total[:, column] += component
+        components = inner_products(basis, vector[:, None])
+        vector = vector - (components.to(vector.dtype).mT @ basis)[:, 0]
+        total = total + components[:, :, 0]
     return vector, total
 
 
@@ -113,6 +114,7 @@ def _rotate(
     length: Float[Tensor, " rows"],
     cosine: Float[Tensor, "rows most"],
     sine: Float[Tensor, "rows most"],
+    least: Float[Tensor, " rows"],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply the earlier Givens rotations to a column of the Hessenberg matrix, and find the next one."""
     entries = list(coefficients.unbind(dim=1))
@@ -121,10 +123,11 @@ def _rotate(
         upper, lower = entries[row], entries[row + 1]
         entries[row], entries[row + 1] = c * upper + s * lower, c * lower - s * upper
     radius = torch.hypot(entries[-1], length)
-    safe = torch.where(radius > 0, radius, 1.0)
-    c = torch.where(radius > 0, entries[-1] / safe, 1.0)
-    s = length / safe
-    entries[-1] = radius
+    # A column that depends on the others cannot lower the residual: the rotation passes it on unchanged.
+    usable = radius > least
+    safe = torch.where(usable, radius, 1.0)
+    c, s = torch.where(usable, entries[-1] / safe, 0.0), torch.where(usable, length / safe, 1.0)
+    entries[-1] = torch.where(usable, radius, 0.0)
     return torch.stack(entries, dim=1), c, s
 
 
@@ -133,10 +136,9 @@ def _back_substitute(
 ) -> Float[Tensor, "batch most"]:
     """Solve the triangular systems, leaving out columns that are zero: unused, or where ``A`` is singular."""
     solution = torch.zeros(triangle.shape[:2], dtype=triangle.dtype, device=triangle.device)
-    largest = triangle.abs().flatten(1).sum(dim=1)
     for row in reversed(range(triangle.shape[1])):
         pivot = triangle[:, row, row]
         remainder = right[:, row] - (triangle[:, row] * solution).sum(dim=1)
-        usable = pivot.abs() > _TINY * largest
+        usable = pivot > 0
         solution[:, row] = torch.where(usable, remainder / torch.where(usable, pivot, 1.0), 0.0)
     return solution

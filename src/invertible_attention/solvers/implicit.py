@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from invertible_attention.solvers.base import Solver
-from invertible_attention.solvers.problem import Branch, sample_norm, working_dtype
+from invertible_attention.solvers.batched import sample_norm, working_dtype
+from invertible_attention.solvers.problem import Branch
 from invertible_attention.solvers.solution import ConvergenceError
 
 __all__ = ["implicit_gradient"]

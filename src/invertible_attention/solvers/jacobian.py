@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from invertible_attention.solvers.problem import Problem, sample_norm
+from invertible_attention.solvers.batched import sample_norm
+from invertible_attention.solvers.problem import Problem
 
 __all__ = ["JacobianProduct"]
 
@@ -14,9 +15,12 @@ __all__ = ["JacobianProduct"]
 class JacobianProduct:
     r"""The map :math:`v \mapsto J v` with :math:`J = \partial g/\partial x` at given points.
 
-    Forward-mode differentiation where the branch supports it, else two reverse passes, else a difference
-    quotient, which any branch supports: fused attention kernels often have neither of the first two. A branch
-    with a method ``jvp(x, v, *args)`` is asked directly. Each product is counted as one evaluation.
+    Forward-mode differentiation where the branch supports it, else a difference quotient, which any branch
+    supports: fused attention kernels often have no forward mode. A branch with a method ``jvp(x, v, *args)`` is
+    asked directly. Each product is counted as one evaluation.
+
+    Two reverse passes would give the same product, but not safely: autograd leaves out the part of a branch that
+    can be differentiated only once, without a word.
 
     Args:
         problem: whose branch to differentiate.
@@ -31,22 +35,21 @@ class JacobianProduct:
         values: Float[Tensor, "points features"],
     ) -> None:
         self._problem, self._points, self._values = problem, points, values
-        methods = [self._forward_mode, self._two_reverse_passes, self._difference]
-        self._methods = [self._own] if hasattr(problem.branch, "jvp") else methods
+        self._product = self._own if hasattr(problem.branch, "jvp") else self._forward_mode
 
     def __call__(
         self, vectors: Float[Tensor, "rows features"], rows: Int[Tensor, " rows"]
     ) -> Float[Tensor, "rows features"]:
         """Return ``J v`` for the points named by ``rows``."""
-        while len(self._methods) > 1:
+        if self._product == self._forward_mode:
             try:
-                return self._methods[0](vectors, rows)
+                return self._forward_mode(vectors, rows)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:
-                # The branch holds an operation without this kind of derivative: never try it again here.
-                self._methods = self._methods[1:]
-        return self._methods[0](vectors, rows)
+                # Some operation of the branch has no forward mode: never try it again at these points.
+                self._product = self._difference
+        return self._product(vectors, rows)
 
     def _own(self, vectors: Tensor, rows: Tensor) -> Tensor:
         problem = self._problem
@@ -60,20 +63,6 @@ class JacobianProduct:
             return self._problem.evaluate(x, rows)
 
         return torch.func.jvp(g, (self._points[rows],), (vectors,))[1]
-
-    def _two_reverse_passes(self, vectors: Tensor, rows: Tensor) -> Tensor:
-        # The vector–Jacobian product is linear in its vector, and its own transpose is the product we want.
-        with torch.enable_grad():
-            x = self._points[rows].detach().requires_grad_()
-            output = self._problem.evaluate(x, rows)
-            if not output.requires_grad:
-                return torch.zeros_like(vectors)
-            dual = torch.zeros_like(output).requires_grad_()
-            (transposed,) = torch.autograd.grad(output, x, dual, create_graph=True, materialize_grads=True)
-            if not transposed.requires_grad:
-                return torch.zeros_like(vectors)
-            (product,) = torch.autograd.grad(transposed, dual, vectors, materialize_grads=True)
-        return product
 
     def _difference(self, vectors: Tensor, rows: Tensor) -> Tensor:
         points, values = self._points[rows], self._values[rows]

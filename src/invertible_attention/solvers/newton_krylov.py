@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from invertible_attention.solvers.base import Solver, check_count, check_number
+from invertible_attention.solvers.batched import sample_norm, wide_dtype
 from invertible_attention.solvers.driver import Step
 from invertible_attention.solvers.gmres import gmres
 from invertible_attention.solvers.jacobian import JacobianProduct
-from invertible_attention.solvers.problem import Problem, Progress, sample_norm, select, wide_dtype
+from invertible_attention.solvers.problem import Problem, Progress, select
 
 __all__ = ["NewtonKrylov"]
 

@@ -4,41 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Branch", "Problem", "Progress", "choose", "sample_norm", "select", "wide_dtype", "working_dtype"]
+from invertible_attention.solvers.batched import choose, sample_norm, wide_dtype
+
+__all__ = ["Branch", "Problem", "Progress", "select"]
 
 Branch = Callable[..., Tensor]
 """A callable ``branch(x, *args) -> g(x)``; see the map of the code."""
 
 State = TypeVar("State")
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype solvers compute in: half precisions are solved in ``float32``."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of norms and small systems: ``float64`` where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def sample_norm(x: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:
-    """Return Euclidean norms per sample, in the wide dtype, without overflow of the squares."""
-    wide = wide_dtype(x.device)
-    if x.dtype != wide:
-        return torch.linalg.vector_norm(x, dim=1, dtype=wide)
-    # Squares of float64 entries beyond 1e154 overflow, below 1e-154 vanish: scale by the largest entry.
-    if x.shape[1] == 0:
-        return x.new_zeros(x.shape[0])
-    largest = x.abs().amax(dim=1)
-    scale = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
-    return torch.linalg.vector_norm(x / scale[:, None], dim=1) * scale
 
 
 def select(state: State, keep: Int[Tensor, " kept"]) -> State:
@@ -142,8 +121,3 @@ class Progress:
             best_norm=torch.where(improved, norm, self.best_norm),
             stalled=torch.where(improved, 0, self.stalled + 1),
         )
-
-
-def choose(condition: Bool[Tensor, " batch"], yes: Any, no: Any) -> Tensor:
-    """Choose whole samples."""
-    return torch.where(condition[:, None], yes, no)

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from invertible_attention.solvers.problem import Progress, choose, sample_norm
+from invertible_attention.solvers.batched import choose, sample_norm
+from invertible_attention.solvers.problem import Progress
 from invertible_attention.solvers.solution import Solution
 
 __all__ = ["Record", "relative_residual"]

@@ -1,0 +1,54 @@
+"""Arithmetic on batches of flattened samples: norms, inner products, choices."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = ["choose", "inner_products", "sample_norm", "wide_dtype", "working_dtype"]
+
+_CHUNK = 2**14
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype solvers compute in: half precisions are solved in ``float32``."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of norms and small systems: ``float64`` where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def sample_norm(x: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:
+    """Return Euclidean norms per sample in the wide dtype; not finite where an entry is not."""
+    wide = wide_dtype(x.device)
+    if x.dtype != wide or x.shape[1] == 0:
+        return torch.linalg.vector_norm(x, dim=1, dtype=wide)
+    # Squares of float64 entries beyond 1e154 overflow, below 1e-154 vanish: scale by the largest entry.
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=1).clamp(min=torch.finfo(wide).tiny)
+    return torch.linalg.vector_norm(x / largest[:, None], dim=1) * largest
+
+
+def inner_products(
+    columns: Float[Tensor, "batch columns features"], vectors: Float[Tensor, "batch vectors features"]
+) -> Float[Tensor, "batch columns vectors"]:
+    """Return inner products per sample, in the wide dtype: ``float32`` would lose nearly dependent columns."""
+    wide = wide_dtype(columns.device)
+    total = torch.zeros(
+        columns.shape[0], columns.shape[1], vectors.shape[1], dtype=wide, device=columns.device
+    )
+    # In pieces: a wide copy of the whole would double its memory.
+    for a, b in zip(columns.split(_CHUNK, dim=2), vectors.split(_CHUNK, dim=2), strict=True):
+        total += a.to(wide) @ b.to(wide).mT
+    return total
+
+
+def choose(
+    condition: Bool[Tensor, " batch"],
+    yes: Float[Tensor, "batch features"],
+    no: Float[Tensor, "batch features"] | float,
+) -> Float[Tensor, "batch features"]:
+    """Return the samples of ``yes`` where the condition holds, else those of ``no``."""
+    return torch.where(condition[:, None], yes, no)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from invertible_attention.solvers import Anderson, FixedPoint
+
+
+@settings(deadline=None, max_examples=20)
+@given(c=st.floats(0.3, 0.99), size=st.integers(1, 8), seed=st.integers(0, 2**31))
+def test_linear_problems_are_solved_in_as_many_steps_as_dimensions(
+    contractions, c: float, size: int, seed: int
+):
+    # With memory for every dimension it is GMRES: at most size + 1 directions, and the first and last evaluation.
+    branch = contractions["linear"](c, size, seed)
+    z = torch.randn(3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    solution = Anderson(memory=size, tolerance=1e-8).solve(branch, z)
+    assert solution.converged.all()
+    assert (solution.evaluations <= size + 3).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(data=st.data(), c=st.floats(0.5, 0.99), seed=st.integers(0, 2**31), certified=st.booleans())
+def test_never_much_slower_than_picard(contractions, data, c: float, seed: int, certified: bool):
+    branch = contractions[data.draw(st.sampled_from(list(contractions)))](c, 30, seed)
+    z = torch.randn(2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    lipschitz = c if certified else None
+    picard = FixedPoint(max_evaluations=5000, tolerance=1e-9).solve(branch, z)
+    anderson = Anderson(max_evaluations=5000, tolerance=1e-9).solve(branch, z, lipschitz=lipschitz)
+    assert anderson.converged.all()
+    assert (anderson.evaluations <= picard.evaluations + 3).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_far_fewer_evaluations_than_picard_where_few_directions_are_slow(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    rates = torch.full((1, 200), 0.1, dtype=torch.float64)
+    rates[0, :3] = torch.tensor([0.9, -0.9, 0.8])
+    z = torch.randn(4, 200, dtype=torch.float64, generator=generator)
+
+    def branch(x):
+        return (rates * x).sin()
+
+    picard = FixedPoint(max_evaluations=1000).solve(branch, z)
+    anderson = Anderson().solve(branch, z)
+    assert anderson.converged.all()
+    assert (3 * anderson.evaluations < picard.evaluations).all()
+
+
+# Singular least-squares problems: where other implementations raise
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("regularization", [0.0, 1e-10])
+@pytest.mark.parametrize("memory", [1, 5, 12])
+def test_singular_systems_are_ordinary(dtype: torch.dtype, regularization: float, memory: int):
+    solver = Anderson(memory=memory, regularization=regularization)
+    branches = {
+        "zero": lambda x: torch.zeros_like(x),
+        "constant": lambda x: torch.full_like(x, 2.5),
+        "one direction": lambda x: 0.9 * x.mean(dim=1, keepdim=True).expand_as(x),
+        "multiple of the identity": lambda x: 0.5 * x,
+        "piecewise constant": lambda x: 0.1 * torch.sign(x),
+    }
+    for size in (1, 2, 3, 10):
+        z = torch.randn(4, size, dtype=dtype)
+        for name, branch in branches.items():
+            solution = solver.solve(branch, z)
+            assert solution.value.isfinite().all(), name
+            if name != "piecewise constant":
+                assert solution.converged.all(), name
+
+
+def test_batch_with_one_singular_sample_solves_the_others():
+    rate = torch.tensor([[0.0], [0.9], [0.5]], dtype=torch.float64)
+    z = torch.randn(3, 6, dtype=torch.float64)
+    solution = Anderson().solve(lambda x, rate: rate * x.roll(1, 1).sin() + (rate == 0), z, (rate,))
+    assert solution.converged.all()
+
+
+# The safeguard
+
+
+def misleading(x: Tensor) -> Tensor:
+    """A contraction whose slope jumps between -0.9 and 0.9 on a fine scale: secants point anywhere."""
+    folded = torch.remainder(x, 0.2)
+    return 0.9 * torch.minimum(folded, 0.2 - folded)
+
+
+@pytest.mark.parametrize("lipschitz", [0.9, None])
+@pytest.mark.parametrize("memory", [1, 5])
+def test_contraction_on_which_extrapolation_fails_is_solved(lipschitz: float | None, memory: int):
+    z = torch.randn(50, 4, dtype=torch.float64)
+    solution = Anderson(memory=memory, max_evaluations=2000).solve(misleading, z, lipschitz=lipschitz)
+    assert solution.converged.all()
+    assert solution.trace is not None
+    # Some extrapolations really were rejected: the residual went up.
+    assert (solution.trace[1:] > solution.trace[:-1]).any()
+
+
+@pytest.mark.parametrize("lipschitz", [0.9, 0.99])
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 2**31))
+def test_any_evaluations_shrink_the_residual_as_promised(lipschitz: float, seed: int):
+    z = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+    def branch(x):
+        return misleading(x) * (lipschitz / 0.9)
+
+    trace = Anderson().solve(branch, z, lipschitz=lipschitz).trace
+    assert trace is not None
+    best = trace.nan_to_num(nan=torch.inf).cummin(dim=0).values
+    best = torch.where(trace.isnan(), torch.nan, best)
+    for n in range(1, len(best)):
+        ratio = (best[n:] - 1e-14) / best[:-n]
+        assert (ratio[~ratio.isnan()] <= lipschitz ** ((n - 1) / 2) * (1 + 1e-9)).all()
+
+
+def test_branches_that_stretch_can_still_be_solved():
+    # g = -2x, where Picard diverges: I + J = -1 is as invertible as 1.
+    z = torch.randn(3, 1, dtype=torch.float64)
+    solution = Anderson().solve(lambda x: -2 * x, z)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value, -z, rtol=1e-11, atol=1e-11)
+
+
+def test_sample_comes_back_from_where_the_branch_is_not_finite():
+    # The first Picard step leaves the domain of the logarithm; shorter ones do not.
+    def branch(x):
+        return 10 * torch.log(x)
+
+    z = torch.tensor([[5.0], [2.0]], dtype=torch.float64)
+    assert not torch.isfinite(branch(z - branch(z))).any()
+    solution = Anderson().solve(branch, z)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value + branch(solution.value), z, rtol=0, atol=1e-10)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("memory", [0, -1, 2.0, None])
+def test_memory_must_be_a_positive_integer(memory: object):
+    with pytest.raises(ValueError, match=f"memory.*{memory}"):
+        Anderson(memory=memory)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("regularization", [-1e-9, float("nan"), "small"])
+def test_regularization_must_be_a_number(regularization: object):
+    with pytest.raises(ValueError, match=f"regularization.*{regularization}"):
+        Anderson(regularization=regularization)  # pyright: ignore[reportArgumentType]
