@@ -74,6 +74,7 @@ def test_identical_images_are_perfect(photographs: torch.Tensor) -> None:
         "mse_max": 0.0,
         "mse_clamped": 0.0,
         "ssim": 1.0,
+        "ssim_clamped": 1.0,
         "v_score": 100.0,
         "v_score_clamped": 100.0,
         "non_finite": 0,
@@ -85,6 +86,8 @@ def test_errors_outside_the_scale_count_unless_clamped() -> None:
     scores = ReconstructionScores.compare(reference + 100, reference)
     assert scores.mse.tolist() == [10_000.0]
     assert scores.mse_clamped.tolist() == [0.0]
+    assert scores.ssim_clamped.item() == pytest.approx(1.0)
+    assert scores.ssim.item() < 1
     assert scores.summary()["v_score"] == 0.0
     assert scores.summary()["v_score_clamped"] == 100.0
 

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import torch
 
-from invertible_attention.experiments.reconstruct.results import Group, groups, histogram, kinds
+from invertible_attention.experiments.reconstruct.results import Group, groups, histogram, labels
 
 
-def cell(constraint: str, repeat: int, mse: float | None, **study: float) -> dict:
+def cell(
+    constraint: str, repeat: int, mse: float | None, *, largest: float = 0.5, normalization: str = "column"
+) -> dict:
     return {
         "response": "dot_product",
         "constraint": constraint,
-        "normalization": "column",
+        "normalization": normalization,
         "repeat": repeat,
         "reconstruction": {
             "mse": mse,
@@ -17,7 +19,7 @@ def cell(constraint: str, repeat: int, mse: float | None, **study: float) -> dic
             "v_score": 50.0 + repeat,
             "non_finite": 0 if mse is not None else 3,
         },
-        "study": {"local_lipschitz": {"largest": study.get("largest", 0.5)}},
+        "study": {"local_lipschitz": {"largest": largest}},
     }
 
 
@@ -35,23 +37,33 @@ def test_the_histogram_counts_every_image_once() -> None:
     assert len(edges) == len(counts) + 1
 
 
-def test_repeats_are_summarised_together_and_ours_comes_last() -> None:
+def test_repeats_are_together_and_ours_comes_last() -> None:
     results = {"cells": [cell("certified", 1, 1e-9), cell("released", 1, 5.0), cell("certified", 2, 3e-9)]}
     (entries,) = groups(results).values()
     assert [(group.constraint, len(group.cells)) for group in entries] == [("released", 1), ("certified", 2)]
-    assert kinds(results) == ["released", "certified, column"]
+    assert labels(results) == ["released", "certified"]
     certified = entries[1]
-    assert certified.mse == "2.00 × 10⁻⁹ ± 1.4 × 10⁻⁹"
-    assert certified.v_score == "51.5 ± 0.7"
-    assert entries[0].mse == "5"
+    assert certified.mean("reconstruction", "mse") == 2e-9
+    assert certified.values("reconstruction", "v_score") == [51.0, 52.0]
+
+
+def test_normalisations_are_named_where_there_are_several() -> None:
+    cells = [cell("released", 1, 1.0, normalization="row")]
+    cells += [cell("certified", 1, 1.0, normalization=name) for name in ("column", "row")]
+    assert labels({"cells": cells}) == ["released", "certified, column", "certified, row"]
 
 
 def test_a_mean_that_is_not_finite_says_so() -> None:
-    group = Group("dot_product", "released", "row", (cell("released", 1, None), cell("released", 2, 5.0)))
-    assert group.mse == "∞ (3 images)"
+    cells = (cell("released", 1, None), cell("released", 2, 5.0))
+    group = Group("dot_product", "released", "row", cells, "released")
+    assert group.mean("reconstruction", "mse") is None
+    assert group.largest("reconstruction", "mse") is None
     assert group.non_finite == 3
 
 
 def test_the_worst_local_constant_counts() -> None:
     cells = (cell("released", 1, 1.0, largest=2.5), cell("released", 2, 1.0, largest=30.0))
-    assert Group("dot_product", "released", "row", cells).local_lipschitz == "30"
+    assert (
+        Group("dot_product", "released", "row", cells, "").largest("study", "local_lipschitz", "largest")
+        == 30.0
+    )

@@ -37,6 +37,7 @@ CELL = {
         "mse_max": float | None,
         "mse_clamped": float,
         "ssim": float,
+        "ssim_clamped": float,
         "v_score": float,
         "v_score_clamped": float,
         "non_finite": int,
@@ -46,6 +47,7 @@ CELL = {
         "evaluations_mean": float,
         "evaluations_max": int,
         "converged_share": float,
+        "elsewhere_share": float,
         "residual_median": float | None,
         "residual_max": float | None,
         "error_max": float | None,
@@ -103,6 +105,7 @@ def test_certified_networks_reconstruct_every_image(finished: Finished) -> None:
         assert cell["reconstruction"]["v_score"] == 100.0
         assert cell["reconstruction"]["mse"] < 1e-4
         assert cell["inverse"]["converged_share"] == 1.0
+        assert cell["inverse"]["elsewhere_share"] == 0.0
         assert cell["inverse"]["evaluations_mean"] <= 14
         assert cell["inverse"]["error_bound_holds_share"] == 1.0
         assert cell["study"]["local_lipschitz"]["largest"] <= cell["study"]["lipschitz_bound"] <= 0.9

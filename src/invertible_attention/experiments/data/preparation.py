@@ -49,12 +49,13 @@ def centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def random_crop(image: Image.Image, size: tuple[int, int], random: np.random.Generator) -> Image.Image:
     """Cut a random window of the shape of ``size`` out of ``image`` and scale it to ``size``.
 
-    The window is between one and four times ``size`` (less where ``image`` is smaller), so that details
-    and whole objects both appear; an image too small for ``size`` is enlarged.
+    The window is between one and eight times ``size`` (less where ``image`` is smaller), small and large
+    ones alike on a logarithmic scale, so that details and whole objects both appear; an image too small for
+    ``size`` is enlarged.
     """
     height, width = size
     largest = min(image.height / height, image.width / width)
-    scale = largest if largest <= 1 else random.uniform(1, min(4.0, largest))
+    scale = largest if largest <= 1 else min(8.0, largest) ** random.uniform()
     window = (min(image.height, round(height * scale)), min(image.width, round(width * scale)))
     top = int(random.integers(image.height - window[0] + 1))
     left = int(random.integers(image.width - window[1] + 1))

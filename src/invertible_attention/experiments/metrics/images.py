@@ -77,11 +77,13 @@ class ReconstructionScores:
         mse: mean squared error per image, of the reconstruction as it is.
         mse_clamped: the same after clamping the reconstruction to 0–255, as saving it as an image does;
             infinity is clamped too, NaN becomes 0.
+        ssim_clamped: structural similarity after the same clamping.
         ssim: structural similarity per image, of the reconstruction as it is.
     """
 
     mse: Float[Tensor, " images"]
     mse_clamped: Float[Tensor, " images"]
+    ssim_clamped: Float[Tensor, " images"]
     ssim: Float[Tensor, " images"]
 
     @classmethod
@@ -95,6 +97,7 @@ class ReconstructionScores:
         return cls(
             mean_squared_error(reconstruction, original).cpu(),
             mean_squared_error(clamped, original).cpu(),
+            structural_similarity(clamped, original).cpu(),
             structural_similarity(reconstruction, original).cpu(),
         )
 
@@ -104,6 +107,7 @@ class ReconstructionScores:
         return cls(
             torch.cat([part.mse for part in parts]),
             torch.cat([part.mse_clamped for part in parts]),
+            torch.cat([part.ssim_clamped for part in parts]),
             torch.cat([part.ssim for part in parts]),
         )
 
@@ -122,6 +126,7 @@ class ReconstructionScores:
             "mse_max": self.mse.max().item() if self.finite.all() else None,
             "mse_clamped": self.mse_clamped.mean().item(),
             "ssim": self.ssim.mean().item(),
+            "ssim_clamped": self.ssim_clamped.mean().item(),
             "v_score": v_score(self.mse),
             "v_score_clamped": v_score(self.mse_clamped),
             "non_finite": int((~self.finite).sum()),

@@ -67,9 +67,6 @@ class Cell:
         """Name of the cell's folder."""
         return f"{self.constraint}-{self.normalization}-{self.response}-{self.repeat}"
 
-    def __str__(self) -> str:
-        return f"{self.response} {self.constraint} ({self.normalization}), repeat {self.repeat}"
-
 
 @dataclass(frozen=True)
 class Configuration:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...flows import Sequential
 from ..data import to_pixels
-from ..metrics import ReconstructionScores
+from ..metrics import V_SCORE_LIMIT, ReconstructionScores
 from .batches import evaluation_input
 from .configuration import Configuration
 from .network import block_of
@@ -104,10 +104,11 @@ def evaluate(
             report(done)
     scores = ReconstructionScores.concatenate([part.scores for part in parts])
     shown = (torch.cat(tensors)[:SHOWN] for tensors in zip(*samples, strict=True))
-    return Evaluation(scores, _inverse(parts, configuration.tolerance, seconds), Samples(*shown))
+    inverse = _inverse(parts, configuration.tolerance)
+    return Evaluation(scores, inverse | {"seconds": seconds}, Samples(*shown))
 
 
-def _inverse(parts: list[_Part], tolerance: float, seconds: float) -> dict[str, Any]:
+def _inverse(parts: list[_Part], tolerance: float) -> dict[str, Any]:
     def join(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts]).double()
 
@@ -115,16 +116,19 @@ def _inverse(parts: list[_Part], tolerance: float, seconds: float) -> dict[str, 
         join(name) for name in ("evaluations", "residual", "error", "error_bound")
     )
     certified = bool(bound.isfinite().all())
+    converged = residual <= tolerance
+    mse = torch.cat([part.scores.mse for part in parts])
     return {
         "evaluations_mean": evaluations.mean().item(),
         "evaluations_max": int(evaluations.max()),
-        "converged_share": (residual <= tolerance).double().mean().item(),
+        "converged_share": converged.double().mean().item(),
+        # Solved, but by another image: the map is not injective there, or so nearly that the input is lost.
+        "elsewhere_share": (converged & (mse >= V_SCORE_LIMIT)).double().mean().item(),
         "residual_median": finite(residual.nan_to_num(nan=torch.inf).median()),
         "residual_max": finite(residual.max()),
         "error_max": finite(error.max()),
         "error_bound_max": finite(bound.max()) if certified else None,
         "error_bound_holds_share": (error <= bound).double().mean().item() if certified else None,
-        "seconds": seconds,
     }
 
 

@@ -15,7 +15,7 @@ from ..metrics import V_SCORE_LIMIT
 from ..published import RESPONSES
 from ..report import COLORS, Figure, image_grid, plot_style, render_png
 from .configuration import SolverName
-from .results import Group, groups, kinds
+from .results import Group, groups, labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,14 +34,14 @@ ALL_FAILED = 1e12
 def draw_figures(output: Path, results: dict[str, Any]) -> dict[str, Figure]:
     """Draw every figure of a run from its results and the stored images, by role."""
     by_response = groups(results)
-    labels = kinds(results)
+    names = labels(results)
     full_size = max(results["data"]["size"]) > 64
     with plot_style():
         figures = {
             "reconstructions": _reconstructions(output, by_response, full_size=full_size),
-            "residuals": _residuals(by_response, labels),
-            "iterations": _iterations(by_response, labels),
-            "histogram": _histogram(by_response, labels),
+            "residuals": _residuals(by_response, names),
+            "iterations": _iterations(by_response, names),
+            "histogram": _histogram(by_response, names),
         }
         if latents := _latents(output, by_response, full_size=full_size):
             figures = {"latents": latents} | figures
@@ -89,7 +89,7 @@ def _latents(output: Path, by_response: dict[str, list[Group]], *, full_size: bo
         f"reconstructions f⁻¹(z) under the certificate ({label}). Latents are unsqueezed and stretched to "
         "the full range, each on its own.",
         "Rows of small images: originals, then for each response the latents and the reconstructions.",
-        image_grid(rows, gap_before=gaps, scale=1.3 if full_size else 0.8),
+        image_grid(rows, gap_before=gaps, width=1.3 if full_size else 0.8),
     )
 
 
@@ -109,7 +109,7 @@ def _reconstructions(output: Path, by_response: dict[str, list[Group]], *, full_
         "reconstructions",
         "The same test images reconstructed by every network, as 8-bit images; what is not finite is black.",
         "Rows of small images: originals, then for each response one row of reconstructions per constraint.",
-        image_grid(rows, gap_before=gaps, scale=1.3 if full_size else 0.8),
+        image_grid(rows, gap_before=gaps, width=1.3 if full_size else 0.8),
     )
 
 
@@ -127,10 +127,10 @@ def _curve(values: list[float | None]) -> np.ndarray:
     return np.array([ALL_FAILED if value is None else max(value, 1e-300) for value in values])
 
 
-def _residuals(by_response: dict[str, list[Group]], labels: list[str]) -> Figure:
-    canvas, axes = _panels(len(by_response), len(labels))
+def _residuals(by_response: dict[str, list[Group]], kinds: list[str]) -> Figure:
+    canvas, axes = _panels(len(by_response), len(kinds))
     for column, (response, entries) in enumerate(by_response.items()):
-        for row, label in enumerate(labels):
+        for row, label in enumerate(kinds):
             panel: Axes = axes[row, column]
             for group in (entry for entry in entries if entry.label == label):
                 curves = group.cells[0]["study"]["solvers"]
@@ -140,12 +140,12 @@ def _residuals(by_response: dict[str, list[Group]], labels: list[str]) -> Figure
                     panel.plot(spent, median, color=color, label=name)
                     panel.plot(spent, largest, color=color, linewidth=0.8, linestyle=":")
             panel.set_yscale("log")
-            panel.set_ylim(1e-8, 1e3)
+            panel.set_ylim(1e-7, 1e2)
             if row == 0:
                 panel.set_title(RESPONSES[response], fontsize=9)
             if column == 0:
                 panel.set_ylabel(f"{label}\nrelative residual")
-            if row == len(labels) - 1:
+            if row == len(kinds) - 1:
                 panel.set_xlabel("evaluations of g")
     handles, names = axes[0, 0].get_legend_handles_labels()
     canvas.legend(handles, names, loc="outside upper center", ncols=3)
@@ -158,9 +158,9 @@ def _residuals(by_response: dict[str, list[Group]], labels: list[str]) -> Figure
     )
 
 
-def _iterations(by_response: dict[str, list[Group]], labels: list[str]) -> Figure:
-    canvas, axes = _panels(len(labels), width=2.9, height=2.8)
-    for column, label in enumerate(labels):
+def _iterations(by_response: dict[str, list[Group]], kinds: list[str]) -> Figure:
+    canvas, axes = _panels(len(kinds), width=2.9, height=2.8)
+    for column, label in enumerate(kinds):
         panel: Axes = axes[0, column]
         for color, (response, entries) in zip(COLORS, by_response.items(), strict=False):
             for group in (entry for entry in entries if entry.label == label):
@@ -186,9 +186,9 @@ def _iterations(by_response: dict[str, list[Group]], labels: list[str]) -> Figur
     )
 
 
-def _histogram(by_response: dict[str, list[Group]], labels: list[str]) -> Figure:
-    canvas, axes = _panels(len(labels), width=2.9, height=2.6)
-    for column, label in enumerate(labels):
+def _histogram(by_response: dict[str, list[Group]], kinds: list[str]) -> Figure:
+    canvas, axes = _panels(len(kinds), width=2.9, height=2.6)
+    for column, label in enumerate(kinds):
         panel: Axes = axes[0, column]
         for color, (response, entries) in zip(COLORS, by_response.items(), strict=False):
             for group in (entry for entry in entries if entry.label == label):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ...attention import Certified, InvertibleAttention, Relaxed
 from ...flows import Residual, Sequential, Squeeze
@@ -12,7 +14,7 @@ from ...solvers import Anderson, FixedPoint, NewtonKrylov, Solver
 from .configuration import Cell, Configuration, Constraint, SolverName
 from .released import ReleasedAttention
 
-__all__ = ["CHANNELS", "block_of", "build_network", "choose_micro_batch", "make_solver"]
+__all__ = ["CHANNELS", "block_of", "build_network", "choose_micro_batch", "initialize", "make_solver"]
 
 CHANNELS = 12
 """An RGB image squeezed by 2."""
@@ -37,6 +39,13 @@ def build_network(cell: Cell, configuration: Configuration, *, seed: int) -> Seq
                 solver=make_solver(configuration.solver, configuration.tolerance),
             )
         return Sequential(Squeeze(2), block)
+
+
+def initialize(network: Sequential, batch: Float[Tensor, "batch 3 height width"]) -> None:
+    """Set what the block takes from its first batch, from the whole batch however it is divided later."""
+    squeeze, block = network
+    if isinstance(block, InvertibleAttention):
+        block.initialize(squeeze(batch))
 
 
 def block_of(network: Sequential) -> Residual:

@@ -122,7 +122,9 @@ class ReleasedAttention(Residual):
         self.tolerance = tolerance
 
     @torch.no_grad()
-    def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
+    def solve_inverse(
+        self, z: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Solution:
         """Return the last of 50 iterates, good or not; the library's solvers would return the best."""
         with parametrize.cached():
             x = z

@@ -16,10 +16,11 @@ from ..files import atomic_path, read_json, write_json
 from ..metadata import run_metadata
 from ..output import OutputFolder
 from ..training import choose_device
+from .batches import EpochBatches
 from .configuration import Cell, Configuration
 from .console import RunProgress, print_summary
 from .evaluation import evaluate
-from .network import build_network, choose_micro_batch
+from .network import build_network, choose_micro_batch, initialize
 from .report import write_report
 from .results import collect, histogram
 from .study import study
@@ -127,6 +128,8 @@ def run_cell(
     seed = configuration.seed_of(cell.repeat)
     start = time.perf_counter()
     network = build_network(cell, configuration, seed=seed)
+    first = EpochBatches(images.train, batch_size=configuration.batch_size, seed=seed, epoch=0)
+    initialize(network, next(iter(first)))
     micro_batch = choose_micro_batch(configuration)
     steps = configuration.epochs * -(-configuration.train_images // configuration.batch_size)
     losses = train(
@@ -137,7 +140,7 @@ def run_cell(
         micro_batch=micro_batch,
         device=device,
         folder=folder,
-        report=progress.stage(f"training {cell}", steps),
+        report=progress.stage("training", steps),
     )
     trained = time.perf_counter()
     evaluation = evaluate(
@@ -147,9 +150,9 @@ def run_cell(
         seed=seed,
         micro_batch=micro_batch,
         device=device,
-        report=progress.stage(f"inverting {cell}", configuration.test_images),
+        report=progress.stage("inverting", configuration.test_images),
     )
-    progress.stage(f"studying {cell}", None)
+    progress.stage("comparing solvers", None)
     details = study(network, images.test, configuration, seed=seed, device=device)
     result = {
         "response": cell.response,
@@ -188,7 +191,8 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def _line(cell: Cell, result: dict[str, Any]) -> str:
     scores, inverse = result["reconstruction"], result["inverse"]
     error = "not finite" if scores["mse"] is None else f"{scores['mse']:.3g}"
+    name = f"{cell.response} {cell.constraint} {cell.normalization}, seed {result['seed']}"
     return (
-        f"{cell}: MSE {error}, V-score {scores['v_score']:.1f} %, "
+        f"{name}: MSE {error}, V-score {scores['v_score']:.1f} %, "
         f"{inverse['evaluations_mean']:.1f} evaluations, {result['run']['seconds']:.0f} s"
     )

@@ -23,7 +23,6 @@ from .released import ReleasedBranch
 __all__ = ["picard_errors", "signed_weights", "solver_curves", "study"]
 
 CURVE_EVALUATIONS = 100
-CURVE_TOLERANCE = 1e-7
 
 
 @torch.no_grad()
@@ -45,7 +44,8 @@ def study(
     bound = finite(block.lipschitz_bound())
     with parametrize.cached():
         local = local_lipschitz_estimate(_bound(block.branch), tokens)
-        curves, errors = solver_curves(block, block(tokens)), picard_errors(network, x)
+        curves = solver_curves(block, block(tokens), tolerance=configuration.tolerance)
+        errors = picard_errors(network, x)
     report = {
         "images": len(x),
         "lipschitz_bound": bound,
@@ -58,15 +58,15 @@ def study(
     return report
 
 
-def solver_curves(block: Residual, z: Float[Tensor, "batch ..."]) -> dict[str, Any]:
+def solver_curves(block: Residual, z: Float[Tensor, "batch ..."], *, tolerance: float) -> dict[str, Any]:
     """Return how each solver's relative residual falls with the evaluations it has spent.
 
-    Median and largest over the samples, after every evaluation.
+    Median and largest over the samples, after every evaluation, until all have reached the tolerance.
     """
     curves, bound = {}, block.lipschitz_bound()
     branch = _bound(block.branch)
     for name in SolverName:
-        solver = make_solver(name, CURVE_TOLERANCE, CURVE_EVALUATIONS)
+        solver = make_solver(name, tolerance, CURVE_EVALUATIONS)
         trace = solver.solve(branch, z, lipschitz=bound).trace
         assert trace is not None
         trace = _carried_on(trace.double())

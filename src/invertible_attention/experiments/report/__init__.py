@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .figures import COLORS, Figure, image_grid, plot_style, render_png, save_figures
-from .formatting import format_number, format_spread, mean_and_deviation
+from .formatting import format_fixed, format_number, format_spread, mean_and_deviation
 from .page import render_page, write_page
 
 __all__ = [
     "COLORS",
     "Figure",
+    "format_fixed",
     "format_number",
     "format_spread",
     "image_grid",

@@ -22,6 +22,10 @@ __all__ = ["COLORS", "Figure", "image_grid", "plot_style", "render_png", "save_f
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """The palette of Okabe and Ito (2008), told apart by colour-blind readers too."""
 
+DPI = 160
+GAP = 5
+"""Pixels between the images of a grid."""
+
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -33,7 +37,7 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "figure.constrained_layout.use": True,
-    "savefig.dpi": 160,
+    "savefig.dpi": DPI,
 }
 
 
@@ -78,38 +82,43 @@ def render_png(canvas: Canvas) -> bytes:
 
 
 def image_grid(
-    rows: Sequence[tuple[str, np.ndarray]], *, gap_before: Sequence[int] = (), scale: float = 0.8
+    rows: Sequence[tuple[str, np.ndarray]], *, gap_before: Sequence[int] = (), width: float = 0.8
 ) -> bytes:
     """Draw images in labelled rows, pixel for pixel.
 
     Args:
         rows: a label and its images, ``(columns, height, width, 3)``, 0–255.
         gap_before: rows set apart from the one above.
-        scale: width of an image in inches.
+        width: of an image, in inches.
     """
     from matplotlib.figure import Figure as Canvas
 
-    columns = max(len(images) for _, images in rows)
-    height, width = rows[0][1].shape[1:3]
-    gaps = dict.fromkeys(gap_before, 0.12)
-    cell, tall, left = scale, scale * height / width, 1.75
-    total = sum(tall + 0.03 + gaps.get(i, 0.0) for i in range(len(rows)))
-    canvas = Canvas(figsize=(left + columns * (cell + 0.03), total))
+    magnified = max(1, round(width * DPI / rows[0][1].shape[2]))
+    strips, middles, top = [], [], 0
+    for index, (_, images) in enumerate(rows):
+        gap = GAP * (4 if index in gap_before else 1) if index else 0
+        strip = _strip(images, magnified)
+        strips.append(np.pad(strip, ((gap, 0), (0, 0), (0, 0)), constant_values=255))
+        middles.append(top + gap + strip.shape[0] / 2)
+        top += gap + strip.shape[0]
+    picture = np.concatenate(strips)
+    height, across = picture.shape[:2]
+    margin = 1.75 * DPI
+    canvas = Canvas(figsize=((across + margin) / DPI, height / DPI), dpi=DPI)
     canvas.set_layout_engine("none")
-    top = total
-    for index, (label, images) in enumerate(rows):
-        top -= tall + 0.03 + gaps.get(index, 0.0)
-        for column, image in enumerate(images):
-            x = left + column * (cell + 0.03)
-            axes = canvas.add_axes(
-                (x / canvas.get_figwidth(), top / total, cell / canvas.get_figwidth(), tall / total)
-            )
-            axes.imshow(image, interpolation="nearest")
-            axes.set_axis_off()
-        canvas.text(
-            (left - 0.1) / canvas.get_figwidth(), (top + tall / 2) / total, label, ha="right", va="center"
-        )
+    axes = canvas.add_axes((margin / (across + margin), 0, across / (across + margin), 1))
+    axes.imshow(picture, interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
+    for (label, _), middle in zip(rows, middles, strict=True):
+        x = (margin - 0.1 * DPI) / (across + margin)
+        canvas.text(x, 1 - middle / height, label, ha="right", va="center")
     return render_png(canvas)
+
+
+def _strip(images: np.ndarray, magnified: int) -> np.ndarray:
+    large = images.repeat(magnified, axis=1).repeat(magnified, axis=2)
+    parts = [np.pad(image, ((0, 0), (GAP, 0), (0, 0)), constant_values=255) for image in large]
+    return np.concatenate(parts, axis=1)[:, GAP:]
 
 
 def save_figures(folder: Path, figures: Sequence[Figure]) -> list[Path]:

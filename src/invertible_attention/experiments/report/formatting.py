@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["format_number", "format_spread", "mean_and_deviation"]
+__all__ = ["format_fixed", "format_number", "format_spread", "mean_and_deviation"]
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -59,3 +59,17 @@ def format_spread(values: Sequence[float | None], digits: int = 3, *, missing: s
     mean, deviation = mean_and_deviation(values)
     text = format_number(mean, digits, missing=missing)
     return text if deviation is None else f"{text} ± {format_number(deviation, 2)}"
+
+
+def format_fixed(values: Sequence[float | None], decimals: int) -> str:
+    """Return mean ± standard deviation with a fixed number of decimals.
+
+    Example:
+        >>> format_fixed([98.25, 98.75], 1), format_fixed([0.98764], 3)
+        ('98.5 ± 0.4', '0.988')
+    """
+    mean, deviation = mean_and_deviation(values)
+    if mean is None:
+        return "–"
+    text = f"{mean:.{decimals}f}"
+    return text if deviation is None else f"{text} ± {deviation:.{decimals}f}"
