@@ -131,12 +131,12 @@ def _ascend(
             v = _unit(jacobian.apply_transpose(u))
             # with both singular vectors held fixed, this has the value and the gradient of the norm
             (pulled,) = torch.autograd.grad(branch(x), x, u, create_graph=True)
-            constants = (pulled * v).flatten(1).sum(1).clamp_min(tiny)
-            log_ratio = constants.log() - bound().clamp_min(tiny).log()
+            constants = (pulled * v).flatten(1).sum(1).clamp_min(0)
+            log_ratio = constants.clamp_min(tiny).log() - bound().clamp_min(tiny).log()
             if step == 0 or log_ratio.max().item() > worst.log_ratio:
                 copies = [tensor.detach().clone() for tensor in (x, constants, *weights)]
                 worst = _Worst(log_ratio.max().item(), copies[0], copies[1], copies[2:])
-            if step == steps:
+            if step == steps or not log_ratio.requires_grad:  # the constant of an affine map has no slope
                 break
             gradients = torch.autograd.grad(-log_ratio.sum(), [x, *weights], allow_unused=True)
             for tensor, gradient in zip([x, *weights], gradients, strict=True):

@@ -30,6 +30,7 @@ def audit(
     tolerance: float | None = None,
     steps: int = 20,
     search: bool | None = None,
+    budget: int = 400,
     seed: int = 0,
 ) -> AuditReport:
     """Measure whether a module is invertible at some inputs, and whether it keeps its promises.
@@ -51,6 +52,7 @@ def audit(
         tolerance: Relative error up to which an input counts as recovered; default ``√eps`` of the precision.
         steps: Krylov steps of the estimates.
         search: Whether to look for second preimages; by default only where no certificate excludes them.
+        budget: Products with the Jacobian and its transpose that the search may spend on the batch.
         seed: Seed of the random directions.
 
     Returns:
@@ -87,7 +89,7 @@ def audit(
         stretch, direction = smallest_stretch_estimate(function, x, steps=steps, generator=generator)
         search = certificate >= 1 if search is None else search
         if search:
-            preimage = _search(function, x, answer, direction, generator)
+            preimage = _search(function, x, answer, direction, budget, generator)
         else:
             preimage = SecondPreimage(
                 x, torch.full_like(stretch, torch.nan), torch.full_like(stretch, torch.nan)
@@ -249,12 +251,19 @@ def _invert_whole_or_each(module: nn.Module, z: Tensor, args: tuple[Tensor, ...]
 
 
 def _search(
-    function: _Function, x: Tensor, answer: Tensor, direction: Tensor, generator: torch.Generator
+    function: _Function,
+    x: Tensor,
+    answer: Tensor,
+    direction: Tensor,
+    budget: int,
+    generator: torch.Generator,
 ) -> SecondPreimage:
     tolerance = max(1e-8, torch.finfo(function.dtype).eps ** (2 / 3))
     starts = _starts(function, x, answer, direction, generator)
     separation = max(0.01, 30 * tolerance)
-    return find_second_preimage(function, x, starts, tolerance=tolerance, separation=separation)
+    return find_second_preimage(
+        function, x, starts, tolerance=tolerance, separation=separation, budget=budget
+    )
 
 
 def _starts(

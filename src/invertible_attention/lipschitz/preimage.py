@@ -46,7 +46,7 @@ def find_second_preimage(
     separation: float = 0.01,
     iterations: int = 100,
     products: int = 20,
-    budget: int = 2000,
+    budget: int = 400,
 ) -> SecondPreimage:
     r"""Look for :math:`x' \neq x` with :math:`f(x') = f(x)`.
 
