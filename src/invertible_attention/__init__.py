@@ -20,6 +20,7 @@ from invertible_attention.attention import (
     TorusPrior,
 )
 from invertible_attention.bijection import Bijection
+from invertible_attention.lipschitz.audit import AuditReport, audit
 from invertible_attention.logdet import Exact, PowerSeries, RussianRoulette
 from invertible_attention.residual import Residual
 from invertible_attention.solvers import Anderson, ConvergenceError, FixedPoint, NewtonKrylov, Solution
@@ -29,6 +30,7 @@ __version__ = version("invertible-attention")
 __all__ = [
     "Anderson",
     "Attention",
+    "AuditReport",
     "Bijection",
     "Certified",
     "Concatenation",
@@ -46,6 +48,7 @@ __all__ = [
     "RussianRoulette",
     "Solution",
     "TorusPrior",
+    "audit",
     "flows",
     "lipschitz",
     "logdet",
