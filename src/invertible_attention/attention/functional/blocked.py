@@ -83,7 +83,8 @@ def _attend(
         product, log_total = map_strips(function, (query, log_prior), (key, valid, value))
         if valid is not None:
             log_total = log_total.masked_fill(~valid, -torch.inf)
-        product = product * _softmax_of_rows(log_total, guarded=valid is not None or log_prior is not None)
+        share = _softmax_of_rows(log_total, guarded=valid is not None or log_prior is not None)
+        product = product * share.to(product.dtype)
     else:
         ones = torch.ones_like(value[..., :1])
         with_sum = torch.cat((value, ones), -1)

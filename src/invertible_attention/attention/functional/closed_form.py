@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention.attention.functional.form import Form
+from invertible_attention.attention.functional.precision import accurate
 
 __all__ = ["attend"]
 
@@ -33,6 +34,10 @@ def attend(
     Returns:
         One row per query.
     """
+    return _separate(accurate(query), accurate(key), accurate(value), form).to(value.dtype)
+
+
+def _separate(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
     if form.phi == "exp":
         return _exponential(query, key, value, form.normalization)
     if form.combine == "sum":

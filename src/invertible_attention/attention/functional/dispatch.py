@@ -20,14 +20,16 @@ from invertible_attention.attention.functional import (
 )
 from invertible_attention.attention.functional.expansion import EXPANSIONS
 from invertible_attention.attention.functional.form import Form
+from invertible_attention.attention.functional.precision import has_float64
 from invertible_attention.attention.functional.problem import Problem, check
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "attend", "choose"]
 
-# Up to this many scores per call the N×N matrix stays in the caches and nothing is faster.
-_SMALL_SCORES = 2**16
-# From this many tokens on, sorting beats both the N×N matrix and its strips.
-_SORTED_TOKENS = 128
+# Thresholds measured on two cores (benchmarks/attention.py). Up to this many scores, over the whole batch, the N×N
+# matrix stays in the caches and nothing is faster, derivatives included.
+_SMALL_SCORES = 2**19
+# Below this many tokens sorting costs more per token than all its scores do, however large the batch.
+_SORTED_TOKENS = {"elu_plus_one": 128, "elu": 128, "softplus": 2048}
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -87,9 +89,16 @@ def _sorted_refuses(problem: Problem) -> str | None:
         return (
             f'needs combine="sum" and a phi among {", ".join(map(repr, EXPANSIONS))}: only sums can be sorted'
         )
-    if problem.device.type == "mps":
+    if not has_float64(problem.device):
         return "needs float64, which the device does not have"
     return _plain(problem)
+
+
+def _prefers_sorted(problem: Problem) -> bool:
+    if torch.compiler.is_exporting():
+        return False
+    tokens = min(problem.queries, problem.keys)
+    return problem.scores > _SMALL_SCORES and tokens >= _SORTED_TOKENS[problem.form.phi]
 
 
 def _flash_refuses(problem: Problem) -> str | None:
@@ -126,9 +135,9 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
         "sorted",
         sorted.attend,
         cost="O(N log N) time, O(N) memory",
-        reason="running sums over sorted scores; faster than the N×N matrix from a few hundred tokens",
+        reason="running sums over sorted scores: no pair is ever formed, though one token costs as much as many pairs",
         refuses=_sorted_refuses,
-        preferred=lambda problem: min(problem.queries, problem.keys) >= _SORTED_TOKENS,
+        preferred=_prefers_sorted,
     ),
     Implementation(
         "reference",
@@ -143,9 +152,9 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
         "flash",
         flash.attend,
         cost="O(N²) time, O(N) memory",
-        reason="fused kernels of the device; on a CPU strips are as fast and more accurate",
+        reason="fused kernels of the device; on a CPU strips normalize columns in one pass where they need two",
         refuses=_flash_refuses,
-        preferred=lambda problem: problem.device.type != "cpu",
+        preferred=lambda problem: problem.device.type != "cpu" or problem.form.normalization != "column",
     ),
     Implementation(
         "flex",

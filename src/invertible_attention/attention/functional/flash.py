@@ -79,10 +79,14 @@ class LogSumKernel(_SoftmaxKernel):
     Its own gradients are not used: it gives one core to a head, and strips are faster.
     """
 
-    def product(self, x: Rows, y: Tokens, w: Values, reference: PerRow) -> tuple[RowValues, PerRow]:
-        """Run the kernel once."""
-        out, log_total = _cpu_kernel(*_padded(*_shifted(x, y, reference), w))
-        return out[..., : w.shape[-1]], log_total
+    def product(
+        self, x: Rows, y: Tokens, w: Values, reference: PerRow, *, log_total: bool
+    ) -> tuple[RowValues, PerRow]:
+        """Run the kernel once; the product alone does not depend on how the logarithms are rounded."""
+        if log_total:
+            x, y = _shifted(x, y, reference)
+        out, total = _cpu_kernel(*_padded(x, y, w))
+        return out[..., : w.shape[-1]], total
 
     def adjoint(self, x: Rows, y: Tokens, u: RowValues, reference: PerRow) -> Values:
         """Run the kernel for the logarithms of the sums, then once more with the roles exchanged."""
@@ -98,9 +102,11 @@ class PortableKernel(_SoftmaxKernel):
 
     own_gradients = True
 
-    def product(self, x: Rows, y: Tokens, w: Values, reference: PerRow) -> tuple[RowValues, None]:
+    def product(
+        self, x: Rows, y: Tokens, w: Values, reference: PerRow, *, log_total: bool
+    ) -> tuple[RowValues, None]:
         """Run the kernel once."""
-        query, key, value = _padded(*_shifted(x, y, reference), w)
+        query, key, value = _padded(x, y, w)
         return _attention(query, key, value)[..., : w.shape[-1]], None
 
     def adjoint(self, x: Rows, y: Tokens, u: RowValues, reference: PerRow) -> Values:
@@ -125,6 +131,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _cpu_kernel(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    # Called past the checks of the public function: it reads features as if they lay side by side.
+    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     out, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=1.0)
     return out, log_total[..., None]
 

@@ -66,7 +66,9 @@ class FlexKernel(Kernel):
     def __init__(self, phi: str) -> None:
         self.weighting = Weighting("product", phi)
 
-    def product(self, x: Rows, y: Tokens, w: Values, reference: PerRow) -> tuple[RowValues, PerRow]:
+    def product(
+        self, x: Rows, y: Tokens, w: Values, reference: PerRow, *, log_total: bool
+    ) -> tuple[RowValues, PerRow]:
         """Run the kernel once."""
         zero = x.new_zeros(y.shape[:-1])
         return _run(self.weighting.phi, x, y, w, zero)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention.attention.functional.blocked import map_strips
+from invertible_attention.attention.functional.precision import accurate
 from invertible_attention.attention.functional.products import Adjoint, Apply, Gradient
 from invertible_attention.attention.functional.strips import StripFunction
 from invertible_attention.attention.functional.weighting import Weighting
@@ -40,8 +41,10 @@ class Kernel(ABC):
     own_gradients: bool = False
 
     @abstractmethod
-    def product(self, x: Rows, y: Tokens, w: Values, reference: PerRow) -> tuple[RowValues, PerRow | None]:
-        """Compute ``P w``, and :math:`L` less the reference where the kernel has it."""
+    def product(
+        self, x: Rows, y: Tokens, w: Values, reference: PerRow, *, log_total: bool
+    ) -> tuple[RowValues, PerRow | None]:
+        """Compute ``P w``, and on request :math:`L` less the reference."""
 
     @abstractmethod
     def adjoint(self, x: Rows, y: Tokens, u: RowValues, reference: PerRow) -> Values:
@@ -84,8 +87,7 @@ def attend(
     product, *log_total = _Product.apply(query, key, value, reference, kernel, normalization == "all")
     if normalization == "row":
         return product
-    # Added in float64: the rounding of a large logarithm would be an error of the weights.
-    share = torch.softmax(reference.double() + log_total[0].double(), -2)
+    share = torch.softmax(accurate(reference) + accurate(log_total[0]), -2)
     return product * share.to(product.dtype)
 
 
@@ -96,7 +98,7 @@ class _Product(torch.autograd.Function):
     def forward(
         x: Tensor, y: Tensor, w: Tensor, reference: Tensor, kernel: Kernel, log_total: bool
     ) -> tuple[Tensor, ...]:
-        out, total = kernel.product(x, y, w, reference)
+        out, total = kernel.product(x, y, w, reference, log_total=log_total)
         if not log_total:
             return (out,)
         assert total is not None
@@ -122,7 +124,8 @@ class _Product(torch.autograd.Function):
     def jvp(ctx: Any, dx: Tensor, dy: Tensor, dw: Tensor, *_: None) -> tuple[Tensor, ...]:  # type: ignore[override]
         x, y, w, _ = ctx.saved_tensors
         function = Apply(ctx.kernel.weighting, log_total=ctx.log_total)
-        return map_strips(function.pushforward(2, 3), (x, None, dx, None), (y, None, w, dy, None, dw))
+        tangents = map_strips(function.pushforward(2, 3), (x, None, dx, None), (y, None, w, dy, None, dw))
+        return tuple(tangent.to(x.dtype) for tangent in tangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:

@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from invertible_attention.attention.functional.strips import StripFunction, Tensors
-from invertible_attention.attention.functional.weighting import Weighting
+from invertible_attention.attention.functional.weighting import Weighting, Weights
 
 __all__ = ["Adjoint", "Apply", "Gradient"]
 
@@ -100,21 +101,35 @@ class Gradient(StripFunction):
         scaled = weights.divide(u)
         if "w" in self.wholes:
             found["w"] = weights.weight.mT @ scaled
-        if self.weighting.normalized or "u" in self.strips:
+        if "u" in self.strips:
             found["u"] = weights.divide(weights.weight @ w)
         if {"x", "log_prior", "y"} & {*self.strips, *self.wholes}:
             pairs = scaled @ w.mT
-            if self.weighting.normalized:
-                centre = (u * found["u"]).sum(-1, keepdim=True)
-                if log_total and log_total[0] is not None:
-                    centre = centre - log_total[0]
-                pairs = pairs - weights.divide(centre)
+            logarithm, score = self._change_of_scores(weights, pairs, log_total[0] if log_total else None)
             if "log_prior" in self.strips:
-                found["log_prior"] = (weights.weight * pairs).sum_to_size(log_prior.shape)
-            self._differentiate_scores(found, cast(Tensor, weights.slope) * pairs, x, y)
+                found["log_prior"] = logarithm.sum_to_size(log_prior.shape)
+            self._change_of_tokens(found, score, x, y)
         return tuple(found[name] for name in self.strips), tuple(found[name] for name in self.wholes)
 
-    def _differentiate_scores(self, found: dict[str, Tensor], score: Tensor, x: Tensor, y: Tensor) -> None:
+    def _change_of_scores(
+        self, weights: Weights, pairs: Tensor, log_total: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients with respect to the logarithms of the weights and to the scores."""
+        weighted = weights.weight * pairs
+        slope = cast(Tensor, weights.slope)
+        if not self.weighting.normalized:
+            return weighted, slope * pairs
+        # Summed from the very products it is subtracted from: what cancels, cancels exactly.
+        centre = weighted.sum(-1, keepdim=True)
+        if log_total is not None:
+            centre = centre - log_total.to(centre.dtype)
+        centre = weights.divide(centre)
+        if slope is weights.weight or "log_prior" in self.strips:
+            weighted = torch.addcmul(weighted, weights.weight, centre, value=-1.0)
+        return weighted, weighted if slope is weights.weight else slope * (pairs - centre)
+
+    def _change_of_tokens(self, found: dict[str, Tensor], score: Tensor, x: Tensor, y: Tensor) -> None:
+        """Gradients with respect to the tokens from those with respect to the scores."""
         if self.weighting.combine == "sum":
             found["x"], found["y"] = score.sum(-1, keepdim=True), score.sum(-2)[..., None]
             return

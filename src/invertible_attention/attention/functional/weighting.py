@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from invertible_attention.attention.functional.form import scores
 from invertible_attention.attention.functional.phi import PHI, PositivePhi
+from invertible_attention.attention.functional.precision import accurate
 
 __all__ = ["Weighting", "Weights"]
 
@@ -22,7 +23,8 @@ class Weights:
         weight: ``(batch, heads, rows, tokens)``.
         slope: with ``slope / total`` the derivative with respect to the scores, before the normalizer reacts.
         total: ``(batch, heads, rows, 1)`` or ``None``.
-        log_total: logarithm of the sum of the row's weights, shifts included, where it was asked for.
+        log_total: logarithm of the sum of the row's weights, shifts included, where it was asked for; in float64,
+            because the rounding of a large logarithm would be an error of the weights.
     """
 
     weight: Tensor
@@ -83,11 +85,15 @@ class Weighting:
             logarithm = logarithm + log_prior
         if valid is not None:
             logarithm = logarithm.masked_fill(~valid.mT, -torch.inf)
-        weight = _softmax(logarithm, guarded=log_prior is not None or valid is not None)
+        guarded = log_prior is not None or valid is not None
+        if log_total:
+            weight, total, logarithm_of_total = _with_log_total(logarithm, guarded=guarded)
+        else:
+            weight, total, logarithm_of_total = _softmax(logarithm, guarded=guarded), None, None
         gradient = None
         if slope:
             gradient = weight if self.phi == "exp" else weight * phi.log_slope(score)
-        return Weights(weight, gradient, None, torch.logsumexp(logarithm, -1, True) if log_total else None)
+        return Weights(weight, gradient, total, logarithm_of_total)
 
     def _linear(self, score: Tensor, log_prior: Tensor | None, valid: Tensor | None, slope: bool) -> Weights:
         phi = PHI[self.phi]
@@ -114,7 +120,7 @@ def _elu_plus_one(score: Tensor) -> Weights:
     slope = torch.exp(torch.clamp(score, max=0.0) - shift)
     weight = slope + F.relu(score)
     total = weight.sum(-1, keepdim=True)
-    return Weights(weight, slope, total, shift + torch.log(total))
+    return Weights(weight, slope, total, accurate(shift) + torch.log(accurate(total)))
 
 
 def _softmax(logarithm: Tensor, *, guarded: bool) -> Tensor:
@@ -123,3 +129,16 @@ def _softmax(logarithm: Tensor, *, guarded: bool) -> Tensor:
     # A row with no weight at all stays zero instead of becoming NaN.
     empty = (logarithm == -torch.inf).all(-1, keepdim=True)
     return torch.softmax(logarithm.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
+
+
+def _with_log_total(logarithm: Tensor, *, guarded: bool) -> tuple[Tensor, Tensor, Tensor]:
+    largest = logarithm.detach().amax(-1, keepdim=True)
+    if guarded:
+        largest = largest.masked_fill(largest == -torch.inf, 0.0)
+    weight = torch.exp(logarithm - largest)
+    total = weight.sum(-1, keepdim=True)
+    if not guarded:
+        return weight, total, accurate(largest) + torch.log(accurate(total))
+    empty = total == 0.0
+    total = total.masked_fill(empty, 1.0)
+    return weight, total, (accurate(largest) + torch.log(accurate(total))).masked_fill(empty, -torch.inf)
