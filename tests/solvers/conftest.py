@@ -112,3 +112,10 @@ def counting() -> Callable[[Branch], SimpleNamespace]:
         return SimpleNamespace(branch=counted, calls=calls)
 
     return wrap
+
+
+@pytest.fixture
+def untyped(pytestconfig: pytest.Config) -> None:
+    """For tests that pass wrong types to see the library's own error."""
+    if pytestconfig.getoption("--typecheck"):
+        pytest.skip("the run-time type checker refuses this before the library can")

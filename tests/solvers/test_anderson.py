@@ -142,12 +142,14 @@ def test_sample_comes_back_from_where_the_branch_is_not_finite():
 # Arguments
 
 
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("memory", [0, -1, 2.0, None])
 def test_memory_must_be_a_positive_integer(memory: object):
     with pytest.raises(ValueError, match=f"memory.*{memory}"):
         Anderson(memory=memory)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("regularization", [-1e-9, float("nan"), "small"])
 def test_regularization_must_be_a_number(regularization: object):
     with pytest.raises(ValueError, match=f"regularization.*{regularization}"):

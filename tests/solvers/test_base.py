@@ -428,6 +428,7 @@ def test_float32_spans_its_range(solver: Solver):
 # Bad arguments
 
 
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("cls", [FixedPoint, Anderson, NewtonKrylov])
 @pytest.mark.parametrize("value", [0, -3, 2.5, "7", True])
 def test_limit_must_be_a_positive_integer(cls: type[Solver], value: object):
@@ -435,6 +436,7 @@ def test_limit_must_be_a_positive_integer(cls: type[Solver], value: object):
         cls(max_evaluations=value)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("cls", [FixedPoint, Anderson, NewtonKrylov])
 @pytest.mark.parametrize("value", [-1e-6, math.nan, math.inf, "1e-3", False])
 def test_tolerance_must_be_a_number(cls: type[Solver], value: object):
@@ -442,6 +444,7 @@ def test_tolerance_must_be_a_number(cls: type[Solver], value: object):
         cls(tolerance=value)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.usefixtures("untyped")
 @each_solver
 def test_bad_right_hand_sides(solver: Solver):
     with pytest.raises(ValueError, match=r"torch\.int64"):
@@ -467,7 +470,7 @@ def test_lipschitz_constant_must_make_sense(solver: Solver, value: float | Tenso
 
 
 @each_solver
-@pytest.mark.parametrize("value", [1.0, math.inf, torch.tensor(math.inf), 3, None])
+@pytest.mark.parametrize("value", [1.0, math.inf, torch.tensor(math.inf), 3.0, None])
 def test_no_certificate_no_bound(solver: Solver, value: float | Tensor | None):
     assert solver.solve(lambda x: 0.5 * x, torch.ones(3, 2), lipschitz=value).error_bound.isinf().all()
 
@@ -506,7 +509,9 @@ def test_without_a_certificate_the_budget_is_100():
 
 def test_tolerance_of_zero_runs_all_evaluations(counting):
     counted = counting(lambda x: 0.5 * x)
-    solution = FixedPoint(max_evaluations=60, tolerance=0).solve(counted.branch, torch.tensor([[3.0], [0.3]]))
+    solution = FixedPoint(max_evaluations=60, tolerance=0.0).solve(
+        counted.branch, torch.tensor([[3.0], [0.3]])
+    )
     assert len(counted.calls) == 60
     assert solution.evaluations.tolist() == [60, 60]
     assert not solution.converged.any()

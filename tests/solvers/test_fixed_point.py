@@ -25,7 +25,7 @@ def test_iterates_are_those_of_algorithm_1():
     x = z
     for _ in range(6):
         x = z - torch.tanh(x @ weight)
-    solution = FixedPoint(max_evaluations=7, tolerance=0).solve(lambda x: torch.tanh(x @ weight), z)
+    solution = FixedPoint(max_evaluations=7, tolerance=0.0).solve(lambda x: torch.tanh(x @ weight), z)
     torch.testing.assert_close(solution.value, x, rtol=0, atol=1e-15)
 
 

@@ -92,6 +92,20 @@ def test_none_among_the_arguments():
     torch.testing.assert_close(z.grad, torch.full_like(z, 1 / 1.5))
 
 
+def test_branch_that_does_not_depend_on_its_input():
+    weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    z = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+
+    def branch(x: Tensor) -> Tensor:
+        return weight.expand_as(x)
+
+    x = implicit_gradient(branch, z.detach() - 0.5, z, solver=Anderson())
+    x.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.item() == -6
+    torch.testing.assert_close(z.grad, torch.ones_like(z))
+
+
 @each_solver
 def test_small_gradients_are_as_accurate_as_large_ones(solver: Solver):
     # The tolerance is relative to 1 + ‖v‖: unscaled, a small enough gradient would count as its own solution.
@@ -176,7 +190,7 @@ def test_memory_does_not_grow_with_the_iterations():
         invert(FixedPoint(max_evaluations=5), z, weight, shift)
         few = sum(saved)
         saved.clear()
-        invert(FixedPoint(max_evaluations=500, tolerance=0), z, weight, shift)
+        invert(FixedPoint(max_evaluations=500, tolerance=0.0), z, weight, shift)
     assert few > 0
     assert sum(saved) == few
 

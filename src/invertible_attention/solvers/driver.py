@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,6 +39,7 @@ class Step:
     stuck: Bool[Tensor, " active"] | None = None
 
 
+@runtime_checkable
 class Method(Protocol):
     """What the loop needs of a solver; :class:`~invertible_attention.solvers.Solver` says what each does."""
 
