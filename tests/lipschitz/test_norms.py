@@ -63,6 +63,18 @@ def test_bound_is_never_below_the_norm_in_float64(kind, m, n, seed, exponent):
         assert mpmath.mpf(spectral_norm_upper_bound(W).item()) >= norm
 
 
+@pytest.mark.parametrize("rows", [100, 300, 1_000, 10_000, 100_000])
+@pytest.mark.parametrize("iterations", [0, 7])
+def test_rounding_of_long_sums_is_made_up_for(rows, iterations):
+    # equal summands are rounded in the same direction, which is as bad as rounding gets
+    for entry in torch.linspace(0.05, 1, 20).tolist():
+        W = torch.ones(rows, 2)
+        W[:, 1], W[0, 0] = entry, 1.7
+        bound = spectral_norm_upper_bound(W, iterations).double()
+        assert exact(W) <= bound
+        assert iterations == 0 or bound <= 1.001 * exact(W)
+
+
 @pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-38])
 def test_subnormal_weights_are_bounded(scale):
     W = (matrix("gaussian", 4, 4, 0) * scale).float()

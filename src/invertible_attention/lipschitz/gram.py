@@ -6,6 +6,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.compiler import assume_constant_result
@@ -34,10 +35,10 @@ def gram_bound(
     **Rounding.** The result is inflated so that it is not below the exact norm although it was computed in
     floating point: a product with inner dimension :math:`k` perturbs :math:`G_t` by at most
     :math:`\gamma_k\|G_{t-1}\|_F^2`, which moves the logarithm of the bound by
-    :math:`2^{-t}\gamma_k\|G_{t-1}\|_F^2/\|G_{t-1}\|_2^2`, and :math:`s_t^2` bounds that ratio from below.
-    :math:`\gamma_k` is :math:`k u` (a worst case, ``u`` the unit roundoff) up to 64 and
-    :math:`8\sqrt{k} u` beyond (Higham and Mary 2019, eight standard deviations). The inflation carries
-    no gradient.
+    :math:`2^{-t}\gamma_k\|G_{t-1}\|_F^2/\|G_{t-1}\|_2^2`, and :math:`1/s_t^2` bounds that ratio from above.
+    :math:`\gamma_k` is the worst case over all orders of summation, :math:`k u` with ``u`` the unit roundoff;
+    long sums are cut into blocks, which are summed in turn, so that it grows with :math:`\sqrt k` only. The
+    inflation carries no gradient.
 
     Args:
         real: Real parts.
@@ -63,7 +64,7 @@ def gram_bound(
     real, imag, norm = _normalize(real, imag)
     norms = [norm]
     unit = torch.finfo(real.dtype).eps / 2
-    slack = 8.0 + size / 2**iterations
+    slack = 8.0 + (size if iterations else inner + size) / 2**iterations
     for step in range(1, iterations + 1):
         real, imag = _gram(real, imag)
         real, imag, norm = _normalize(real, imag)
@@ -134,10 +135,25 @@ def _products_are_rounded() -> bool:
 def _gram(real: Tensor, imag: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return ``G* G``; for ``G = A + iB``: ``(A+B)ᵀ(A+B) − P − Pᵀ`` and ``P − Pᵀ`` with ``P = AᵀB``."""
     if imag is None:
-        return real.mT @ real, None
-    cross = real.mT @ imag
+        return _product(real, real), None
+    cross = _product(real, imag)
     total = real + imag
-    return total.mT @ total - cross - cross.mT, cross - cross.mT
+    return _product(total, total) - cross - cross.mT, cross - cross.mT
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``aᵀ b``, summed in blocks where the inner dimension is long."""
+    inner = a.shape[-2]
+    block = _block(inner)
+    if block == inner:
+        return a.mT @ b
+    # zero rows complete the last block
+    parts = [F.pad(t, (0, 0, 0, -inner % block)).unflatten(-2, (-1, block)) for t in (a, b)]
+    return (parts[0].mT @ parts[1]).sum(-3)
+
+
+def _block(inner: int) -> int:
+    return inner if inner <= 128 else max(128, math.isqrt(inner - 1) + 1)
 
 
 def _normalize(real: Tensor, imag: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -151,4 +167,5 @@ def _normalize(real: Tensor, imag: Tensor | None) -> tuple[Tensor, Tensor | None
 
 def _product_error(inner: int, is_complex: bool) -> float:
     """Return the Frobenius error of one Gram product in units of ``u‖G‖²_F``."""
-    return (4.0 if is_complex else 1.0) * (min(inner, 8 * math.sqrt(inner)) + 8)
+    block = _block(inner)
+    return (4.0 if is_complex else 1.0) * (block + -(-inner // block) + 8)
