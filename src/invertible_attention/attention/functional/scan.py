@@ -45,9 +45,7 @@ class _DecayedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, position: Tensor, reverse: bool) -> Tensor:
-        if reverse:
-            return _scan(x.flip(-2), position.flip(-1)).flip(-2)
-        return _scan(x, position)
+        return _scan(x, position, reverse)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
@@ -66,26 +64,35 @@ class _DecayedSum(torch.autograd.Function):
         return decayed_sum(tangent, position, reverse=ctx.reverse)
 
 
-def _scan(x: Tensor, position: Tensor) -> Tensor:
+def _scan(x: Tensor, position: Tensor, reverse: bool) -> Tensor:
     length, features = x.shape[-2:]
     if length <= _CHUNK:
-        return _scan_steps(x, position)
+        return _scan_steps(x, position, reverse)
     chunks = -(-length // _CHUNK)
     padding = chunks * _CHUNK - length
     x = torch.cat((x, x.new_zeros(*x.shape[:-2], padding, features)), -2)
     position = torch.cat((position, position[..., -1:].expand(*position.shape[:-1], padding)), -1)
-    position = position.unflatten(-1, (chunks, _CHUNK))
-    within = _scan_steps(x.unflatten(-2, (chunks, _CHUNK)), position)
-    ends = position[..., -1]
-    before = _scan(within[..., -1, :], ends)[..., :-1, None, :]
-    fade = torch.exp(-(position[..., 1:, :] - ends[..., :-1, None]).abs())[..., None]
-    carried = torch.addcmul(within[..., 1:, :, :], fade, before)
-    return torch.cat((within[..., :1, :, :], carried), -3).flatten(-3, -2)[..., :length, :]
+    x, position = x.unflatten(-2, (chunks, _CHUNK)), position.unflatten(-1, (chunks, _CHUNK))
+    within = _scan_steps(x, position, reverse)
+    # The running sum over whole chunks is carried into the next chunk, fading on the way.
+    last, here, there = (0, slice(None, -1), slice(1, None)) if reverse else (-1, slice(1, None), slice(None, -1))
+    ends = position[..., last]
+    carry = _scan(within[..., last, :], ends, reverse)[..., there, None, :]
+    fade = torch.exp(-(position[..., here, :] - ends[..., there, None]).abs())[..., None]
+    carried = torch.addcmul(within[..., here, :, :], fade, carry)
+    unchanged = within[..., -1:, :, :] if reverse else within[..., :1, :, :]
+    parts = (carried, unchanged) if reverse else (unchanged, carried)
+    return torch.cat(parts, -3).flatten(-3, -2)[..., :length, :]
 
 
-def _scan_steps(x: Tensor, position: Tensor) -> Tensor:
+def _scan_steps(x: Tensor, position: Tensor, reverse: bool) -> Tensor:
     fade = torch.exp(-(position[..., 1:] - position[..., :-1]).abs())[..., None]
-    sums = [x[..., 0, :]]
-    for step in range(1, x.shape[-2]):
-        sums.append(torch.addcmul(x[..., step, :], fade[..., step - 1, :], sums[-1]))
-    return torch.stack(sums, -2)
+    steps = range(x.shape[-2])
+    sums: list[Tensor] = []
+    for step in reversed(steps) if reverse else steps:
+        if not sums:
+            sums.append(x[..., step, :])
+        else:
+            between = step if reverse else step - 1
+            sums.append(torch.addcmul(x[..., step, :], fade[..., between, :], sums[-1]))
+    return torch.stack(sums[::-1] if reverse else sums, -2)

@@ -83,9 +83,7 @@ def _pair_sums(
     # Keys before this position have a positive score with the query.
     split = torch.searchsorted(negated.detach(), query.detach().contiguous())
     scale = key_scale.expand(key.shape).gather(-1, order)
-    running = torch.cat((x, ordered[..., None] * x), -1).cumsum(-2)
-    above, above_key = _take(_pad_front(running), split).chunk(2, -1)
-    result = (terms.intercept + query[..., None]) * above + above_key
+    result = _line(terms.intercept + query, ordered, x, split)
     for rate, coefficient in enumerate(terms.below, 1):
         exponent = rate * ordered - scale
         sums = _running_exponentials(exponent, x, reverse=True)
@@ -98,6 +96,22 @@ def _pair_sums(
     if terms.offset:
         result = result + terms.offset * x.sum(-2, keepdim=True)
     return result
+
+
+def _line(intercept: Tensor, ordered: Tensor, x: Tensor, split: Tensor) -> Tensor:
+    r"""Compute :math:`\sum_{j < p} (\alpha + b_j) X_j` for keys in descending order.
+
+    With the last of them taken out, :math:`\sum_{j < p} (b_j - b_{p-1}) X_j` is a running sum of gaps times running
+    sums. So two large scores of opposite sign never meet, as they would in :math:`\alpha \sum X_j + \sum b_j X_j`.
+    """
+    constant = ordered.detach()
+    # The second half is zero and carries the gradient of the scores.
+    running, carrier = torch.cat((x, (ordered - constant)[..., None] * x), -1).cumsum(-2).chunk(2, -1)
+    gaps = (constant[..., :-1] - constant[..., 1:])[..., None]
+    spread = _pad_front((gaps * running[..., :-1, :]).cumsum(-2))
+    total, rest = _take(_pad_front(torch.cat((running, carrier + spread), -1)), split).chunk(2, -1)
+    last = torch.cat((torch.zeros_like(constant[..., :1]), constant), -1).gather(-1, split)
+    return (intercept + last)[..., None] * total + rest
 
 
 def _running_exponentials(exponent: Tensor, x: Tensor, *, reverse: bool) -> Tensor:
@@ -119,4 +133,4 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _pad_front(x: Tensor) -> Tensor:
-    return torch.cat((torch.zeros_like(x[..., :1, :]), x), -2)
+    return torch.cat((x.new_zeros(*x.shape[:-2], 1, x.shape[-1]), x), -2)
