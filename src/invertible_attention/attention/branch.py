@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -15,15 +14,12 @@ from torch.nn.utils import parametrize
 
 from invertible_attention._initialize import refuse_inside_transform
 from invertible_attention.attention.constraints import Certified, Constraint, Relaxed
-from invertible_attention.attention.functional import attend
+from invertible_attention.attention.context import ContextTokens, make_context
+from invertible_attention.attention.evaluation import Evaluation, Norms, Weights, working, working_dtype
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Gaussian, Response, is_positive, make_response
-from invertible_attention.lipschitz.certificate import (
-    Normalization,
-    attention_log_bound,
-    combine_heads,
-    log_rounding_allowance,
-)
+from invertible_attention.attention.visibility import flat_mask
+from invertible_attention.lipschitz.certificate import Normalization
 from invertible_attention.lipschitz.gram import exact_arithmetic
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
 from invertible_attention.lipschitz.parametrize import SpectralNormBound
@@ -33,18 +29,6 @@ __all__ = ["AttentionBranch"]
 Image = Float[Tensor, "batch channels *spatial"]
 
 _JUST_ABOVE = 1.001
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """Everything that depends on the weights alone, computed once and used for many evaluations."""
-
-    value: Float[Tensor, "channels channels"]
-    value_bias: Float[Tensor, " channels"] | None
-    out: Float[Tensor, "channels channels"]
-    out_bias: Float[Tensor, " channels"] | None
-    radius: Float[Tensor, ""] | None
-    log_bound: Float[Tensor, ""]
 
 
 class AttentionBranch(nn.Module):
@@ -60,6 +44,9 @@ class AttentionBranch(nn.Module):
         heads: Number of heads, concatenated.
         bias: Whether the linear maps have biases.
         position_prior: Doubly stochastic prior the response is multiplied by.
+        context_channels: Number of features of the context the branch is given; ``None`` for no context.
+        context_kind: ``"vector"`` for one vector per sample, ``"tokens"`` for tokens to attend to.
+        causal: Whether a token attends to itself and those before it only.
         implementation: Passed to :func:`~invertible_attention.attention.functional.attend`.
 
     Raises:
@@ -68,6 +55,7 @@ class AttentionBranch(nn.Module):
 
     log_radius: Tensor | None
     initialized: Tensor
+    uses_mask = True
 
     def __init__(
         self,
@@ -80,6 +68,9 @@ class AttentionBranch(nn.Module):
         heads: int = 1,
         bias: bool = False,
         position_prior: PositionPrior | None = None,
+        context_channels: int | None = None,
+        context_kind: str = "vector",
+        causal: bool = False,
         implementation: str = "auto",
     ) -> None:
         super().__init__()
@@ -94,6 +85,7 @@ class AttentionBranch(nn.Module):
         self.normalization = normalization
         self.implementation = implementation
         self.position_prior = position_prior
+        self.causal = causal
         if response == "gaussian" and not isinstance(constraint, Certified):
             # The paper's Gaussian has no parameter of its own; under a certificate the temperature spends the budget.
             response = partial(Gaussian, learnable=False)
@@ -102,6 +94,11 @@ class AttentionBranch(nn.Module):
         self.out_weight = nn.Parameter(_uniform(channels, channels))
         self.value_bias = nn.Parameter(torch.zeros(channels)) if bias else None
         self.out_bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        self.context = make_context(context_kind, context_channels, channels)
+        if position_prior is not None and (causal or isinstance(self.context, ContextTokens)):
+            raise ValueError(
+                "a position prior is over all pairs of tokens: no causal order, no context tokens"
+            )
         self._constrain(constraint)
 
     def _constrain(self, constraint: Constraint) -> None:
@@ -120,6 +117,12 @@ class AttentionBranch(nn.Module):
                 raise ValueError(f"a certificate needs a positive response, got phi={self.response.phi!r}")
             if self.normalization == "count":
                 raise ValueError("a certificate needs normalised weights, got normalization='count'")
+            if self.causal and self.normalization == "column":
+                raise ValueError(
+                    "no certificate exists for normalization='column' and causal=True: the last token weighs in "
+                    "every column, and the Lipschitz constant grows with the logarithm of their number; "
+                    "use normalization='row' or 'all'"
+                )
             if constraint.radius is None:
                 self.log_radius = nn.Parameter(torch.zeros(()))
                 self._initialized = False
@@ -133,16 +136,22 @@ class AttentionBranch(nn.Module):
         assert self.log_radius is not None
         self.response.rescale(self.log_radius.exp(), cast(Normalization, self.normalization))
 
+    @property
+    def uses_context(self) -> bool:
+        """Whether the branch is called with a context."""
+        return self.context is not None
+
     @torch.no_grad()
-    def initialize(self, x: Image) -> None:
+    def initialize(self, x: Image, mask: Tensor | None = None) -> None:
         """Set the radius to just above the largest token norm of ``x``, and scale the response so that log M ≈ 1.
 
         Called by the first forward. Tokens that are not finite are left out; without a finite non-zero token
         the radius stays 1. Distributed processes agree on the largest norm over all of them.
         """
         refuse_inside_transform("the radius")
-        norm = torch.linalg.vector_norm(x.detach().to(_working_dtype(x.dtype)), dim=1)
-        norm = torch.where(norm.isfinite(), norm, 0.0).amax()
+        norm = torch.linalg.vector_norm(x.detach().to(working_dtype(x.dtype)), dim=1)
+        seen = norm.isfinite() if mask is None else norm.isfinite() & flat_mask(mask, x).view_as(norm)
+        norm = torch.where(seen, norm, 0.0).amax()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(norm, op=torch.distributed.ReduceOp.MAX)
         if self.log_radius is not None:
@@ -162,102 +171,81 @@ class AttentionBranch(nn.Module):
         """ρ, the radius of the ball tokens are projected on; ``None`` without a certificate."""
         return None if self.log_radius is None else self.log_radius.exp()
 
-    def bind(self) -> Callable[..., Tensor]:
+    def bind(self) -> Evaluation:
         """Compute the constrained weights once; return the branch as a function of ``x``."""
-        weights = self._weights()
+        return Evaluation(
+            self._weights(),
+            self.response,
+            self.constraint,
+            self.normalization,
+            self.heads,
+            self.position_prior,
+            self.context,
+            self.causal,
+            self.implementation,
+        )
 
-        def branch(x: Image) -> Image:
-            with exact_arithmetic(x):
-                return self._evaluate(weights, x)
+    def forward(self, x: Image, context: Tensor | None = None, mask: Tensor | None = None) -> Image:
+        """Return ``g(x)``, of the shape of ``x``, computed and returned in float32 or better, also under autocast.
 
-        return branch
+        Args:
+            x: Tokens.
+            context: ``(B, K)`` or ``(B, K, M)``, for a branch that was built for one.
+            mask: True where a token is valid, ``(B, *spatial)``; others are not seen and ``g`` is zero there.
 
-    def forward(self, x: Image) -> Image:
-        """Return ``g(x)``, of the shape of ``x``, computed and returned in float32 or better, also under autocast."""
+        Raises:
+            ValueError: If context or mask do not fit.
+        """
         if not self._initialized:
-            self.initialize(x)
-        return self.bind()(x)
+            self.initialize(x, mask)
+        return self.bind()(x, context, mask)
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Upper bound of the Lipschitz constant in the Euclidean norm; ``inf`` where nothing is promised."""
         with exact_arithmetic(self.initialized):
-            return self.constraint.lipschitz_bound(self._log_bound())
+            log_bound = self._log_bound()
+            if self.normalization == "column" and isinstance(self.context, ContextTokens):
+                # There may be any number of context tokens for each token: only the constraint's own limit holds.
+                log_bound = torch.full_like(log_bound, torch.inf)
+            return self.constraint.lipschitz_bound(log_bound)
 
-    def _weights(self) -> _Weights:
+    def _weights(self) -> Weights:
         with exact_arithmetic(self.initialized):
-            return _Weights(
-                value=_working(self.value_weight),
-                value_bias=None if self.value_bias is None else _working(self.value_bias),
-                out=_working(self.out_weight),
-                out_bias=None if self.out_bias is None else _working(self.out_bias),
-                radius=None if self.log_radius is None else _working(self.log_radius).exp(),
-                log_bound=self._log_bound(),
+            norms = self._norms()
+            return Weights(
+                value=working(self.value_weight),
+                value_bias=None if self.value_bias is None else working(self.value_bias),
+                out=working(self.out_weight),
+                out_bias=None if self.out_bias is None else working(self.out_bias),
+                radius=None if self.log_radius is None else working(self.log_radius).exp(),
+                norms=norms,
+                log_bound=self._log_bound(norms),
             )
 
-    def _log_bound(self) -> Float[Tensor, ""]:
+    def _log_bound(self, norms: Norms | None = None) -> Float[Tensor, ""]:
         """Logarithm of ‖W_L‖₂ L(A); for ``"all"`` with the factor 1/N still missing."""
+        norms = self._norms() if norms is None else norms
+        return torch.zeros((), device=self.out_weight.device) if norms is None else norms.log_bound()
+
+    def _norms(self) -> Norms | None:
         if self.log_radius is None:
-            return torch.zeros((), device=self.out_weight.device)
+            return None
         normalization = cast(Normalization, self.normalization)
-        radius = _working(self.log_radius).exp()
-        value = _working(self.value_weight).unflatten(0, (self.heads, -1))
-        norm = spectral_norm_upper_bound(value)
-        if self.value_bias is None:
-            bias_norm = torch.zeros_like(norm)
-        else:
-            bias_norm = torch.linalg.vector_norm(
-                _working(self.value_bias).unflatten(0, (self.heads, -1)), dim=-1
-            )
-        scores = self.response.score_bounds(radius, normalization)
-        per_head = attention_log_bound(scores, norm, bias_norm, radius, normalization)
-        out_norm = spectral_norm_upper_bound(_working(self.out_weight))
-        log_out = torch.log(out_norm.clamp_min(torch.finfo(out_norm.dtype).tiny))
-        return combine_heads(per_head) + log_out + log_rounding_allowance(per_head.dtype)
-
-    def _evaluate(self, weights: _Weights, x: Image) -> Image:
-        working = torch.promote_types(_working_dtype(x.dtype), weights.value.dtype)
-        tokens = x.flatten(2).transpose(1, 2).to(working)
-        seen = tokens if weights.radius is None else project_on_ball(tokens, weights.radius)
-        query, key = self.response(seen, seen)
-        value = _linear(seen, weights.value, weights.value_bias)
-        value = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        attended = attend(
-            query,
-            key,
-            value,
-            combine=self.response.combine,
-            phi=self.response.phi,
-            normalization=self.normalization,
-            log_prior=None if self.position_prior is None else self.position_prior(x.shape[2:]).to(working),
-            implementation=self.implementation,
+        radius = working(self.log_radius).exp()
+        norm = spectral_norm_upper_bound(working(self.value_weight).unflatten(0, (self.heads, -1)))
+        bias = torch.zeros_like(norm)
+        if self.value_bias is not None:
+            bias = torch.linalg.vector_norm(working(self.value_bias).unflatten(0, (self.heads, -1)), dim=-1)
+        out_norm = spectral_norm_upper_bound(working(self.out_weight))
+        return Norms(
+            scores=self.response.score_bounds(radius, normalization),
+            value=norm,
+            value_bias=bias,
+            radius=radius,
+            log_out=torch.log(out_norm.clamp_min(torch.finfo(out_norm.dtype).tiny)),
+            normalization=normalization,
+            causal=self.causal,
         )
-        log_bound = weights.log_bound
-        if self.normalization == "all":
-            log_bound = log_bound - math.log(tokens.shape[1])
-        out = attended.transpose(1, 2).flatten(2)
-        out = _linear(out, weights.out * self.constraint.gain(log_bound), weights.out_bias)
-        return out.transpose(1, 2).reshape(x.shape)
-
-
-def project_on_ball(tokens: Float[Tensor, "*batch channels"], radius: Float[Tensor, ""]) -> Tensor:
-    r"""Project every token on the ball, :math:`\hat x_i = x_i \min(1, \rho / \|x_i\|)`; 1-Lipschitz."""
-    scaled = tokens / radius
-    # Squares of huge tokens would overflow. The result does not depend on the peak, so neither does its gradient.
-    peak = scaled.detach().abs().amax(-1, keepdim=True).clamp_min(1.0)
-    square = (scaled / peak).square().sum(-1, keepdim=True)
-    return tokens * (square.clamp_min(1.0).rsqrt() / peak)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-
-def _working_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _working(x: Tensor) -> Tensor:
-    return x.to(_working_dtype(x.dtype))
 
 
 def _uniform(rows: int, columns: int) -> Tensor:

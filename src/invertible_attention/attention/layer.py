@@ -44,6 +44,12 @@ class InvertibleAttention(Residual):
         logdet: Estimates the log-determinant; default :class:`~invertible_attention.RussianRoulette`, unbiased.
         position_prior: Doubly stochastic prior over pairs of positions the response is multiplied by, such as
             :class:`TorusPrior`. It leaves the bound as it is.
+        context_channels: Number of features :math:`K` of a context the layer is given at every call; ``None`` for
+            no context. The certificate holds for every context.
+        context_kind: ``"vector"``: a context ``(B, K)`` moves what is seen as query, key and value, and the output.
+            ``"tokens"``: a context ``(B, K, M)`` is attended to, as :math:`M` more keys and values.
+        causal: Whether a token attends to itself and those before it only, in row-major order; not with column
+            normalization, for which no certificate exists then.
         implementation: How attention is computed, see
             :func:`~invertible_attention.attention.functional.attend`; all give the same result.
 
@@ -78,6 +84,9 @@ class InvertibleAttention(Residual):
         solver: Solver | None = None,
         logdet: LogDetEstimator | None = None,
         position_prior: PositionPrior | None = None,
+        context_channels: int | None = None,
+        context_kind: str = "vector",
+        causal: bool = False,
         implementation: str = "auto",
     ) -> None:
         branch = AttentionBranch(
@@ -89,15 +98,18 @@ class InvertibleAttention(Residual):
             heads=heads,
             bias=bias,
             position_prior=position_prior,
+            context_channels=context_channels,
+            context_kind=context_kind,
+            causal=causal,
             implementation=implementation,
         )
         super().__init__(branch, solver=solver, logdet=logdet)
         self.response = name_of(response)
 
-    def initialize(self, x: Image) -> None:
+    def initialize(self, x: Image, mask: Tensor | None = None) -> None:
         """Set the ball's radius from ``x``, as the first forward does; see :class:`AttentionBranch`."""
         self.check_input(x)
-        self.branch.initialize(x)
+        self.branch.initialize(x, mask)
 
     def check_input(self, x: Tensor) -> None:
         """Raise :class:`ValueError` unless ``x`` is a non-empty floating-point ``(B, C, *spatial)``."""

@@ -18,6 +18,40 @@ weights :math:`R_{ij}`, :math:`\|(\delta R)F\| \le \mu_F\sqrt M\,(\sum_{ij}R_{ij
 (centring only shrinks it), and the two parts of :math:`\delta\sigma` give
 :math:`\sqrt M\,\ell_q\|\delta x\|` and :math:`\ell_k\|\delta x\|`. The other two are the same argument. ∎
 
+**Roles.** Each token enters three times, as query, key and value. The proof uses of what a role sees,
+:math:`\hat x_i`, only that it lies in the ball and that :math:`\|\delta\hat x_i\| \le \|\delta x_i\|`. So the roles may
+see different things, and :math:`\hat x_i = \Pi_\rho(x_i + s(c))` with any shift :math:`s(c)` per role will do, because
+moving and projecting are both 1-Lipschitz: conditioning on a vector leaves the bounds as they are, for every context.
+
+**Sources.** Let there be :math:`m` further keys with values in the ball that do not depend on :math:`x` (context
+tokens), and :math:`r = 1 + m/N`. They add terms to the sums over :math:`j` but none to :math:`\delta F`, nor to the
+part of :math:`\delta\sigma` that belongs to keys. With row normalisation rows still sum to 1, and with "all" row sums
+are still at most :math:`M/N`: their bounds hold as they are. With column normalisation each column still spreads one
+unit over the :math:`N` queries, so row sums are at most :math:`rM`, and
+
+.. math:: \text{column, sources:}\quad L \le \sqrt M\,c_F + \mu_F(r M\,\ell_q + \sqrt{r M}\,\ell_k).
+
+**Causal order** (:math:`R_{ij} = 0` for :math:`j > i`), row normalisation:
+
+.. math:: \text{row, causal:}\quad L \le 2M^{3/4}\,(c_F + 2 c_F\rho\,\ell_k) + c_F\rho\,\ell_q .
+
+*Proof.* Now :math:`R_{ij} \le M/i`. With :math:`p_i = \Gamma(i+1)/\Gamma(i+\tfrac32)` and
+:math:`q_j = \Gamma(j)/\Gamma(j+\tfrac12)`: :math:`\sum_{i \ge j} p_i/i = 2 q_j` (it telescopes), so
+:math:`\sum_i R_{ij} p_i \le 2M q_j`. Since :math:`q` decreases, :math:`\sum_j R_{ij} q_j` is largest with all of the
+row's unit on the first :math:`i/M` tokens; :math:`\sum_{j \le k} q_j = 2(\Gamma(k+1)/\Gamma(k+\tfrac12) -
+\pi^{-1/2}) \le 2(\sqrt{k + 1/\pi} - \sqrt{1/\pi})` and :math:`p_i \ge (i + \tfrac12 + 1/\pi)^{-1/2}` then give
+:math:`\sum_j R_{ij} q_j \le 2\sqrt M\,p_i`. Schur's test: :math:`\|R\|_2 \le 2M^{3/4}` (for :math:`M = 1` this is
+Hardy's inequality, and sharp). The rest is :math:`\sum_j R_{ij}\delta\sigma_{ij}(F_j - \bar F_i)` with
+:math:`\bar F_i = \sum_j R_{ij}F_j`: the query part is at most :math:`c_F\rho\,\ell_q\|\delta x_i\|`, the key part at
+most :math:`2 c_F\rho\,\ell_k \sum_j R_{ij}\|\delta x_j\|`. ∎
+
+With "all", causal order leaves :math:`N(N+1)/2` pairs: the bound is that above with :math:`(N+1)/2` for :math:`N`. With
+column normalisation **no bound without** :math:`N` **exists**: the last token gets the share :math:`1/(N-j+1)` of every
+column :math:`j` even if all weights are equal, and moving it alone moves its own output by
+:math:`\mu_F\ell_q \sum_k (k^{-1} - k^{-2}) \approx \mu_F\ell_q \ln N` times as far.
+
+**Padding.** Tokens that are neither queries nor keys are not there: :math:`N` is the number of valid ones.
+
 All bounds are returned as logarithms: :math:`M` is an exponential and would overflow long before its logarithm.
 """
 
@@ -57,7 +91,10 @@ def attention_log_bound(
     value_bias_norm: Float[Tensor, " heads"],
     radius: Float[Tensor, ""],
     normalization: Normalization,
-) -> Float[Tensor, " heads"]:
+    *,
+    crowding: Tensor | float = 1.0,
+    causal: bool = False,
+) -> Float[Tensor, "*batch heads"]:
     r"""Logarithm of the bound per head; for ``"all"`` without the factor :math:`1/N`.
 
     Args:
@@ -66,7 +103,16 @@ def attention_log_bound(
         value_bias_norm: :math:`\|b_F\|` (drops out for ``"row"``, whose weights sum to 1).
         radius: :math:`\rho`.
         normalization: Along which the weights are normalised.
+        crowding: :math:`r`, the number of keys for each query, where it is above 1; ``(batch, 1)`` or a number.
+        causal: Whether a token attends to itself and those before it only.
+
+    Raises:
+        ValueError: For a causal column normalisation, which has no bound without :math:`N`.
     """
+    if causal and normalization == "column":
+        raise ValueError(
+            "no bound without the number of tokens exists for normalization='column' and causal=True"
+        )
     # An absolute error of log M is a relative one of M: it grows with log M and is allowed for here.
     log_range = scores.log_range * (1 + 64 * torch.finfo(scores.log_range.dtype).eps)
     half = log_range / 2
@@ -75,17 +121,21 @@ def attention_log_bound(
     # √M is factored out, so that what is left stays finite for every range.
     if normalization == "column":
         reach = reach + value_bias_norm
-        log_inner = _log(value_norm * root + reach * (scores.query_slope + root * scores.key_slope)) + half
-        return half + log_inner
+        from_keys = root * scores.key_slope * crowding**0.5
+        return log_range + _log(value_norm * root + reach * (scores.query_slope * crowding + from_keys))
+    if normalization == "row" and causal:
+        log_norm = math.log(2) + 0.75 * log_range
+        from_queries = torch.exp(-log_norm) * scores.query_slope
+        return log_norm + _log(value_norm + reach * (2 * scores.key_slope + from_queries))
     if normalization == "row":
         return half + _log(value_norm + reach * (root * scores.query_slope + scores.key_slope))
     reach = reach + value_bias_norm
     return log_range + _log(value_norm + reach * (scores.query_slope + scores.key_slope))
 
 
-def combine_heads(log_bounds: Float[Tensor, " heads"]) -> Float[Tensor, ""]:
+def combine_heads(log_bounds: Float[Tensor, "*batch heads"]) -> Float[Tensor, "*batch"]:
     r"""Concatenated heads: :math:`L \le (\sum_h L_h^2)^{1/2}`, in logarithms."""
-    return torch.logsumexp(2 * log_bounds, dim=0) / 2
+    return torch.logsumexp(2 * log_bounds, dim=-1) / 2
 
 
 def log_rounding_allowance(dtype: torch.dtype) -> float:

@@ -1,0 +1,197 @@
+r"""What an attention branch computes once its weights are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from invertible_attention.attention.constraints import Constraint
+from invertible_attention.attention.context import Context, Given
+from invertible_attention.attention.functional import attend
+from invertible_attention.attention.position import PositionPrior
+from invertible_attention.attention.responses import Response
+from invertible_attention.attention.visibility import Visibility, flat_mask
+from invertible_attention.lipschitz.certificate import (
+    Normalization,
+    ScoreBounds,
+    attention_log_bound,
+    combine_heads,
+    log_rounding_allowance,
+)
+from invertible_attention.lipschitz.gram import exact_arithmetic
+
+__all__ = ["Evaluation", "Norms", "Weights", "linear", "project_on_ball", "working", "working_dtype"]
+
+Image = Float[Tensor, "batch channels *spatial"]
+
+
+@dataclass(frozen=True)
+class Norms:
+    """What the certificate is computed from; see :func:`attention_log_bound`."""
+
+    scores: ScoreBounds
+    value: Float[Tensor, " heads"]
+    value_bias: Float[Tensor, " heads"]
+    radius: Float[Tensor, ""]
+    log_out: Float[Tensor, ""]
+    normalization: Normalization
+    causal: bool
+
+    def log_bound(self, crowding: Tensor | float = 1.0) -> Float[Tensor, "*batch"]:
+        """Logarithm of ‖W_L‖₂ L(A); for ``"all"`` with the factor 1/N still missing."""
+        crowding = crowding[:, None] if isinstance(crowding, Tensor) else crowding
+        per_head = attention_log_bound(
+            self.scores,
+            self.value,
+            self.value_bias,
+            self.radius,
+            self.normalization,
+            crowding=crowding,
+            causal=self.causal,
+        )
+        return combine_heads(per_head) + self.log_out + log_rounding_allowance(per_head.dtype)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Everything that depends on the weights alone, computed once and used for many evaluations."""
+
+    value: Float[Tensor, "channels channels"]
+    value_bias: Float[Tensor, " channels"] | None
+    out: Float[Tensor, "channels channels"]
+    out_bias: Float[Tensor, " channels"] | None
+    radius: Float[Tensor, ""] | None
+    norms: Norms | None
+    log_bound: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The branch as a function of its input, around weights that are computed already.
+
+    Args:
+        weights: The constrained weights.
+        response: Scores pairs of tokens.
+        constraint: Says by what factor the branch is scaled.
+        normalization: As in :class:`.branch.AttentionBranch`, like the following.
+        heads: Number of heads.
+        position_prior: Prior over pairs of positions.
+        context: How a context enters.
+        causal: Whether a token attends to itself and those before it only.
+        implementation: How attention is computed.
+    """
+
+    weights: Weights
+    response: Response
+    constraint: Constraint
+    normalization: str
+    heads: int
+    position_prior: PositionPrior | None
+    context: Context | None
+    causal: bool
+    implementation: str
+
+    def __call__(self, x: Image, context: Tensor | None = None, mask: Tensor | None = None) -> Image:
+        """Return ``g(x)``; see :meth:`.branch.AttentionBranch.forward`."""
+        with exact_arithmetic(x):
+            return self._evaluate(x, context, mask)
+
+    def _evaluate(self, x: Image, context: Tensor | None, mask: Tensor | None) -> Image:
+        weights = self.weights
+        dtype = torch.promote_types(working_dtype(x.dtype), weights.value.dtype)
+        tokens = x.flatten(2).transpose(1, 2).to(dtype)
+        given = Given()
+        if self.context is not None:
+            self.context.check(context, x.shape[0])
+            given = self.context(context, dtype)
+        if mask is not None:
+            mask = flat_mask(mask, x)
+            tokens = tokens.masked_fill(~mask[..., None], 0.0)
+        sources = 0 if given.sources is None else given.sources.shape[1]
+        visibility = Visibility(tokens.shape[1], sources, self.causal, mask)
+        attended = self._attend(tokens, given, visibility, x)
+        out = attended.transpose(1, 2).flatten(2)
+        gain = self._gain(visibility)
+        if isinstance(gain, Tensor) and gain.ndim:
+            out, gain = out * gain.to(dtype)[:, None, None], 1.0
+        out = linear(out, weights.out * gain, weights.out_bias)
+        out = out if given.out is None else out + given.out
+        if mask is not None:
+            out = out.masked_fill(~mask[..., None], 0.0)
+        return out.transpose(1, 2).reshape(x.shape)
+
+    def _attend(
+        self, tokens: Tensor, given: Given, visibility: Visibility, x: Image
+    ) -> Float[Tensor, "batch heads tokens features"]:
+        weights = self.weights
+
+        def see(shift: Tensor | None) -> Tensor:
+            moved = tokens if shift is None else tokens + shift
+            if given.sources is not None:
+                moved = torch.cat([moved, given.sources], 1)
+            return moved if weights.radius is None else project_on_ball(moved, weights.radius)
+
+        as_query = see(given.query)
+        as_key = as_query if given.key is None else see(given.key)
+        as_value = as_query if given.value is None else see(given.value)
+        if visibility.sources and not visibility.square:
+            as_query = as_query[:, : visibility.tokens]
+        query, key = self.response(as_query, as_key)
+        value = linear(as_value, weights.value, weights.value_bias)
+        attended = attend(
+            query,
+            key,
+            value.unflatten(-1, (self.heads, -1)).transpose(1, 2),
+            combine=self.response.combine,
+            phi=self.response.phi,
+            normalization=self.normalization,
+            log_prior=self._log_prior(visibility, x, tokens.dtype),
+            mask=visibility.key_mask(),
+            implementation=self.implementation,
+        )
+        return attended[:, :, : visibility.tokens] if visibility.square else attended
+
+    def _log_prior(self, visibility: Visibility, x: Image, dtype: torch.dtype) -> Tensor | None:
+        if self.position_prior is None:
+            return visibility.log_prior(dtype, x.device)
+        if visibility.mask is not None:
+            raise ValueError(
+                "a position prior is over all pairs of tokens: its bound does not hold under a mask"
+            )
+        return self.position_prior(x.shape[2:]).to(dtype)
+
+    def _gain(self, visibility: Visibility) -> Tensor | float:
+        weights = self.weights
+        log_bound = weights.log_bound
+        if weights.norms is not None and visibility.sources and self.normalization == "column":
+            log_bound = weights.norms.log_bound(visibility.crowding())
+        if self.normalization == "all":
+            log_bound = log_bound - visibility.log_count()
+        return self.constraint.gain(log_bound)
+
+
+def project_on_ball(tokens: Float[Tensor, "*batch channels"], radius: Float[Tensor, ""]) -> Tensor:
+    r"""Project every token on the ball, :math:`\hat x_i = x_i \min(1, \rho / \|x_i\|)`; 1-Lipschitz."""
+    scaled = tokens / radius
+    # Squares of huge tokens would overflow. The result does not depend on the peak, so neither does its gradient.
+    peak = scaled.detach().abs().amax(-1, keepdim=True).clamp_min(1.0)
+    square = (scaled / peak).square().sum(-1, keepdim=True)
+    return tokens * (square.clamp_min(1.0).rsqrt() / peak)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a linear map in the dtype of ``x``."""
+    return nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype a branch computes in: float32 or better."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def working(x: Tensor) -> Tensor:
+    """Return the tensor in the dtype a branch computes in."""
+    return x.to(working_dtype(x.dtype))

@@ -1,0 +1,258 @@
+"""Attention given a context: the certificate holds for every context, and the context matters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import invertible_attention as ia
+from invertible_attention.experiments.audit.attack import attack_layer
+
+RESPONSES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
+NORMALIZATIONS = ("column", "row", "all")
+KINDS = ("vector", "tokens")
+ROUNDING = 1e-12
+
+
+class GivenContext(nn.Module):
+    """A layer with its context as a parameter, so that the attack searches contexts too."""
+
+    def __init__(self, layer: ia.InvertibleAttention, context: torch.Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.context = nn.Parameter(context)
+
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer.branch(x, self.context.expand(x.shape[0], *self.context.shape[1:]))
+
+    def lipschitz_bound(self) -> torch.Tensor:
+        return self.layer.lipschitz_bound()
+
+
+def make(
+    kind, response="embedded_gaussian", normalization="column", *, heads=1, bias=False, scale=1.0, **more
+):
+    arguments = {"constraint": ia.Certified(0.9, radius=1.0), "logdet": ia.Exact()} | more
+    layer = ia.InvertibleAttention(
+        4,
+        response,
+        normalization=normalization,
+        heads=heads,
+        bias=bias,
+        context_channels=3,
+        context_kind=kind,
+        **arguments,
+    ).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(scale * torch.randn_like(parameter))
+    return layer
+
+
+def draw(kind: str, batch: int, sources: int = 2) -> torch.Tensor:
+    shape = (batch, 3) if kind == "vector" else (batch, 3, sources)
+    return torch.randn(shape, dtype=torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("response", RESPONSES)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_ascent_on_input_context_and_weights_stays_below_the_bound(kind, normalization, response):
+    worst = 0.0
+    for heads, bias, tokens, sources in ((1, False, 4, 3), (2, True, 2, 8), (1, True, 1, 5)):
+        torch.manual_seed(heads + 7 * tokens)
+        layer = make(kind, response, normalization, heads=heads, bias=bias)
+        x = torch.randn(3, 4, tokens, dtype=torch.float64)
+        attack = attack_layer(GivenContext(layer, draw(kind, 1, sources)), x, steps=60)
+        worst = max(worst, attack.worst_ratio)
+    assert 0.3 < worst <= 1 + ROUNDING
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    kind=st.sampled_from(KINDS),
+    response=st.sampled_from(RESPONSES),
+    normalization=st.sampled_from(NORMALIZATIONS),
+    heads=st.sampled_from((1, 2)),
+    bias=st.booleans(),
+    tokens=st.integers(1, 6),
+    sources=st.integers(1, 12),
+    scale=st.sampled_from((1e-3, 1.0, 30.0)),
+    log_context=st.floats(-4, 8),
+    seed=st.integers(0, 2**31),
+)
+def test_no_context_exceeds_the_bound(
+    kind, response, normalization, heads, bias, tokens, sources, scale, log_context, seed
+):
+    torch.manual_seed(seed)
+    layer = make(kind, response, normalization, heads=heads, bias=bias, scale=scale)
+    context = draw(kind, 1, sources) * torch.tensor(log_context).exp()
+    x = torch.randn(2, 4, tokens, dtype=torch.float64)
+    assert layer.lipschitz_bound() <= 0.9 * (1 + 1e-14)
+    assert attack_layer(GivenContext(layer, context), x, steps=2).worst_ratio <= 1 + ROUNDING
+
+
+def test_a_context_vector_costs_nothing():
+    torch.manual_seed(0)
+    layer = make("vector", heads=2, bias=True, scale=0.1)
+    plain = ia.InvertibleAttention(
+        4, "embedded_gaussian", ia.Certified(0.9, radius=1.0), heads=2, bias=True
+    ).double()
+    plain.load_state_dict({k: v for k, v in layer.state_dict().items() if "context" not in k})
+    assert torch.equal(layer.lipschitz_bound(), plain.lipschitz_bound())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_is_the_definition(kind):
+    torch.manual_seed(0)
+    layer = make(kind, "embedded_gaussian")
+    branch = layer.branch
+    x, c = torch.randn(2, 4, 5, dtype=torch.float64), draw(kind, 2)
+
+    def project(tokens):
+        return tokens / tokens.norm(dim=-1, keepdim=True).clamp_min(1.0)
+
+    tokens = x.mT
+    if kind == "vector":
+        q, k, v, o = (c @ branch.context.weight.T).chunk(4, -1)
+        queries, keys, values = (project(tokens + s[:, None]) for s in (q, k, v))
+        ratio = 1.0
+    else:
+        sources = c.mT @ branch.context.weight.T + branch.context.bias
+        queries, keys = project(tokens), project(torch.cat([tokens, sources], 1))
+        values, o, ratio = keys, torch.zeros(2, 4, dtype=torch.float64), 1 + 2 / 5
+    score = (queries @ branch.response.query_weight[0].T) @ (keys @ branch.response.key_weight[0].T).mT
+    attended = score.softmax(1) @ (values @ branch.value_weight.T)
+    norms = branch._norms()
+    bound = norms.log_bound(torch.tensor([ratio], dtype=torch.float64)).exp()
+    expected = (0.9 / bound).clamp_max(1.0) * attended @ branch.out_weight.T + o[:, None]
+    torch.testing.assert_close(layer(x, c), x + expected.mT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("response", RESPONSES)
+def test_inverse_and_log_determinant(response, normalization, kind):
+    torch.manual_seed(1)
+    layer = make(kind, response, normalization, heads=2, bias=True, scale=0.3)
+    x, c = torch.randn(3, 4, 5, dtype=torch.float64), draw(kind, 3)
+    z, logdet = layer.forward_and_logdet(x, c)
+    assert (layer.inverse(z, c) - x).abs().max() < 1e-10
+    torch.testing.assert_close(layer.inverse_and_logdet(z, c)[1], -logdet)
+    for i in range(3):
+        given = c[i : i + 1]
+        jacobian = torch.autograd.functional.jacobian(lambda s, g=given: layer(s, g), x[i : i + 1])
+        torch.testing.assert_close(logdet[i], torch.linalg.slogdet(jacobian.reshape(20, 20)).logabsdet)
+    # another context is another map
+    assert (layer(x, c.roll(1, 0)) - z).abs().amax((1, 2)).min() > 1e-4
+    assert (layer.inverse(z, c.roll(1, 0)) - x).abs().amax((1, 2)).min() > 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_error_bound_is_a_bound_and_samples_leave_with_their_context(kind):
+    torch.manual_seed(2)
+    layer = make(kind, scale=0.3, solver=ia.Anderson(tolerance=1e-4))
+    x = torch.randn(16, 4, 6, dtype=torch.float64) * torch.logspace(-3, 2, 16)[:, None, None]
+    c = draw(kind, 16)
+    solution = layer.solve_inverse(layer(x, c), c)
+    assert solution.evaluations.min() < solution.evaluations.max()
+    assert ((solution.value - x).flatten(1).norm(dim=1) <= solution.error_bound).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("logdet", [ia.Exact(), ia.PowerSeries(), ia.RussianRoulette()])
+def test_gradients_reach_the_context_and_its_weights(kind, logdet):
+    torch.manual_seed(3)
+    layer = make(kind, logdet=logdet).train()
+    x, c = torch.randn(3, 4, 5, dtype=torch.float64), draw(kind, 3).requires_grad_()
+    z, value = layer.forward_and_logdet(x, c)
+    value.sum().backward()
+    assert c.grad is not None
+    assert c.grad.abs().amax(1).min() > 0
+    for name, parameter in layer.branch.context.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+    c.grad = None
+    layer.inverse(z.detach(), c).sin().sum().backward()
+    assert c.grad.isfinite().all()
+    assert c.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_implicit_gradient_in_the_context(kind):
+    torch.manual_seed(4)
+    layer = make(kind, "gaussian")
+    z, c = torch.randn(2, 4, 3, dtype=torch.float64), draw(kind, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda given: layer.inverse(z, given), (c,))
+
+
+def test_a_vector_context_begins_without_effect_and_then_learns():
+    layer = ia.InvertibleAttention(4, context_channels=3)
+    x, c = torch.randn(2, 4, 6), torch.randn(2, 3)
+    torch.testing.assert_close(layer(x, c), layer(x, torch.zeros(2, 3)))
+    layer(x, c).square().sum().backward()
+    weight = layer.branch.context.weight
+    assert weight.grad.view(4, 4, 3).abs().amax((1, 2)).min() > 0  # every role
+
+
+def test_flows_pass_the_context_on():
+    torch.manual_seed(0)
+    flow = ia.flows.Flow(
+        ia.flows.Sequential(
+            ia.flows.ActNorm(4), make("vector", logdet=ia.Exact()), ia.flows.Flatten((4, 3))
+        ).double(),
+        ia.flows.DiagonalGaussian(12).double(),
+    )
+    x, c = torch.randn(5, 4, 3, dtype=torch.float64), draw("vector", 5)
+    log_prob = flow.log_prob(x, c)
+    assert not torch.allclose(flow.log_prob(x, c.flip(0)), log_prob)
+    sample = flow.sample(5, c)
+    z = flow.transform(sample, c)
+    torch.testing.assert_close(flow.transform.inverse(z, c), sample)
+
+
+def test_vectors_in_half_precision_and_under_vmap():
+    torch.manual_seed(5)
+    layer = make("vector").float()
+    x, c = torch.randn(3, 4, 5), torch.randn(3, 3)
+    z = layer(x, c)
+    torch.testing.assert_close(layer(x.bfloat16(), c.bfloat16()).float(), z, atol=0.1, rtol=0.05)
+    many = torch.func.vmap(lambda s, g: layer(s[None], g[None])[0])(x, c)
+    torch.testing.assert_close(many, z)
+
+
+BAD = [
+    ("vector", None, "None"),
+    ("vector", torch.zeros(2, 4), r"\(2, 4\)"),
+    ("vector", torch.zeros(3, 3), r"\(3, 3\)"),
+    ("vector", torch.zeros(2, 3, 1), r"\(2, 3, 1\)"),
+    ("vector", torch.zeros(2, 3, dtype=torch.int64), "int64"),
+    ("tokens", torch.zeros(2, 3), r"\(2, 3\)"),
+    ("tokens", torch.zeros(2, 4, 5), r"\(2, 4, 5\)"),
+]
+
+
+@pytest.mark.parametrize(("kind", "context", "shown"), BAD)
+def test_bad_contexts_are_named(kind, context, shown):
+    layer = make(kind)
+    with pytest.raises(ValueError, match=shown):
+        layer(torch.zeros(2, 4, 5, dtype=torch.float64), context)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="0"):
+        ia.InvertibleAttention(4, context_channels=0)
+    with pytest.raises(ValueError, match="words"):
+        ia.InvertibleAttention(4, context_channels=2, context_kind="words")
+    with pytest.raises(ValueError, match="position prior"):
+        ia.InvertibleAttention(4, context_channels=2, context_kind="tokens", position_prior=ia.TorusPrior(1))
+
+
+def test_a_layer_without_context_ignores_one():
+    layer = ia.InvertibleAttention(4)
+    x = torch.randn(2, 4, 5)
+    torch.testing.assert_close(layer(x, torch.randn(2, 3)), layer(x))
