@@ -1,0 +1,111 @@
+"""Positional priors and padding masks: what they mean, and that every implementation that takes them agrees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from invertible_attention.attention.functional.form import Form
+
+from .cases import FORMS, problem, run
+
+pytestmark = pytest.mark.usefixtures("small_strips")
+POSITIVE = [form for form in FORMS if form.positive]
+
+
+def gradients(out: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(
+        out.sin().sum(), inputs, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+
+
+@pytest.mark.parametrize("name", ["reference", "blocked"])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_mask_is_removal(form: Form, name: str):
+    """Padded tokens, whatever is in them, change nothing; the others see a shorter set."""
+    query, key, value = problem(form, batch=2, queries=8, keys=8)
+    mask = torch.tensor([[1, 0, 1, 1, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    short = run(form, "reference", *(tensor[:1][:, :, mask[0]] for tensor in (query, key, value)))
+    whole = run(form, "reference", *(tensor[1:] for tensor in (query, key, value)))
+    for tensor in (query, key, value):
+        tensor[0, :, ~mask[0]] = torch.nan
+    found = run(form, name, query, key, value, mask=mask)
+    torch.testing.assert_close(found[:1][:, :, mask[0]], short, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(found[1:], whole, rtol=1e-11, atol=1e-12)
+    assert (found[0, :, ~mask[0]] == 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_blocked_is_the_reference(form: Form, with_prior: bool):
+    if with_prior and not form.positive:
+        pytest.skip("a prior multiplies positive weights")
+    tensors = [tensor.requires_grad_() for tensor in problem(form, queries=8, keys=8)]
+    mask = torch.rand(2, 8, generator=torch.Generator().manual_seed(2)) > 0.3
+    keywords = {"mask": mask}
+    inputs = list(tensors)
+    if with_prior:
+        keywords["log_prior"] = torch.randn(2, 8, 8, dtype=torch.float64, requires_grad=True)
+        inputs.append(keywords["log_prior"])
+    found, expected = (run(form, name, *tensors, **keywords) for name in ("blocked", "reference"))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+    mine, truth = gradients(found, inputs), gradients(expected, inputs)
+    torch.testing.assert_close(mine, truth, rtol=1e-10, atol=1e-11)
+    second = [
+        gradients(sum((g.sin().sum() for g in first), torch.zeros(())), inputs) for first in (mine, truth)
+    ]
+    torch.testing.assert_close(*second, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["reference", "blocked"])
+@pytest.mark.parametrize("form", POSITIVE, ids=str)
+def test_prior_multiplies_weights(form: Form, name: str):
+    query, key, value = problem(form, queries=5, keys=6)
+    prior = torch.rand(2, 5, 6, dtype=torch.float64) + 0.1
+    score = query @ key.mT if form.combine == "product" else query + key.mT
+    weight = (
+        prior
+        * {
+            "exp": score.exp(),
+            "elu_plus_one": torch.where(score > 0, 1 + score, score.exp()),
+            "softplus": (1 + score.exp()).log(),
+        }[form.phi]
+    )
+    dim = {"column": (-2,), "row": (-1,), "all": (-2, -1), "count": None}[form.normalization]
+    total = 6 if dim is None else weight.sum(dim, keepdim=True)
+    found = run(form, name, query, key, value, log_prior=prior.log())
+    torch.testing.assert_close(found, weight / total @ value, rtol=1e-12, atol=1e-12)
+    shared = run(form, name, query, key, value, log_prior=prior[0].log())
+    torch.testing.assert_close(shared[:, 0], found[:, 0], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["reference", "blocked"])
+@given(form=st.sampled_from(POSITIVE), tokens=st.integers(1, 12), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=25)
+def test_causal_prior(name: str, form: Form, tokens: int, seed: int):
+    """With a causal prior the past does not depend on the future."""
+    if form.normalization in ("column", "all"):
+        return  # there the normalizer itself looks ahead
+    query, key, value = problem(form, queries=tokens, keys=tokens, seed=seed)
+    causal = torch.zeros(tokens, tokens, dtype=torch.float64).masked_fill(
+        torch.ones(tokens, tokens).triu(1).bool(), -torch.inf
+    )
+    found = run(form, name, query, key, value, log_prior=causal)
+    key[:, :, -1], value[:, :, -1] = 100.0, 100.0
+    changed = run(form, name, query, key, value, log_prior=causal)
+    torch.testing.assert_close(found[:, :, :-1], changed[:, :, :-1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["reference", "blocked"])
+@pytest.mark.parametrize("form", POSITIVE, ids=str)
+def test_nothing_left_is_zero(form: Form, name: str):
+    tensors = [tensor.requires_grad_() for tensor in problem(form, queries=4, keys=4)]
+    forbidden = torch.full((4, 4), -torch.inf, dtype=torch.float64)
+    mask = torch.tensor([[False] * 4, [True] * 4])
+    for keywords in ({"log_prior": forbidden}, {"mask": mask}):
+        found = run(form, name, *tensors, **keywords)
+        assert (found[0] == 0).all()
+        assert all(gradient.isfinite().all() for gradient in gradients(found, tensors))

@@ -1,0 +1,59 @@
+"""Decayed running sums against their definition as a matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from invertible_attention.attention.functional.scan import decayed_sum
+
+
+def matrix(position: Tensor, reverse: bool) -> Tensor:
+    decay = torch.exp(-(position[..., :, None] - position[..., None, :]).abs())
+    return decay.triu() if reverse else decay.tril()
+
+
+@given(
+    n=st.integers(1, 400),
+    scale=st.floats(1e-3, 1e3),
+    reverse=st.booleans(),
+    descending=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=25)
+def test_is_the_decayed_sum(n: int, scale: float, reverse: bool, descending: bool, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, n, 3, generator=generator, dtype=torch.float64)
+    position = (
+        torch.randn(2, n, generator=generator, dtype=torch.float64).mul(scale).sort(-1, descending).values
+    )
+    expected = matrix(position, reverse) @ x
+    torch.testing.assert_close(decayed_sum(x, position, reverse=reverse), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("n", [5, 40])
+def test_every_derivative(n: int, reverse: bool):
+    x = torch.randn(2, n, 2, dtype=torch.float64, requires_grad=True)
+    position = torch.randn(2, n, dtype=torch.float64).sort(-1).values
+    arguments = (lambda x: decayed_sum(x, position, reverse=reverse).square(), (x,))
+    assert torch.autograd.gradcheck(*arguments, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(*arguments)
+
+
+def test_neither_overflows_nor_forgets():
+    position = torch.tensor([-1e5, 0.0, 0.0, 1e5], dtype=torch.float64)
+    x = torch.tensor([[1e300], [1.0], [2.0], [3.0]], dtype=torch.float64)
+    assert decayed_sum(x, position).flatten().tolist() == [1e300, 1.0, 3.0, 3.0]
+
+
+def test_nan_stays_in_its_sample():
+    x = torch.ones(2, 40, 1)
+    position = torch.arange(40.0).expand(2, 40).clone()
+    position[1, 3] = torch.nan
+    found = decayed_sum(x, position)
+    torch.testing.assert_close(found[0], decayed_sum(x[:1], position[:1])[0])
+    assert found[0].isfinite().all()
