@@ -15,7 +15,6 @@ from invertible_attention.experiments.reconstruct.run import run
 TINY = Configuration.choose(
     dataset="photos",
     size=(12, 12),
-    normalizations=("column", "row"),
     train_images=12,
     test_images=6,
     epochs=2,

@@ -19,8 +19,8 @@ __all__ = ["CHANNELS", "block_of", "build_network", "choose_micro_batch", "initi
 CHANNELS = 12
 """An RGB image squeezed by 2."""
 
-LARGEST_SCORES = 2**28
-"""Scores held at once where the N×N matrix is formed: 1 GiB in float32."""
+TOKENS_AT_ONCE = 2**17
+"""Tokens, over all images, that are processed at once: memory is linear in them."""
 
 
 def build_network(cell: Cell, configuration: Configuration, *, seed: int) -> Sequential:
@@ -66,9 +66,8 @@ def make_solver(name: str, tolerance: float, max_evaluations: int | None = None)
 
 
 def choose_micro_batch(configuration: Configuration) -> int:
-    """Return how many images to process at once, so that N×N matrices of scores fit in memory."""
+    """Return how many images to process at once: the paper's 64 where they are small, fewer where not."""
     if configuration.micro_batch is not None:
         return configuration.micro_batch
     height, width = configuration.size
-    tokens = height * width // 4
-    return max(1, min(configuration.batch_size, LARGEST_SCORES // tokens**2))
+    return max(1, min(64, TOKENS_AT_ONCE // (height * width // 4)))

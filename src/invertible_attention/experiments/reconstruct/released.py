@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ...attention.functional import attend
 from ...lipschitz import constrain_by_estimate
 from ...residual import Residual
 from ...solvers import FixedPoint, Solution
@@ -35,6 +36,8 @@ COEFFICIENT = 0.9
 DOT_PRODUCT_VALUE_COEFFICIENT = 0.5
 POWER_ITERATIONS = 5
 REDUCTION = 4
+
+Tokens = Float[Tensor, "batch tokens features"]
 
 
 class SignedWeights(NamedTuple):
@@ -78,23 +81,44 @@ class ReleasedBranch(nn.Module):
     ) -> Float[Tensor, "batch channels *spatial"]:
         """Return ``g(x)``."""
         tokens = x.flatten(2).mT
-        weights, denominators = self.signed_weights(tokens)
-        # Token j receives from all i: the transposed weights act on the values.
-        received = weights.mT @ self.value(tokens) * (ROW_SUM / denominators)[..., None]
+        sending, receiving = self.scored(tokens)
+        # Token j receives from all i, in ordinary attention's roles: what sends is the key.
+        received = ROW_SUM * attend(
+            receiving[:, None],
+            sending[:, None],
+            self.value(tokens)[:, None],
+            combine=self.combine,
+            phi=self.phi,
+            normalization="row",
+        ).squeeze(1)
         out = self.gate.tanh() * received if self.response == "gaussian" else self.out(received)
         return out.mT.reshape(x.shape)
 
-    def signed_weights(self, tokens: Float[Tensor, "batch tokens channels"]) -> SignedWeights:
-        """Return ``w_ij`` and their sums over ``i``, without any protection from sums near zero."""
+    @property
+    def combine(self) -> str:
+        """How scores arise from what :meth:`scored` returns: a product or a sum."""
+        return "sum" if self.response == "concatenation" else "product"
+
+    @property
+    def phi(self) -> str:
+        """What turns scores into weights: the exponential or ELU."""
+        return "exp" if self.response in ("gaussian", "embedded_gaussian") else "elu"
+
+    def scored(self, tokens: Tokens) -> tuple[Tokens, Tokens]:
+        """Return what scores are made of, for the sending token ``i`` and for the receiving token ``j``."""
         if self.response == "gaussian":
-            weights = (tokens @ tokens.mT).exp()
-        elif self.response == "concatenation":
-            of_query, of_key = self.join.weight.squeeze(0).chunk(2)
-            scores = (self.query(tokens) @ of_query)[:, :, None] + (self.key(tokens) @ of_key)[:, None, :]
-            weights = nn.functional.elu(scores)
-        else:
-            scores = self.query(tokens) @ self.key(tokens).mT
-            weights = scores.exp() if self.response == "embedded_gaussian" else nn.functional.elu(scores)
+            return tokens, tokens
+        query, key = self.query(tokens), self.key(tokens)
+        if self.response == "concatenation":
+            of_query, of_key = self.join.weight.mT.chunk(2)
+            query, key = query @ of_query, key @ of_key
+        return query, key
+
+    def signed_weights(self, tokens: Tokens) -> SignedWeights:
+        """Return the N×N weights ``w_ij`` and their sums over ``i``, which nothing keeps from being zero."""
+        sending, receiving = self.scored(tokens)
+        scores = sending + receiving.mT if self.combine == "sum" else sending @ receiving.mT
+        weights = scores.exp() if self.phi == "exp" else nn.functional.elu(scores)
         return SignedWeights(weights, weights.sum(1))
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:
