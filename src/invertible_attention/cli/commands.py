@@ -40,6 +40,17 @@ COMMANDS = (
         "Train invertible attention on images, invert it, and measure what comes back (Tables 2 and 5).",
         f"{EXPERIMENTS}.reconstruct.command:COMMAND",
     ),
+    Command(
+        "density",
+        "Estimate densities with invertible networks and attention: train, evaluate, sample (Table 3).",
+        f"{EXPERIMENTS}.density.command:APPLICATION",
+    ),
+    Command(
+        "camouflage",
+        "Detect camouflaged objects with ordinary and invertible attention: train, predict, evaluate (Table 4).",
+        f"{EXPERIMENTS}.camouflage.command:APPLICATION",
+        extra="camouflage",
+    ),
 )
 
 

@@ -31,21 +31,37 @@ class Model:
         return self.constraint in ("relaxed", "certified")
 
 
-def _models() -> dict[str, Model]:
-    forms = {"": "ordinary", "Inv": "relaxed", "Certified ": "certified"}
-    models = {"base": Model("Base")}
-    for prefix, constraint in forms.items():
-        for response, title in RESPONSES.items():
-            name = f"{prefix.strip().lower()}-{response.replace('_', '-')}".removeprefix("-")
-            models[name] = Model(prefix + title, response, constraint)
-    return models
+class ModelName(StrEnum):
+    """The rows by the names the command line knows them by."""
+
+    BASE = "base"
+    CONCATENATION = "concatenation"
+    DOT_PRODUCT = "dot-product"
+    GAUSSIAN = "gaussian"
+    EMBEDDED_GAUSSIAN = "embedded-gaussian"
+    INV_CONCATENATION = "inv-concatenation"
+    INV_DOT_PRODUCT = "inv-dot-product"
+    INV_GAUSSIAN = "inv-gaussian"
+    INV_EMBEDDED_GAUSSIAN = "inv-embedded-gaussian"
+    CERTIFIED_CONCATENATION = "certified-concatenation"
+    CERTIFIED_DOT_PRODUCT = "certified-dot-product"
+    CERTIFIED_GAUSSIAN = "certified-gaussian"
+    CERTIFIED_EMBEDDED_GAUSSIAN = "certified-embedded-gaussian"
 
 
-MODELS = _models()
-"""Every model by the name the command line knows it by."""
+FORMS = {"inv-": ("Inv", "relaxed"), "certified-": ("Certified ", "certified"), "": ("", "ordinary")}
 
-ModelName = StrEnum("ModelName", {name.upper().replace("-", "_"): name for name in MODELS})
-"""The names of :data:`MODELS`."""
+
+def _model(name: str) -> Model:
+    if name == ModelName.BASE:
+        return Model("Base")
+    prefix = next(prefix for prefix in FORMS if name.startswith(prefix))
+    response = name.removeprefix(prefix).replace("-", "_")
+    return Model(FORMS[prefix][0] + RESPONSES[response], response, FORMS[prefix][1])
+
+
+MODELS = {str(name): _model(name) for name in ModelName}
+"""Every model by name."""
 
 STUDY = (
     "base",

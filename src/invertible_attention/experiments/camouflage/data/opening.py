@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,16 @@ class DetectionData:
     def train_pairs(self) -> tuple[Pair, ...]:
         """The training pairs of all datasets."""
         return tuple(pair for collection in self.train for pair in collection.pairs)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the datasets' names and files, by which a resumed run knows its data."""
+        digest = hashlib.sha256()
+        for split, collections in (("train", self.train), ("test", self.test)):
+            for collection in collections:
+                digest.update(f"{split}/{collection.name}\n".encode())
+                for pair in collection.pairs:
+                    digest.update(f"{pair.name} {pair.image.stat().st_size}\n".encode())
+        return digest.hexdigest()[:16]
 
     def describe(self) -> str:
         """Return what there is, in words."""

@@ -128,7 +128,8 @@ def _resnet(configuration: dict[str, Any]) -> Backbone:
     from transformers import ResNetBackbone, ResNetConfig
 
     stages = [f"stage{number}" for number in range(1, 5)]
-    return ResNetFeatures(ResNetBackbone(ResNetConfig(**configuration, out_features=stages)))
+    settings: dict[str, Any] = configuration | {"out_features": stages}
+    return ResNetFeatures(ResNetBackbone(ResNetConfig(**settings)))
 
 
 def _mobilenet(configuration: dict[str, Any]) -> Backbone:

@@ -1,0 +1,152 @@
+"""``camouflage predict`` and ``camouflage evaluate``: maps from a trained network, scores of anybody's maps."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ...cli.arguments import Device
+from ..files import write_json
+from ..metadata import run_metadata
+from ..progress import RunProgress
+from . import options as given
+from .console import print_scores
+from .data import Collection, open_data, open_images, report_problems
+from .evaluation import REMEDY, match_folders, score_collection, score_pairs
+from .metrics import Scores
+
+__all__ = ["evaluate", "predict"]
+
+MODEL = "model.safetensors"
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="A trained network: model.safetensors, or the folder it is in.", show_default=False),
+]
+
+
+def predict(
+    checkpoint: Checkpoint = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the maps.")] = Path("maps"),
+    data: given.Data = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--images", help="Folders of images, with or without masks.", show_default=False),
+    ] = None,
+    leave_out_bad: given.LeaveOutBad = False,
+    device: Device = "auto",
+) -> None:
+    """Write the map of every image as OUTPUT/DATASET/NAME.png, 8 bits, at the image's own size.
+
+    --data takes datasets and predicts their test parts; --images takes any folders.
+    """
+    if checkpoint is None:
+        raise typer.BadParameter("--checkpoint is needed: which network?")
+    if not data and not images:
+        raise typer.BadParameter("--data or --images is needed: which images?")
+    console = Console()
+    with RunProgress(1, console, "prediction") as progress:
+        collections: list[Collection] = []
+        if data:
+            collections += open_data(data, need_train=False, leave_out_bad=leave_out_bad).test
+        for folder in images or ():
+            collections += open_images(folder)
+        count = _write_maps(checkpoint, collections, output, device, progress)
+        progress.finish_cell(f"{count} maps in {output}")
+
+
+def evaluate(
+    checkpoint: Checkpoint = None,
+    data: given.Data = None,
+    test_data: given.TestData = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of anybody's maps, directly or in one folder per dataset.", show_default=False
+        ),
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Folder of masks, directly or in one folder per dataset.", show_default=False),
+    ] = None,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Scale maps of another size than their masks.")
+    ] = False,
+    leave_out_bad: given.LeaveOutBad = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the scores as JSON.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Score a trained network on test sets, or anybody's folder of maps against a folder of masks.
+
+    Scores: S, F, E, weighted F and mean absolute error, with pysodmetrics, at the size of the masks.
+    """
+    console = Console()
+    by_network, by_maps = checkpoint is not None, predictions is not None and masks is not None
+    if by_network == by_maps or (predictions is None) != (masks is None):
+        raise typer.BadParameter("give --checkpoint with --data, or --predictions with --masks")
+    with RunProgress(1, console, "evaluation") as progress:
+        if predictions is not None and masks is not None:
+            scores = _score_folders(predictions, masks, resize, leave_out_bad, progress)
+        else:
+            if not data and not test_data:
+                raise typer.BadParameter("--data or --test-data is needed: which images?")
+            assert checkpoint is not None
+            found = open_data(
+                data or (), test_roots=test_data or (), need_train=False, leave_out_bad=leave_out_bad
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                _write_maps(checkpoint, found.test, Path(folder), device, progress)
+                progress.stage("scoring", None)
+                scores = {item.name: score_collection(Path(folder), item) for item in found.test}
+    print_scores(console, scores)
+    if output is not None:
+        content = {
+            "schema": "invertible-attention/camouflage-scores/1",
+            "run": run_metadata(),
+            "scores": {name: values.to_json() for name, values in scores.items()},
+        }
+        write_json(output, content)
+
+
+def _write_maps(
+    checkpoint: Path,
+    collections: list[Collection] | tuple[Collection, ...],
+    output: Path,
+    device: str,
+    progress: RunProgress,
+) -> int:
+    from ..training import choose_device
+    from .network import load_detector
+    from .predicting import write_maps
+
+    place = choose_device(device)
+    network, description = load_detector(checkpoint / MODEL if checkpoint.is_dir() else checkpoint)
+    count = sum(len(collection) for collection in collections)
+    report = progress.stage("predicting", count)
+    return write_maps(
+        network.to(place), collections, output, size=description.size, device=place, report=report
+    )
+
+
+def _score_folders(
+    predictions: Path, masks: Path, resize: bool, leave_out_bad: bool, progress: RunProgress
+) -> dict[str, Scores]:
+    datasets, problems = match_folders(predictions, masks)
+    if not leave_out_bad:
+        report_problems(problems, remedy=REMEDY)
+    scores, found = {}, []
+    for name, pairs in datasets.items():
+        advance = progress.stage(f"scoring {name}", len(pairs))
+        scores[name], wrong = score_pairs(
+            pairs, resize=resize, report=lambda done, total, tell=advance: tell(done)
+        )
+        found += wrong
+    if not leave_out_bad:
+        report_problems(found, remedy=REMEDY)
+    return scores

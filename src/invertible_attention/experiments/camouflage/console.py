@@ -1,0 +1,64 @@
+"""The table a camouflage run leaves on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .metrics import MEASURES, Scores
+from .results import TABLE_MEASURES, datasets, rows
+
+if TYPE_CHECKING:
+    from .measure import Measurement
+
+__all__ = ["print_measurements", "print_scores", "print_summary"]
+
+
+def print_summary(console: Console, results: dict[str, Any]) -> None:
+    """Print Table 4's measures of every row, the paper's numbers below them."""
+    for dataset in datasets(results):
+        table = _table(dataset, [MEASURES[name] for name in TABLE_MEASURES])
+        for row in rows(results):
+            if row.values(dataset, "mae"):
+                table.add_row(row.title, *(row.text(dataset, measure) for measure in TABLE_MEASURES))
+            if (paper := row.published(dataset)) is not None:
+                values = [f"{getattr(paper, key):.3f}" for key in TABLE_MEASURES.values()]
+                table.add_row("  paper", *values, style="dim")
+        console.print(table)
+
+
+def print_scores(console: Console, scores: dict[str, Scores]) -> None:
+    """Print every measure of some datasets."""
+    table = _table("", list(MEASURES.values()))
+    for dataset, values in scores.items():
+        table.add_row(dataset, *(f"{getattr(values, name):.3f}" for name in MEASURES))
+    console.print(table)
+
+
+def print_measurements(console: Console, found: Sequence[Measurement], titles: Mapping[str, str]) -> None:
+    """Print what every model costs."""
+    table = _table("", ["parameters", "step, s", "peak, MiB", "evaluation, s", "peak, MiB"])
+    for item in found:
+        # The first step does some things only once.
+        steps = item.step_seconds[1:] or item.step_seconds
+        table.add_row(
+            titles[item.model],
+            f"{item.parameters:,}",
+            f"{sum(steps) / len(steps):.2f}",
+            f"{item.step_mib:.0f}",
+            f"{item.evaluation_seconds:.2f}",
+            f"{item.evaluation_mib:.0f}",
+        )
+    console.print(table)
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table

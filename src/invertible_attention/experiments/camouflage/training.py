@@ -1,0 +1,177 @@
+"""Training a detection network: Adam on binary cross-entropy, exactly resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from torch import Tensor, nn
+
+from ..averaging import WeightAverage
+from ..errors import ExperimentError
+from ..training import CheckpointEvery, Parallel, make_trainer, quiet_lightning, resume_or_start
+from .configuration import Configuration
+from .data import Batch, EpochBatches, Pair
+from .network import Detector
+
+__all__ = ["DivergedError", "TrainingRun", "learning_rate_factor", "train"]
+
+CHECKPOINT_STEPS = 200
+WARMUP = 0.05
+
+Report = Callable[[int, float], None]
+"""What is told of training: steps done so far and the loss of the last one."""
+
+
+class DivergedError(ExperimentError):
+    """Training whose loss stopped being a number."""
+
+
+class TrainingRun(lightning.LightningModule):
+    """Binary cross-entropy between the logits and the masks.
+
+    Args:
+        network: what is trained.
+        pairs: training images and masks.
+        configuration: sizes and rates.
+        seed: of order and augmentation.
+        workers: processes that read files.
+        report: called after every step.
+    """
+
+    def __init__(
+        self,
+        network: Detector,
+        pairs: Sequence[Pair],
+        configuration: Configuration,
+        *,
+        seed: int,
+        workers: int = 0,
+        report: Report | None = None,
+    ):
+        super().__init__()
+        self.network = network
+        self.pairs = tuple(pairs)
+        self.configuration = configuration
+        self.seed = seed
+        self.workers = workers
+        self.report = report
+        self.losses: list[float] = []
+
+    def train_dataloader(self) -> EpochBatches:
+        """Return this process's share of the current epoch's batches."""
+        return EpochBatches(
+            self.pairs,
+            size=self.configuration.size,
+            batch_size=self.configuration.batch_size,
+            seed=self.seed,
+            epoch=self.trainer.current_epoch,
+            rank=self.global_rank,
+            processes=self.trainer.world_size,
+            workers=self.workers,
+        )
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Return the loss of a batch."""
+        image = batch.image.contiguous(memory_format=torch.channels_last)
+        logits = self.network(image).float()
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.mask)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the loss is {value} at step {self.global_step + 1}: lower --learning-rate or set --gradient-clip"
+            )
+        self.losses.append(value)
+        self.log("loss", value)
+        if self.report is not None:
+            self.report(self.global_step + 1, value)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam and the course of its learning rate."""
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.configuration.learning_rate)
+        steps = self.configuration.epochs * len(self.train_dataloader())
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, learning_rate_factor(self.configuration.schedule, steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the losses so far."""
+        checkpoint["losses"] = self.losses
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the losses so far."""
+        self.losses = list(checkpoint["losses"])
+
+
+def learning_rate_factor(schedule: str, steps: int) -> Callable[[int], float]:
+    """Return what the learning rate is multiplied by at a step.
+
+    Example:
+        >>> factor = learning_rate_factor("cosine", 100)
+        >>> [round(factor(step), 2) for step in (0, 4, 5, 52, 100)]
+        [0.2, 1.0, 1.0, 0.51, 0.0]
+    """
+    if schedule == "constant":
+        return lambda step: 1.0
+    warmup = max(1, round(WARMUP * steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return factor
+
+
+def train(
+    network: Detector,
+    pairs: Sequence[Pair],
+    configuration: Configuration,
+    *,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+    parallel: Parallel | None = None,
+    workers: int = 0,
+    report: Report | None = None,
+) -> list[float]:
+    """Train ``network`` in place and return the loss of every step.
+
+    A checkpoint in ``folder`` is taken up where it stopped; the result is that of an uninterrupted run. It
+    stays there until the caller has stored what it is for.
+
+    Raises:
+        DivergedError: when the loss stops being a number.
+    """
+    # Convolutions are a quarter faster with the channels of a pixel side by side.
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    run = TrainingRun(network, pairs, configuration, seed=seed, workers=workers, report=report)
+    per_epoch = max(1, len(pairs) // configuration.batch_size)
+    checkpoint = folder / "training.ckpt"
+    callbacks: list[lightning.Callback] = []
+    if configuration.average:
+        callbacks.append(WeightAverage(configuration.average))
+    # Last, so that a checkpoint holds what the other callbacks did in its step.
+    callbacks.append(CheckpointEvery(checkpoint, min(per_epoch, CHECKPOINT_STEPS)))
+    with quiet_lightning():
+        trainer = make_trainer(
+            device,
+            epochs=configuration.epochs,
+            callbacks=callbacks,
+            folder=folder,
+            parallel=parallel,
+            logs=True,
+            gradient_clip=configuration.gradient_clip,
+        )
+        resume_or_start(trainer, run, checkpoint)
+    for callback in callbacks:
+        if isinstance(callback, WeightAverage):
+            callback.copy_to(run)
+    network.to(device).eval()
+    return run.losses
