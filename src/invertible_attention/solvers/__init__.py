@@ -3,7 +3,7 @@
 from invertible_attention.solvers.anderson import Anderson
 from invertible_attention.solvers.base import Solver
 from invertible_attention.solvers.fixed_point import FixedPoint
-from invertible_attention.solvers.implicit import implicit_gradient
+from invertible_attention.solvers.implicit import implicit_gradient, is_differentiated
 from invertible_attention.solvers.newton_krylov import NewtonKrylov
 from invertible_attention.solvers.solution import ConvergenceError, Solution
 
@@ -15,4 +15,5 @@ __all__ = [
     "Solution",
     "Solver",
     "implicit_gradient",
+    "is_differentiated",
 ]

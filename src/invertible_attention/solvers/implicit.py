@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
+from invertible_attention.solvers.adjoint import solve_adjoint
 from invertible_attention.solvers.base import Solver
-from invertible_attention.solvers.batched import sample_norm, working_dtype
+from invertible_attention.solvers.batched import working_dtype
 from invertible_attention.solvers.problem import Branch
-from invertible_attention.solvers.solution import ConvergenceError
 
-__all__ = ["implicit_gradient"]
+__all__ = ["implicit_gradient", "is_differentiated"]
+
+_ONCE = (
+    "the implicit gradient of an inverse can be differentiated once: second derivatives are not implemented. "
+    "Differentiate the forward map instead, or unroll a fixed number of iterations."
+)
+
+
+def is_differentiated(tensors: Iterable[Tensor | None]) -> bool:
+    """Return whether any of the tensors is being differentiated, in reverse or in forward mode."""
+    return any(
+        (torch.is_grad_enabled() and tensor.requires_grad) or _has_tangent(tensor)
+        for tensor in tensors
+        if tensor is not None
+    )
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def implicit_gradient(
@@ -40,6 +57,9 @@ def implicit_gradient(
     are vector–Jacobian products. Memory is that of one evaluation of the branch, however many the
     solution took. A sample whose upstream gradient or value is not finite gets a gradient of NaN.
 
+    Reverse mode only, and once: forward mode and second derivatives raise, and so does :func:`torch.func.vmap`, as
+    samples stop on their own. :func:`torch.func.grad` and ``vjp`` work.
+
     Args:
         branch: the callable ``g(x, *args)``, with parameters attached to the graph if they need gradients.
         value: the solution, as a solver returned it.
@@ -50,6 +70,9 @@ def implicit_gradient(
     Returns:
         A tensor equal to ``value``. Calling backward on it may raise :class:`ConvergenceError`, where the adjoint
         system of a sample was not solved, and ``RuntimeError`` where second derivatives are asked for.
+
+    Raises:
+        RuntimeError: ``z``, ``args`` or the parameters carry tangents of forward mode.
 
     Example:
         >>> import torch
@@ -62,43 +85,43 @@ def implicit_gradient(
         >>> round(weight.grad.item(), 9)
         -1.333333333
     """
-    if not torch.is_grad_enabled():
-        return value
     dtype = working_dtype(z.dtype)
-    point = value.detach().to(dtype)
+    point = value.detach()
     with torch.autocast(z.device.type, enabled=False):
         # Equal to value up to the residual; its derivative at a fixed x is what u is multiplied with.
-        attached = z.to(dtype) - branch(point, *args)
-    if not attached.requires_grad:
-        return value
-    return _ImplicitFunction.apply(attached, value.detach(), branch, tuple(args), solver)
+        attached = z.to(dtype) - branch(point.to(dtype), *args)
+    return _ImplicitFunction.apply(attached, point, branch, tuple(args), solver)
 
 
 class _ImplicitFunction(torch.autograd.Function):
-    """The identity on ``value``, whose backward solves the adjoint system before the gradient goes on."""
+    """The identity on ``value``, with the derivative of the solution with respect to ``attached``."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        attached: Tensor,
-        value: Tensor,
-        branch: Branch,
-        args: tuple[Tensor | None, ...],
-        solver: Solver,
+        attached: Tensor, value: Tensor, branch: Branch, args: tuple[Tensor | None, ...], solver: Solver
     ) -> Tensor:
-        ctx.save_for_backward(attached, value, *args)
-        ctx.branch, ctx.solver = branch, solver
         return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        attached, value, ctx.branch, args, ctx.solver = inputs
+        ctx.save_for_backward(attached, value, *args)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         attached, value, *args = ctx.saved_tensors
-        gradient = upstream[0]
         with torch.no_grad():
-            u = _solve_adjoint(ctx.branch, value, args, gradient, ctx.solver)
+            u = solve_adjoint(ctx.branch, value, args, upstream[0], ctx.solver)
         if torch.is_grad_enabled():
-            u = _FirstOrderOnly.apply(u, attached, gradient)
+            u = _FirstOrderOnly.apply(u, attached, upstream[0])
         return u, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise RuntimeError(
+            "the implicit gradient of an inverse has no forward mode: use reverse mode (backward, torch.func.vjp), "
+            "or differentiate the forward map."
+        )
 
 
 class _FirstOrderOnly(torch.autograd.Function):
@@ -109,70 +132,17 @@ class _FirstOrderOnly(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, u: Tensor, attached: Tensor, gradient: Tensor) -> Tensor:
+    def forward(u: Tensor, attached: Tensor, upstream: Tensor) -> Tensor:
         return u.clone()
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "the implicit gradient of an inverse can be differentiated once: second derivatives are not "
-            "implemented. Differentiate the forward map instead, or unroll a fixed number of iterations."
-        )
+        raise RuntimeError(_ONCE)
 
-
-def _solve_adjoint(
-    branch: Branch,
-    value: Float[Tensor, "batch *event"],
-    args: Sequence[Tensor | None],
-    gradient: Float[Tensor, "batch *event"],
-    solver: Solver,
-) -> Float[Tensor, "batch *event"]:
-    """Return ``(I + J)⁻ᵀ v`` per sample."""
-    dtype = working_dtype(value.dtype)
-    point, flat = value.to(dtype), gradient.to(dtype).flatten(1)
-    # The system is linear: solved for v of norm 1, the tolerance is relative however small gradients are.
-    norm = sample_norm(flat)
-    usable = (norm > 0) & torch.isfinite(norm)
-    scale = torch.where(usable, norm, 1.0).to(dtype)[:, None]
-    known = torch.isfinite(point.flatten(1)).all(dim=1) & torch.isfinite(norm)
-    right = torch.where(known[:, None], flat / scale, torch.nan).reshape(point.shape)
-    samples = torch.arange(point.shape[0], device=point.device)
-    adjoint = _Adjoint(branch, point, args)
-    solution = solver.solve(adjoint, right, (samples,))
-    if not bool((solution.converged | ~known).all()):
-        raise ConvergenceError(solution, "the adjoint system of the implicit gradient")
-    return (solution.value.flatten(1) * scale).reshape(point.shape)
-
-
-class _Adjoint:
-    """The linear branch ``u ↦ Jᵀu``, at a fixed point, for whichever samples are asked for.
-
-    The graph of one evaluation is kept and used again until a sample leaves the batch.
-    """
-
-    def __init__(
-        self, branch: Branch, point: Float[Tensor, "batch *event"], args: Sequence[Tensor | None]
-    ) -> None:
-        self._branch, self._point, self._args = branch, point, args
-        self._samples: Tensor | None = None
-        self._leaf = self._output = point
-
-    def __call__(self, u: Float[Tensor, "active *event"], samples: Int[Tensor, " active"]) -> Tensor:
-        """Return ``Jᵀu``."""
-        if self._samples is None or not torch.equal(samples, self._samples):
-            self._build(samples)
-        if not self._output.requires_grad:
-            return torch.zeros_like(u)
-        (product,) = torch.autograd.grad(self._output, self._leaf, u, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(u) if product is None else product
-
-    def jvp(self, u: Tensor, tangent: Tensor, samples: Int[Tensor, " active"]) -> Tensor:
-        """Return the Jacobian product of this linear map, which does not depend on ``u``."""
-        return self(tangent, samples)
-
-    def _build(self, samples: Int[Tensor, " active"]) -> None:
-        args = [arg if arg is None else arg.detach()[samples] for arg in self._args]
-        with torch.enable_grad():
-            self._leaf = self._point[samples].requires_grad_()
-            self._output = self._branch(self._leaf, *args)
-        self._samples = samples
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise RuntimeError(_ONCE)
