@@ -1,0 +1,131 @@
+"""Rows of a study's table: means over seeds, and paired differences from the first variant."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+__all__ = ["at_time", "compare", "mean_and_error", "table_text"]
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and its standard error, ``None`` for a single value.
+
+    Example:
+        >>> mean_and_error([1.0, 2.0, 3.0])
+        (2.0, 0.5773502691896258)
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, statistics.stdev(values) / math.sqrt(len(values))
+
+
+def at_time(curve: Sequence[dict[str, Any]], seconds: float) -> float | None:
+    """Return test bits per dimension after so many processor seconds of training, interpolated.
+
+    ``None`` before the first point, after the last, and where a value was not finite.
+    """
+    for before, after in pairwise(curve):
+        if before["processor_seconds"] <= seconds <= after["processor_seconds"]:
+            if before["test"] is None or after["test"] is None:
+                return None
+            span = after["processor_seconds"] - before["processor_seconds"]
+            share = (seconds - before["processor_seconds"]) / span if span > 0 else 1.0
+            return before["test"] + share * (after["test"] - before["test"])
+    return None
+
+
+def compare(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per variant, in their order; the first is what others are compared with.
+
+    Differences are paired: runs with the same seed share data, order of batches, noise, and the weights that
+    both have. Equal time is the processor time of the fastest run of a seed, at which the learning curves
+    are read.
+    """
+    variants = list(dict.fromkeys(run["variant"] for run in runs))
+    seeds = sorted({run["configuration"]["seed"] for run in runs})
+    by_cell = {(run["variant"], run["configuration"]["seed"]): run for run in runs}
+    shortest = {
+        seed: min(by_cell[variant, seed]["training"]["processor_seconds"] for variant in variants)
+        for seed in seeds
+    }
+
+    def final(variant: str, seed: int) -> float | None:
+        return by_cell[variant, seed]["evaluation"]["bits_per_dim"]
+
+    def timed(variant: str, seed: int) -> float | None:
+        run = by_cell[variant, seed]
+        start = {"processor_seconds": 0.0, "test": run["untrained"]["bits_per_dim"]}
+        return at_time([start, *run["curve"]], shortest[seed])
+
+    rows = []
+    for variant in variants:
+        own = [by_cell[variant, seed] for seed in seeds]
+        first = own[0]
+        rows.append(
+            {
+                "variant": variant,
+                "name": first["name"],
+                "parameters": first["parameters"],
+                "parameters_relative": first["parameters"] / by_cell[variants[0], seeds[0]]["parameters"],
+                "processor_seconds": statistics.fmean(r["training"]["processor_seconds"] for r in own),
+                "exact": all(run["evaluation"]["exact"] for run in own),
+                "skipped_steps": sum(run["training"]["skipped_steps"] for run in own),
+                "failed_samples": sum(r["samples"]["drawn"] - r["samples"]["converged"] for r in own),
+                "bits_per_dim": _summary([final(variant, seed) for seed in seeds]),
+                "difference": _difference(final, variant, variants[0], seeds),
+                "at_equal_time": _summary([timed(variant, seed) for seed in seeds]),
+                "difference_at_equal_time": _difference(timed, variant, variants[0], seeds),
+            }
+        )
+    return rows
+
+
+def _summary(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    mean, error = mean_and_error(known) if known else (None, None)
+    return {"mean": mean, "standard_error": error, "values": list(values)}
+
+
+def _difference(measure: Any, variant: str, reference: str, seeds: Sequence[int]) -> dict[str, Any]:
+    pairs = [(measure(variant, seed), measure(reference, seed)) for seed in seeds]
+    return _summary([None if a is None or b is None else a - b for a, b in pairs])
+
+
+def table_text(study: dict[str, Any]) -> str:
+    """Return the table of a study in Markdown."""
+    settings, data = study["base"], study["data"]
+    lines = [
+        f"# Densities of {data['title']}",
+        "",
+        f"{data['train_images']} training and {data['test_images']} test images of "
+        f"{'×'.join(map(str, data['shape']))}; {settings['steps']} steps, batches of "
+        f"{settings['batch_size']}, {study['seeds']} seeds. Mean ± standard error over seeds; differences "
+        f"are paired by seed, from `{study['rows'][0]['variant']}`. Negative is better.",
+        "",
+        "| variant | parameters | training, min | bits/dim | difference | difference at equal time | left out |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in study["rows"]:
+        lines.append(
+            f"| {row['variant']} | {row['parameters']:,} ({row['parameters_relative']:.3f}) "
+            f"| {row['processor_seconds'] / 60:.1f} | {_spread(row['bits_per_dim'])} "
+            f"| {_spread(row['difference'], sign=True)} "
+            f"| {_spread(row['difference_at_equal_time'], sign=True)} "
+            f"| {row['skipped_steps']} steps, {row['failed_samples']} samples |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _spread(summary: dict[str, Any], *, sign: bool = False) -> str:
+    missing = sum(value is None for value in summary["values"])
+    if summary["mean"] is None:
+        return "–"
+    text = f"{summary['mean']:+.4f}" if sign else f"{summary['mean']:.4f}"
+    if summary["standard_error"] is not None:
+        text += f" ± {summary['standard_error']:.4f}"
+    return text + (f" ({missing} not finite)" if missing else "")

@@ -1,0 +1,75 @@
+"""The report of a run: its figure, learning curve and pictures on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..published import TABLE_3
+from ..report import COLORS, Figure, plot_style, render_png, save_figures, write_page
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_curve", "write_report"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(output: Path, results: dict[str, Any]) -> Path:
+    """Write ``figures/*.png`` and ``report.html`` for the run in ``output``; return the page's path."""
+    figures = {"curve": draw_curve([results])}
+    save_figures(output / "figures", list(figures.values()))
+    for name, caption in (
+        ("samples", "Samples of the averaged weights."),
+        ("interpolation", "From one test image to another along great circles of the latent space."),
+    ):
+        if (output / f"{name}.png").is_file():
+            png = (output / f"{name}.png").read_bytes()
+            figures[name] = Figure(name, caption, f"A grid of images: {caption}", png)
+    path = output / "report.html"
+    write_page(
+        path,
+        "density.html",
+        TEMPLATES,
+        results=results,
+        settings=results["configuration"],
+        figures=figures,
+        published=TABLE_3 if results["configuration"]["dataset"] == "cifar10" else None,
+    )
+    return path
+
+
+def draw_curve(runs: list[dict[str, Any]]) -> Figure:
+    """Draw test bits per dimension against steps and against processor time, one line per run."""
+    from matplotlib.figure import Figure as Canvas
+
+    with plot_style():
+        canvas = Canvas(figsize=(8, 3.2))
+        left, right = canvas.subplots(1, 2, sharey=True)
+        names = list(dict.fromkeys(run["name"] for run in runs))
+        for run in runs:
+            color = COLORS[names.index(run["name"]) % len(COLORS)]
+            points = [point for point in run["curve"] if point["test"] is not None]
+            values = [point["test"] for point in points]
+            label = run["name"] if run is next(r for r in runs if r["name"] == run["name"]) else None
+            left.plot([point["step"] for point in points], values, color=color, label=label)
+            right.plot([point["processor_seconds"] / 60 for point in points], values, color=color)
+        _label(left, "steps", "test bits/dim")
+        _label(right, "processor minutes of training", None)
+        if len(names) > 1:
+            canvas.legend(loc="outside lower center", ncols=2)
+        png = render_png(canvas)
+    return Figure(
+        "curve",
+        "Bits per dimension of test images, averaged weights, unbiased estimate with one draw. "
+        "Nothing was chosen by it.",
+        "Lines falling with the number of steps, and with time.",
+        png,
+    )
+
+
+def _label(axes: Axes, x: str, y: str | None) -> None:
+    axes.set_xlabel(x)
+    if y is not None:
+        axes.set_ylabel(y)

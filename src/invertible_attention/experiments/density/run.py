@@ -1,0 +1,270 @@
+"""Train, evaluate and sample a density; each step leaves its results in the run's folder."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from ...flows import Flow
+from ...logdet import Exact, LogDetEstimator, RussianRoulette
+from ..errors import ExperimentError
+from ..files import atomic_path, read_json, write_bytes, write_json
+from ..metadata import run_metadata
+from ..output import CONFIGURATION, OutputFolder
+from ..progress import RunProgress
+from ..training import Parallel, choose_device, is_first_process
+from .configuration import Configuration, Estimator
+from .data import DensityData, load_data
+from .evaluation import score
+from .network import build_model, count_parameters
+from .pictures import draw_samples, interpolate, tile
+from .report import write_report
+from .training import initialize, train
+
+__all__ = ["evaluate_run", "sample_run", "train_run"]
+
+OWNED = ("logs", "training.ckpt", "model.safetensors", "results.json", "report.html", "samples.png")
+OWNED = (*OWNED, "interpolation.png", "evaluation.json", "figures")
+EXACT_DIMENSIONS = 128
+"""Up to this many dimensions the final figure is computed with exact determinants."""
+
+
+def train_run(
+    configuration: Configuration,
+    *,
+    output: Path,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    parallel: Parallel | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    draws: int = 4,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train a density, evaluate it, draw its pictures and write its report.
+
+    Args:
+        configuration: what to train.
+        output: folder for everything written.
+        data_dir: local data.
+        device: name of the device.
+        parallel: over how many devices and machines, and in which precision.
+        resume: go on with an interrupted run of the same configuration.
+        overwrite: delete an earlier run's results first.
+        draws: dequantizations per test image in the final evaluation.
+        console: where progress is shown; the terminal by default.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        ExperimentError: when the data, the device or the folder cannot be used.
+    """
+    first = is_first_process()
+    console = (console or Console()) if first else Console(quiet=True)
+    place = choose_device(device)
+    folder = OutputFolder(output, configuration.to_json(), resume=resume, overwrite=overwrite, owned=OWNED)
+    # Lightning starts the other processes with the same command once the first has the folder.
+    with folder if first else nullcontext():
+        done = output / "results.json"
+        if done.is_file():
+            console.print(f"This run is finished: {output / 'report.html'}", highlight=False, soft_wrap=True)
+            return read_json(done)
+        data = load_data(configuration, data_dir)
+        try:
+            model = cast(Flow, build_model(configuration, data.shape, data.levels)).to(place)
+        except ValueError as error:
+            raise ExperimentError(f"this model does not fit the images: {error}") from error
+        initialize(model, data.train, configuration.seed)
+        untrained = copy.deepcopy(model)
+        _say(console, f"{configuration.name} on {data.title}: {count_parameters(model):,} parameters")
+        with RunProgress(1, console) as progress:
+            training = train(
+                model,
+                data,
+                configuration,
+                device=place,
+                folder=output,
+                parallel=parallel,
+                report=progress.stage("training, bits/dim", configuration.steps),
+                report_point=lambda point: _say(progress.console, _line(point)),
+            )
+            if training is None:
+                return {}
+            _save(output / "model.safetensors", model)
+            results = _results(configuration, data, model, training, place)
+            progress.stage("evaluating", None)
+            results["untrained"] = _final_score(untrained, data, draws=1, device=place)
+            results["evaluation"] = _final_score(model, data, draws=draws, device=place)
+            progress.stage("drawing", None)
+            results["samples"] = _pictures(output, model, data, seed=configuration.seed)
+            write_report(output, results)
+            # Last: its presence says that the run is done.
+            write_json(done, results)
+            (output / "training.ckpt").unlink(missing_ok=True)
+    _summary(console, results, output)
+    return results
+
+
+def evaluate_run(
+    output: Path,
+    *,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    estimator: str = Estimator.ROULETTE,
+    terms: int = 20,
+    probes: int = 4,
+    draws: int = 4,
+    images: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Evaluate a trained density again, as thoroughly as asked, and write evaluation.json.
+
+    Raises:
+        ExperimentError: when the folder holds no trained density, or its data are not the same any more.
+    """
+    console = console or Console()
+    place = choose_device(device)
+    configuration, model, data = _load(output, data_dir, place)
+    chosen: LogDetEstimator = (
+        Exact()
+        if estimator == Estimator.EXACT
+        else RussianRoulette(evaluation_exact_terms=terms, probes=probes)
+    )
+    start = time.perf_counter()
+    result = score(
+        model,
+        data.test if images is None else data.test[:images],
+        estimator=chosen,
+        draws=draws,
+        seed=configuration.seed,
+        device=place,
+    ).to_json()
+    result["run"] = run_metadata(place) | {"seconds": time.perf_counter() - start}
+    write_json(output / "evaluation.json", result)
+    _say(console, f"{configuration.name}: {_bits(result)}")
+    return result
+
+
+def sample_run(
+    output: Path,
+    *,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    count: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Draw samples and interpolations of a trained density into samples.png and interpolation.png.
+
+    Raises:
+        ExperimentError: when the folder holds no trained density, or the model has no temperature.
+    """
+    console = console or Console()
+    _, model, data = _load(output, data_dir, choose_device(device))
+    try:
+        result = _pictures(output, model, data, count=count, temperature=temperature, seed=seed)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    _say(console, f"{result['converged']} of {count} samples: {output / 'samples.png'}")
+    return result
+
+
+def _load(
+    output: Path, data_dir: Path | None, place: torch.device
+) -> tuple[Configuration, Flow, DensityData]:
+    stored, weights = output / CONFIGURATION, output / "model.safetensors"
+    if not stored.is_file() or not weights.is_file():
+        raise ExperimentError(f"{output} holds no trained density: run density train --output {output} first")
+    configuration = Configuration.from_json(read_json(stored))
+    data = load_data(configuration, data_dir)
+    model = cast(Flow, build_model(configuration, data.shape, data.levels))
+    model.load_state_dict(load_file(weights))
+    return configuration, model.to(place).eval(), data
+
+
+def _final_score(model: Flow, data: DensityData, *, draws: int, device: torch.device) -> dict[str, Any]:
+    exact = data.train[0].numel() <= EXACT_DIMENSIONS
+    estimator = Exact(chunk_size=EXACT_DIMENSIONS) if exact else RussianRoulette(probes=2)
+    return score(model, data.test, estimator=estimator, draws=draws, seed=0, device=device).to_json()
+
+
+def _results(
+    configuration: Configuration,
+    data: DensityData,
+    model: Flow,
+    training: dict[str, Any],
+    place: torch.device,
+) -> dict[str, Any]:
+    return {
+        "name": configuration.name,
+        "configuration": configuration.to_json(),
+        "data": {
+            "title": data.title,
+            "shape": list(data.shape),
+            "levels": data.levels,
+            "train_images": len(data.train),
+            "test_images": len(data.test),
+            "fingerprint": data.fingerprint,
+        },
+        "parameters": count_parameters(model),
+        "training": {name: value for name, value in training.items() if name != "curve"},
+        "curve": training["curve"],
+        "run": run_metadata(place),
+    }
+
+
+def _pictures(
+    output: Path, model: Flow, data: DensityData, *, count: int = 64, temperature: float = 1.0, seed: int = 0
+) -> dict[str, Any]:
+    samples = draw_samples(model, count, seed=seed, temperature=temperature)
+    if len(samples):
+        write_bytes(output / "samples.png", tile(samples, 8, levels=data.levels))
+    pairs = min(6, len(data.test) // 2)
+    walks = interpolate(model, data.test[:pairs], data.test[pairs : 2 * pairs], steps=9)
+    whole = [image for walk in walks if len(walk) == 9 for image in walk]
+    if whole:
+        write_bytes(output / "interpolation.png", tile(torch.stack(whole), 9, levels=data.levels))
+    return {"drawn": count, "converged": len(samples), "walks": pairs, "whole_walks": len(whole) // 9}
+
+
+def _save(path: Path, model: Flow) -> None:
+    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def _line(point: dict[str, Any]) -> str:
+    shown: Callable[[float | None], str] = lambda value: "not finite" if value is None else f"{value:.4f}"  # noqa: E731
+    return (
+        f"step {point['step']}: train {shown(point['train'])}, test {shown(point['test'])} bits/dim, "
+        f"{point['seconds']:.0f} s"
+    )
+
+
+def _bits(result: dict[str, Any]) -> str:
+    if result["bits_per_dim"] is None:
+        return f"not finite on {result['not_finite']} of {result['images'] * result['draws']} values"
+    error = result["standard_error"]
+    spread = "" if error is None else f" ± {error:.4f} (draws)"
+    kind = "exact" if result["exact"] else "unbiased"
+    return f"{result['bits_per_dim']:.4f}{spread} ± {result['sampling_error']:.4f} (images) bits/dim, {kind}"
+
+
+def _summary(console: Console, results: dict[str, Any], output: Path) -> None:
+    _say(console, f"untrained: {_bits(results['untrained'])}")
+    _say(console, f"trained:   {_bits(results['evaluation'])}")
+    _say(console, f"Report: {output / 'report.html'}")

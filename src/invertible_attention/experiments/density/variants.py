@@ -1,0 +1,100 @@
+"""Variants of a study, as short texts: ``concatenation/certified/heads=2``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from .configuration import AttentionKind, Configuration, Constraint, Model
+
+__all__ = ["FAIR_STUDY", "PLACES_AND_HEADS", "TABLE_3", "parse_variant"]
+
+FAIR_STUDY = (
+    "none",
+    *(
+        f"{attention}/{constraint}"
+        for constraint in ("certified", "relaxed")
+        for attention in ("concatenation", "dot_product", "embedded_gaussian", "gaussian")
+    ),
+)
+"""i-ResNet with and without each kind of attention, under each constraint."""
+
+PLACES_AND_HEADS = (
+    "none",
+    "embedded_gaussian/certified",
+    "embedded_gaussian/certified/heads=4",
+    "embedded_gaussian/certified/after=0:0+0:-1+1:-1+2:-1",
+    "embedded_gaussian/certified/heads=4/position",
+    "embedded_gaussian/certified/heads=4/position/after=0:0+0:-1+1:-1+2:-1",
+)
+"""What else attention can be given within its certificate."""
+
+TABLE_3 = (
+    "made",
+    "maf",
+    "cnf",
+    "realnvp",
+    "glow",
+    "none",
+    "dot_product/certified",
+    "concatenation/certified",
+    "residual-flow/none",
+)
+"""The paper's Table 3, and Residual Flow, which came after it."""
+
+
+def parse_variant(text: str, base: Configuration) -> Configuration:
+    """Return ``base`` changed as a variant says.
+
+    A variant is a list of words divided by ``/``: a model, a response or ``none``, a constraint,
+    ``position`` for the positional prior, ``after=0:-1+1:-1`` for places, or ``setting=value`` for any
+    number among the settings.
+
+    Raises:
+        ValueError: naming a word that means nothing, or a setting out of range.
+
+    Example:
+        >>> base = Configuration.choose()
+        >>> variant = parse_variant("concatenation/relaxed/heads=2/after=0:0+0:-1", base)
+        >>> variant.attention, variant.constraint, variant.heads, variant.attention_after
+        ('concatenation', 'relaxed', 2, ('0:0', '0:-1'))
+    """
+    changes: dict[str, Any] = {}
+    for word in text.split("/"):
+        name, equals, value = word.partition("=")
+        if equals:
+            changes |= _setting(name, value, base)
+        elif word in list(Model):
+            changes["model"] = word
+            if not Model(word).residual:
+                changes["attention"] = "none"
+        elif word in list(AttentionKind):
+            changes["attention"] = word
+        elif word in list(Constraint):
+            changes["constraint"] = word
+        elif word == "position":
+            changes["position_prior"] = True
+        else:
+            raise ValueError(f"variant {text!r} has the word {word!r}, which means nothing here")
+    return replace(base, **changes)
+
+
+def _setting(name: str, value: str, base: Configuration) -> dict[str, Any]:
+    if name == "after":
+        return {"attention_after": tuple(value.split("+"))}
+    kinds = {field.name: type(getattr(base, field.name)) for field in fields(base)}
+    if kinds.get(name) not in (int, float):
+        numbers = ", ".join(known for known, kind in kinds.items() if kind in (int, float))
+        raise ValueError(f"{name!r} cannot be varied: choose among {numbers}")
+    try:
+        return {name: kinds[name](value)}
+    except ValueError:
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
+
+
+def slug(text: str, seed: int, variants: Sequence[str]) -> str:
+    """Return the folder name of a variant with a seed, unique among ``variants``."""
+    plain = "".join(c if c.isalnum() or c in "-=" else "-" for c in text).strip("-")
+    number = list(variants).index(text)
+    return f"{number:02d}-{plain}-{seed}"

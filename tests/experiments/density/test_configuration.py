@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from invertible_attention.experiments.density.configuration import Configuration, Model, parse_places
+
+
+def test_defaults_are_the_paper_s_for_cifar10() -> None:
+    paper = Configuration()
+    assert (paper.dataset, paper.size, paper.train_images, paper.test_images) == (
+        "cifar10",
+        (32, 32),
+        50_000,
+        10_000,
+    )
+    assert (paper.blocks, paper.hidden_channels) == ((16, 16, 16), 512)
+    assert (paper.batch_size, paper.learning_rate, paper.augmentation) == (64, 0.003, "crop-flip")
+    # 200 epochs
+    assert paper.steps == 200 * 50_000 // 64
+    assert paper.attention_after == ("0:-1",)
+    # but trained without bias
+    assert paper.estimator == "roulette"
+
+
+def test_digits_are_what_is_chosen_without_a_wish() -> None:
+    chosen = Configuration.choose()
+    assert (chosen.dataset, chosen.size, chosen.attention) == ("digits", (8, 8), "concatenation")
+    assert chosen.train_images + chosen.test_images == 1797
+    quick = Configuration.choose(quick=True)
+    assert quick.steps < chosen.steps
+    assert Configuration.choose(quick=True, steps=77).steps == 77
+    assert Configuration.choose(model="maf").attention == "none"
+    assert Configuration.choose(minutes=1.0).decay is False
+
+
+def test_survives_json() -> None:
+    configuration = Configuration.choose(blocks=[1, 2], attention_after=["0:0", "1:-1"], model=Model.I_RESNET)
+    again = Configuration.from_json(json.loads(json.dumps(configuration.to_json())))
+    assert again == configuration
+    assert type(again.model) is str
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"attention": "none"}, "i-resnet"),
+        ({}, "i-resnet + concatenation, certified"),
+        (
+            {"heads": 4, "position_prior": True, "attention_after": ("0:0", "1:-1"), "constraint": "relaxed"},
+            "i-resnet + concatenation, relaxed (4 heads, position, after 0:0 1:-1)",
+        ),
+    ],
+)
+def test_names_tell_variants_apart(given: dict, name: str) -> None:
+    assert Configuration.choose(**given).name == name
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"dataset": "mnist"}, "dataset must be one of .* got 'mnist'"),
+        ({"model": "vae"}, "got 'vae'"),
+        ({"attention": "linear"}, "got 'linear'"),
+        ({"estimator": "hope"}, "got 'hope'"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"heads": 0}, "heads must be at least 1, got 0"),
+        ({"coefficient": 1.0}, "coefficient must be between 0 and 1, got 1.0"),
+        ({"average": 1.0}, "average must be between 0 and 1, got 1.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"minutes": -1.0}, "minutes must be positive, got -1.0"),
+        ({"warmup": -1}, "warmup must not be negative, got -1"),
+        ({"blocks": ()}, r"blocks must be positive numbers, got \(\)"),
+        ({"attention_after": ("last",)}, "scale:block such as 0:-1, got 'last'"),
+        ({"model": "maf", "attention": "gaussian"}, "residual models only, got model maf"),
+    ],
+)
+def test_settings_out_of_range_are_named(given: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Configuration(**given)
+
+
+def test_places() -> None:
+    assert parse_places(("0:-1", "2:3")) == ((0, -1), (2, 3))

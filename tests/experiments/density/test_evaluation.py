@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from invertible_attention import Exact, RussianRoulette
+from invertible_attention.experiments.density.evaluation import Score, score
+from invertible_attention.flows import Dequantize, Flatten, Flow, Logit, Sequential, Uniform
+
+
+def test_errors_are_those_of_the_draws_and_of_the_images() -> None:
+    torch.manual_seed(0)
+    draws, images = 400, 30
+    offsets = torch.randn(images, dtype=torch.float64)
+    values = offsets + 0.5 * torch.randn(draws, images, dtype=torch.float64)
+    result = Score(values, "", exact=True)
+    assert result.standard_error == pytest.approx(0.5 / math.sqrt(draws * images), rel=0.05)
+    assert result.sampling_error == pytest.approx(offsets.std().item() / math.sqrt(images), rel=0.05)
+    assert abs(result.mean - offsets.mean().item()) < 4 * result.standard_error
+
+
+def test_what_is_not_finite_is_counted_and_not_averaged_away() -> None:
+    values = torch.ones(2, 3, dtype=torch.float64)
+    values[1, 2] = math.inf
+    stored = Score(values, "x", exact=False).to_json()
+    assert stored["bits_per_dim"] is None
+    assert stored["not_finite"] == 1
+    assert Score(torch.ones(1, 3), "x", exact=False).to_json()["standard_error"] is None
+
+
+def test_uniform_density_has_the_bits_of_the_levels() -> None:
+    flow = Flow(Sequential(Dequantize(17), Flatten((1, 2, 2))), Uniform(4)).train()
+    images = torch.randint(0, 17, (10, 1, 2, 2), dtype=torch.uint8)
+    reported = []
+    result = score(flow, images, estimator=Exact(), draws=2, seed=0, batch_size=4, report=reported.append)
+    assert result.values.shape == (2, 10)
+    assert result.mean == pytest.approx(math.log2(17), rel=1e-6)
+    assert result.to_json()["exact"] is True
+    assert score(flow, images, estimator=RussianRoulette(), draws=2, seed=0).to_json()["exact"] is False
+    assert flow.training
+    assert reported == [1, 2, 3, 4, 5, 6]
+
+
+def test_draws_differ_and_seeds_repeat() -> None:
+    flow = Flow(Sequential(Dequantize(17), Logit(0.05), Flatten((1, 2, 2))), Uniform(4, -9, 9))
+    images = torch.randint(0, 17, (10, 1, 2, 2), dtype=torch.uint8)
+    state = torch.get_rng_state()
+    one, two, three = (
+        score(flow, images, estimator=Exact(), draws=2, seed=seed).values for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+    assert not torch.equal(one[0], one[1])
+    assert torch.equal(state, torch.get_rng_state())

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from invertible_attention.experiments.density.configuration import Configuration
+from invertible_attention.experiments.density.data import DensityData
+from invertible_attention.experiments.density.network import build_model
+from invertible_attention.experiments.density.training import DensityTraining, initialize, train
+from invertible_attention.experiments.files import read_json
+from invertible_attention.flows import Flow
+
+SETTINGS = Configuration.choose(
+    blocks=(1,), hidden_channels=4, steps=12, batch_size=8, warmup=2, evaluate_every=4, curve_images=8
+)
+CPU = torch.device("cpu")
+
+
+class Stop(Exception):
+    pass
+
+
+def data() -> DensityData:
+    images = torch.randint(0, 17, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return DensityData(images[:32], images[32:], 17, "noise", "")
+
+
+def build(configuration: Configuration = SETTINGS) -> Flow:
+    model = build_model(configuration, (1, 8, 8), 17)
+    assert isinstance(model, Flow)
+    initialize(model, data().train, configuration.seed)
+    return model
+
+
+def run(folder: Path, model: Flow, configuration: Configuration = SETTINGS, stop: int = 99) -> dict[str, Any]:
+    def report(step: int, loss: float) -> None:
+        if step > stop:
+            raise Stop
+
+    result = train(model, data(), configuration, device=CPU, folder=folder, report=report)
+    assert result is not None
+    return result
+
+
+def same(one: Flow, two: Flow) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("stop", [1, 5, 8])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:
+    expected, interrupted, resumed = build(), build(), build()
+    whole = run(tmp_path / "whole", expected)
+    with pytest.raises(Stop):
+        run(tmp_path / "parts", interrupted, stop=stop)
+    assert (tmp_path / "parts" / "training.ckpt").is_file()
+    result = run(tmp_path / "parts", resumed)
+    assert same(resumed, expected)
+    assert [point["test"] for point in result["curve"]] == [point["test"] for point in whole["curve"]]
+    assert result["steps"] == 12
+
+
+def test_what_is_left_is_the_average_of_the_weights(tmp_path: Path) -> None:
+    averaged, last = build(), build()
+    run(tmp_path / "average", averaged)
+    run(tmp_path / "last", last, Configuration(**{**SETTINGS.to_json(), "average": 1e-9}))
+    assert not same(averaged, last)
+
+
+def test_the_curve_has_its_points_and_the_logs_their_columns(tmp_path: Path) -> None:
+    result = run(tmp_path, build())
+    assert [point["step"] for point in result["curve"]] == [4, 8, 12]
+    times = [point["processor_seconds"] for point in result["curve"]]
+    assert 0 < times[0] < times[1] < times[2] == pytest.approx(result["processor_seconds"])
+    with (tmp_path / "logs" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"step", "bits_per_dim", "gradient_norm", "test_bits_per_dim"} <= set(rows[0])
+    assert list((tmp_path / "logs" / "version_0").glob("events.out.tfevents.*"))
+
+
+def test_time_ends_training(tmp_path: Path) -> None:
+    configuration = Configuration(**{**SETTINGS.to_json(), "minutes": 1e-6})
+    result = run(tmp_path, build(configuration), configuration)
+    assert result["steps"] == 1
+    assert [point["step"] for point in result["curve"]] == [1]
+
+
+def test_a_step_without_a_finite_gradient_is_left_out_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = DensityTraining.training_step
+
+    def poisoned(self: DensityTraining, batch: torch.Tensor, index: int) -> torch.Tensor:
+        loss = original(self, batch, index)
+        return loss * math.nan if index in (3, 4) else loss
+
+    monkeypatch.setattr(DensityTraining, "training_step", poisoned)
+    model = build()
+    result = run(tmp_path, model)
+    assert result["skipped_steps"] == 2
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    settings = "--quick --blocks 1 --hidden-channels 4 --train-images 64 --test-images 8 --batch-size 16"
+    limits = "--steps 100 --evaluate-every 50 --draws 2 --device cpu"
+    program = [sys.executable, "-m", "invertible_attention", "density", "train"]
+    return [*program, *settings.split(), *limits.split(), "--output", str(folder), *more]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), env=environment, check=True, capture_output=True)
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(killed), env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (killed / "training.ckpt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "results.json").exists()
+
+    subprocess.run(command(killed, "--resume"), env=environment, check=True, capture_output=True)
+    one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    first, second = (
+        read_json(folder / "results.json")["evaluation"] for folder in (tmp_path / "whole", killed)
+    )
+    assert first == second
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = command(tmp_path / "both", "--devices", "2", "--steps", "6", "--evaluate-every", "3")
+    subprocess.run(arguments, env=environment, check=True, capture_output=True)
+    results = read_json(tmp_path / "both" / "results.json")
+    assert results["training"]["steps"] == 6
+    assert results["evaluation"]["bits_per_dim"] < results["untrained"]["bits_per_dim"] + 0.05
