@@ -14,7 +14,14 @@ from torch.nn.utils import parametrize
 from invertible_attention.bijection import Bijection
 from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound
 from invertible_attention.logdet import LogDetEstimator, RussianRoulette
-from invertible_attention.solvers import Anderson, ConvergenceError, Solution, Solver, implicit_gradient
+from invertible_attention.solvers import (
+    Anderson,
+    ConvergenceError,
+    Solution,
+    Solver,
+    implicit_gradient,
+    is_differentiated,
+)
 
 __all__ = ["Residual"]
 
@@ -193,10 +200,7 @@ class Residual(Bijection):
         return context, mask
 
     def _needs_gradient(self, z: Tensor, args: tuple[Tensor | None, ...]) -> bool:
-        if not torch.is_grad_enabled():
-            return False
-        tensors = (z, *args, *self.branch.parameters())
-        return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+        return is_differentiated((z, *args, *self.branch.parameters()))
 
 
 def _add(x: Tensor, update: Tensor) -> Tensor:
