@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from invertible_attention.interop.distributions import from_distribution, to_distribution
+    from invertible_attention.interop.export import FixedInverse, compile_branches, to_plain
     from invertible_attention.interop.freia import from_freia, to_freia
     from invertible_attention.interop.nflows import from_nflows, to_nflows
     from invertible_attention.interop.normflows import from_normflows, to_normflows
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from invertible_attention.interop.zuko import from_zuko, to_zuko
 
 __all__ = [
+    "FixedInverse",
     "Inverse",
     "OnVectors",
+    "compile_branches",
     "from_distribution",
     "from_freia",
     "from_nflows",
@@ -31,12 +34,16 @@ __all__ = [
     "to_freia",
     "to_nflows",
     "to_normflows",
+    "to_plain",
     "to_pyro",
     "to_pyro_conditional",
     "to_zuko",
 ]
 
 _MODULES = {
+    "FixedInverse": "export",
+    "compile_branches": "export",
+    "to_plain": "export",
     "Inverse": "views",
     "OnVectors": "views",
     "from_distribution": "distributions",

@@ -1,0 +1,200 @@
+"""Modules that compile, export and run elsewhere: constraints baked in, inverses by a fixed number of steps."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from invertible_attention.attention import AttentionBranch
+from invertible_attention.attention.plain import PlainAttentionBranch, bake_parametrizations
+from invertible_attention.bijection import Bijection
+from invertible_attention.residual import Residual
+
+__all__ = ["CompiledBranch", "FixedInverse", "UnrolledResidual", "compile_branches", "to_plain"]
+
+
+class UnrolledResidual(Residual):
+    r"""A residual block whose inverse takes a fixed number of steps :math:`x \leftarrow z - g(x)`, unchecked.
+
+    Without control flow that depends on data it can be exported. After :math:`n` steps the error is at most
+    :math:`c^n \|x_0 - x^\star\|` with the certificate :math:`c`; nothing checks it at run time.
+
+    Args:
+        block: The block; its branch is shared, with constraints evaluated once.
+        steps: Number of steps.
+    """
+
+    def __init__(self, block: Residual, steps: int) -> None:
+        super().__init__(block.branch, lipschitz=block.lipschitz, solver=block.solver, logdet=block.logdet)
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.steps = steps
+
+    def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Float[Tensor, "batch *event"]:
+        """Return the last iterate."""
+        branch, args = self._bind(), self._args(context, mask)
+        x = z
+        for _ in range(self.steps):
+            x = (z - branch(x, *args)).to(z.dtype)
+        return x
+
+
+class FixedInverse(nn.Module):
+    r"""The inverse of a bijection as the forward of a module, by a fixed number of steps per residual block.
+
+    For :func:`torch.export.export`, :func:`torch.onnx.export` and ``torch.compile(..., fullgraph=True)``.
+
+    Args:
+        bijection: It is copied; constraints are baked in where that is possible.
+        steps: Steps per block. ``None``: as many as the certificate says it takes to multiply the error of the
+            first guess by ``tolerance``, :math:`\lceil \log \text{tolerance} / \log c \rceil`.
+        tolerance: See ``steps``.
+
+    Raises:
+        ValueError: If ``steps`` is ``None`` and a block is not certified.
+
+    Example:
+        >>> import torch, invertible_attention as ia
+        >>> from invertible_attention.interop import FixedInverse
+        >>> layer = ia.InvertibleAttention(4, "embedded_gaussian")
+        >>> x = torch.randn(2, 4, 6)
+        >>> z = layer(x)
+        >>> torch.allclose(FixedInverse(layer)(z), x, atol=1e-5)
+        True
+    """
+
+    def __init__(self, bijection: Bijection, steps: int | None = None, *, tolerance: float = 1e-6) -> None:
+        super().__init__()
+        if not 0 < tolerance < 1:
+            raise ValueError(f"tolerance must be in (0, 1), got {tolerance}")
+
+        def unroll(module: nn.Module) -> nn.Module:
+            if not isinstance(module, Residual):
+                return module
+            return UnrolledResidual(module, steps or _steps_needed(module, tolerance))
+
+        self.bijection = _replace(to_plain(bijection), unroll)
+
+    def forward(
+        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> Float[Tensor, "batch *event"]:
+        """Return the inverse at ``z``."""
+        assert isinstance(self.bijection, Bijection)
+        return self.bijection.inverse(z, context)
+
+
+class CompiledBranch(nn.Module):
+    """A residual branch whose evaluation is compiled; its constraint is computed outside, once per solve.
+
+    Args:
+        branch: The branch, with or without ``bind()``.
+        **arguments: See :func:`torch.compile`.
+    """
+
+    def __init__(self, branch: nn.Module, **arguments: object) -> None:
+        super().__init__()
+        self.branch = branch
+        self.uses_context = getattr(branch, "uses_context", False)
+        self.uses_mask = getattr(branch, "uses_mask", False)
+        self._run: Callable[..., Tensor] = torch.compile(_run, **arguments)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def bind(self) -> Callable[..., Tensor]:
+        """Compute the constrained weights once; return the compiled function of ``x``."""
+        bind = getattr(self.branch, "bind", None)
+        bound = self.branch if bind is None else bind()
+        return lambda *arguments: self._run(bound, *arguments)
+
+    def forward(self, x: Tensor, *args: Tensor | None) -> Tensor:
+        """Return ``g(x)``."""
+        return self.branch(x, *args)
+
+    def lipschitz_bound(self) -> Float[Tensor, ""]:
+        """Bound of the branch."""
+        return Residual(self.branch).lipschitz_bound()
+
+
+def compile_branches(bijection: Bijection, **arguments: object) -> Bijection:
+    """Return a copy of a bijection whose solvers evaluate compiled branches.
+
+    A solver decides sample by sample when to stop, which no compiler captures; what it evaluates again and again
+    is compiled instead.
+
+    Args:
+        bijection: After its first batch.
+        **arguments: See :func:`torch.compile`.
+    """
+
+    def compiled(module: nn.Module) -> nn.Module:
+        if isinstance(module, Residual):
+            module.branch = CompiledBranch(module.branch, **arguments)
+        return module
+
+    return _as_bijection(_replace(copy.deepcopy(bijection), compiled))
+
+
+def to_plain(bijection: Bijection) -> Bijection:
+    """Return an equivalent copy with the constraints baked into ordinary weights.
+
+    Parametrizations are replaced by their present values, and attention loses its bound and its scale: nothing is
+    computed at run time but the map itself. Blocks keep the bound they had, for their inverses, as a number.
+    Attention whose scale depends on the number of tokens (``normalization="all"``, context tokens with column
+    normalization) stays as it is.
+
+    Args:
+        bijection: After its first batch.
+
+    Example:
+        >>> import torch, invertible_attention as ia
+        >>> from invertible_attention.interop import to_plain
+        >>> layer = ia.InvertibleAttention(4)
+        >>> x = torch.randn(2, 4, 6)
+        >>> torch.allclose(layer(x), to_plain(layer)(x), atol=1e-6)
+        True
+    """
+
+    def plain(module: nn.Module) -> nn.Module:
+        if not isinstance(module, Residual):
+            return module
+        bound = module.lipschitz_bound().item()
+        branch = module.branch
+        if isinstance(branch, AttentionBranch):
+            try:
+                branch = PlainAttentionBranch(branch)
+            except ValueError:
+                if not bool(branch.initialized):
+                    raise
+        return Residual(branch, lipschitz=bound, solver=module.solver, logdet=module.logdet).train(
+            module.training
+        )
+
+    return _as_bijection(bake_parametrizations(_replace(copy.deepcopy(bijection), plain)))
+
+
+def _run(bound: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
+    return bound(*arguments)
+
+
+def _steps_needed(block: Residual, tolerance: float) -> int:
+    bound = block.lipschitz_bound().item()
+    if not bound < 1:
+        raise ValueError(f"the block is not certified (Lipschitz bound {bound}): give the number of steps")
+    return max(1, math.ceil(math.log(tolerance) / math.log(bound))) if bound > 0 else 1
+
+
+def _replace(module: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Replace modules from the leaves up."""
+    for name, child in list(module.named_children()):
+        setattr(module, name, _replace(child, change))
+    return change(module)
+
+
+def _as_bijection(module: nn.Module) -> Bijection:
+    assert isinstance(module, Bijection)
+    return module

@@ -1,0 +1,154 @@
+"""Eager, compiled and exported give the same; so do modules with their constraints baked in."""
+
+from __future__ import annotations
+
+
+import pytest
+import torch
+from torch.nn.utils import parametrize
+
+import invertible_attention as ia
+from invertible_attention.interop import FixedInverse, compile_branches, to_plain
+
+RESPONSES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
+
+
+def make(response="embedded_gaussian", **arguments):
+    torch.manual_seed(0)
+    layer = ia.InvertibleAttention(4, response, **({"constraint": ia.Certified(0.8)} | arguments)).eval()
+    layer.initialize(2 * torch.randn(4, 4, 6))
+    return layer
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"heads": 2, "bias": True},
+        {"normalization": "row", "causal": True},
+        {"constraint": ia.Relaxed(0.7, 0.5, True)},
+        {"context_channels": 3},
+        {"position_prior": ia.TorusPrior(1)},
+    ],
+)
+@pytest.mark.parametrize("response", RESPONSES)
+def test_plain_is_the_same_map(response, arguments):
+    layer = make(response, logdet=ia.Exact(), **arguments).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    plain = to_plain(layer)
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    context = torch.randn(3, 3, dtype=torch.float64) if "context_channels" in arguments else None
+    z, logdet = layer.forward_and_logdet(x, context)
+    plain_z, plain_logdet = plain.forward_and_logdet(x, context)
+    torch.testing.assert_close(plain_z, z, atol=1e-12, rtol=0)
+    torch.testing.assert_close(plain_logdet, logdet)
+    assert plain.lipschitz_bound().item() == pytest.approx(layer.lipschitz_bound().item())
+    if isinstance(layer.branch.constraint, ia.Certified):
+        torch.testing.assert_close(plain.inverse(z, context), x, atol=1e-10, rtol=0)
+    assert not any(parametrize.is_parametrized(module) for module in plain.modules())
+    state = {name for name, _ in plain.named_parameters()}
+    assert {"branch.value_weight", "branch.out_weight"} <= state
+
+
+def test_plain_flows_and_what_stays_as_it_is():
+    flow = ia.flows.InvertibleResNet(
+        (1, 4, 4), hidden_channels=4, blocks=(1, 1), attention=ia.InvertibleAttention
+    ).eval()
+    x = torch.rand(8, 1, 4, 4)
+    flow(x)
+    plain = to_plain(flow)
+    torch.testing.assert_close(plain(x), flow(x), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(plain.inverse(plain(x)), x, atol=1e-4, rtol=1e-4)
+    assert not any(parametrize.is_parametrized(module) for module in plain.modules())
+    assert any(parametrize.is_parametrized(module) for module in flow.modules())
+    layer = make(normalization="all")
+    x = torch.randn(2, 4, 5)
+    torch.testing.assert_close(to_plain(layer)(x), layer(x))
+    with pytest.raises(ValueError, match="once"):
+        to_plain(ia.InvertibleAttention(4))
+
+
+@pytest.mark.parametrize("response", RESPONSES)
+def test_fixed_inverse(response):
+    layer = make(response).double()
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    inverse = FixedInverse(layer, tolerance=1e-8)
+    torch.testing.assert_close(inverse(layer(x)), x, atol=1e-7, rtol=0)
+    one = FixedInverse(layer, steps=1)(layer(x))
+    assert (one - x).norm() < (layer(x) - x).norm()
+
+
+def test_fixed_inverse_of_a_flow_and_its_errors():
+    flow = ia.flows.Sequential(ia.flows.ActNorm(4), make()).eval()
+    x = torch.randn(5, 4, 6)
+    z = flow(x)
+    torch.testing.assert_close(FixedInverse(flow)(z), x, atol=1e-5, rtol=1e-5)
+    relaxed = make(constraint=ia.Relaxed(0.5))
+    with pytest.raises(ValueError, match="certified"):
+        FixedInverse(relaxed)
+    FixedInverse(relaxed, steps=3)
+    with pytest.raises(ValueError, match="0"):
+        FixedInverse(make(), tolerance=0)
+
+
+def test_exported_programs_agree():
+    layer = make()
+    x = torch.randn(2, 4, 6)
+    with torch.no_grad():
+        z = layer(x)
+        for module, given, expected in ((to_plain(layer), x, z), (FixedInverse(layer, steps=8), z, None)):
+            expected = module(given) if expected is None else expected
+            program = torch.export.export(module.eval(), (given,)).module()
+            torch.testing.assert_close(program(given), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_compiled_forward_and_inverse_agree():
+    layer = make()
+    x = torch.randn(3, 4, 6)
+    with torch.no_grad():
+        z = layer(x)
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), z, atol=1e-6, rtol=0)
+        inverse = FixedInverse(layer, steps=10)
+        compiled = torch.compile(inverse, fullgraph=True)
+        torch.testing.assert_close(compiled(z), inverse(z), atol=1e-6, rtol=0)
+        fast = compile_branches(layer)
+        torch.testing.assert_close(fast.inverse(z), layer.inverse(z), atol=2e-6, rtol=0)
+        assert torch.equal(fast.lipschitz_bound(), layer.lipschitz_bound())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_onnx_forward_and_inverse_agree(tmp_path):
+    reason = "needs onnx, onnxscript and onnxruntime: pip install 'invertible-attention[interop]'"
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name, reason=reason)
+    runtime = pytest.importorskip("onnxruntime", reason=reason)
+    layer = make()
+    x = torch.randn(2, 4, 6)
+    with torch.no_grad():
+        z = layer(x)
+        for module, given in ((to_plain(layer), x), (FixedInverse(layer, steps=4), z)):
+            expected = module(given)
+            path = tmp_path / f"{type(module).__name__}.onnx"
+            torch.onnx.export(module.eval(), (given,), path, dynamo=True, verbose=False)
+            session = runtime.InferenceSession(path)
+            (result,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
+            torch.testing.assert_close(torch.from_numpy(result), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(dtype):
+    # The branch, its inverse and its log-determinant are computed in float32; the result has the input's dtype.
+    layer = make(logdet=ia.Exact())
+    x = torch.randn(2, 4, 6)
+    z, logdet = layer.forward_and_logdet(x)
+    with torch.autocast("cpu", dtype=dtype):
+        for module in (layer, to_plain(layer)):
+            inside, inside_logdet = module.forward_and_logdet(x)
+            assert inside.dtype == inside_logdet.dtype == torch.float32
+            torch.testing.assert_close(inside, z, atol=1e-6, rtol=0)
+            torch.testing.assert_close(inside_logdet, logdet, atol=1e-5, rtol=0)
+            torch.testing.assert_close(module.inverse(z), x, atol=1e-5, rtol=1e-5)
+        assert layer(x.to(dtype)).dtype == dtype
