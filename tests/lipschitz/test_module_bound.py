@@ -165,6 +165,16 @@ def test_nothing_is_guessed(module, message):
         lipschitz_upper_bound(module)
 
 
+def test_padding_may_be_named():
+    weight = nn.Conv1d(2, 2, 3, padding="valid")
+    assert lipschitz_upper_bound(nn.Sequential(weight, nn.Conv1d(2, 2, 3)), (6,)) > 0
+
+
+def test_sizes_that_do_not_belong_to_the_layer_are_named():
+    with pytest.raises(ValueError, match=r"\(6, 6\)"):
+        lipschitz_upper_bound(nn.Conv1d(2, 2, 3), (6, 6))
+
+
 def test_kernel_that_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"\(2,\)"):
         lipschitz_upper_bound(nn.Conv1d(1, 1, 3), (2,))

@@ -184,6 +184,10 @@ def test_compiles_without_graph_breaks():
     torch.testing.assert_close(gradient, expected)
 
 
+def test_device_without_autocast():
+    assert spectral_norm_upper_bound(torch.empty(2, 3, 3, device="meta")).shape == (2,)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_stays_in_its_matrix(value):
     W = torch.ones(2, 3, 3)

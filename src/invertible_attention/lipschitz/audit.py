@@ -17,7 +17,7 @@ from invertible_attention.lipschitz.local import local_lipschitz_estimate, small
 from invertible_attention.lipschitz.preimage import SecondPreimage, find_second_preimage
 from invertible_attention.lipschitz.report import AuditReport
 
-__all__ = ["audit"]
+__all__ = ["AuditReport", "audit"]
 
 Batch = Float[Tensor, "batch *event"]
 
