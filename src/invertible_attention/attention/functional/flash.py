@@ -86,7 +86,7 @@ class LogSumKernel(_SoftmaxKernel):
         if log_total:
             x, y = _shifted(x, y, reference)
         out, total = _cpu_kernel(*_padded(x, y, w))
-        return out[..., : w.shape[-1]], total
+        return _trimmed(out, w), total.clone()
 
     def adjoint(self, x: Rows, y: Tokens, u: RowValues, reference: PerRow) -> Values:
         """Run the kernel for the logarithms of the sums, then once more with the roles exchanged."""
@@ -107,13 +107,13 @@ class PortableKernel(_SoftmaxKernel):
     ) -> tuple[RowValues, None]:
         """Run the kernel once."""
         query, key, value = _padded(x, y, w)
-        return _attention(query, key, value)[..., : w.shape[-1]], None
+        return _trimmed(_attention(query, key, value), w), None
 
     def adjoint(self, x: Rows, y: Tokens, u: RowValues, reference: PerRow) -> Values:
         """Pull the cotangent back to the value."""
         query, key, cotangent = _padded(*_shifted(x, y, reference), u)
         pull = torch.func.vjp(lambda value: _attention(query, key, value), torch.zeros_like(key))[1]
-        return pull(cotangent)[0][..., : u.shape[-1]]
+        return _trimmed(pull(cotangent)[0], u)
 
     def gradients(
         self, x: Rows, y: Tokens, u: RowValues, w: Values, reference: PerRow
@@ -122,8 +122,7 @@ class PortableKernel(_SoftmaxKernel):
         query, key, value = _padded(*_shifted(x, y, reference), w)
         out, pull = torch.func.vjp(_attention, query, key, value)[:2]
         to_query, to_key, to_value = pull(F.pad(u, (0, value.shape[-1] - u.shape[-1])))
-        dim, features = x.shape[-1], w.shape[-1]
-        return to_query[..., :dim], out[..., :features], to_key[..., :dim], to_value[..., :features]
+        return _trimmed(to_query, x), _trimmed(out, w), _trimmed(to_key, y), _trimmed(to_value, w)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -145,3 +144,9 @@ def _padded(*tensors: Tensor) -> tuple[Tensor, ...]:
     widest = max(tensor.shape[-1] for tensor in tensors)
     width = -(-widest // _ALIGNMENT) * _ALIGNMENT
     return tuple(F.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors)
+
+
+def _trimmed(padded: Tensor, like: Tensor) -> Tensor:
+    """Drop padding; a copy, because a function of its own must not return views."""
+    width = like.shape[-1]
+    return padded if padded.shape[-1] == width else padded[..., :width].clone()

@@ -91,7 +91,7 @@ def _run(phi: str, query: Tensor, key: Tensor, value: Tensor, log_total: Tensor)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
             out, log_sum = _flex(phi, query, key, padded, log_total)
-    return out[..., : value.shape[-1]], log_sum[..., None]
+    return out[..., : value.shape[-1]].clone(), log_sum[..., None].clone()
 
 
 def _flex(phi: str, query: Tensor, key: Tensor, value: Tensor, log_total: Tensor) -> tuple[Tensor, Tensor]:

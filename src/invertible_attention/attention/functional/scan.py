@@ -75,7 +75,9 @@ def _scan(x: Tensor, position: Tensor, reverse: bool) -> Tensor:
     x, position = x.unflatten(-2, (chunks, _CHUNK)), position.unflatten(-1, (chunks, _CHUNK))
     within = _scan_steps(x, position, reverse)
     # The running sum over whole chunks is carried into the next chunk, fading on the way.
-    last, here, there = (0, slice(None, -1), slice(1, None)) if reverse else (-1, slice(1, None), slice(None, -1))
+    last, here, there = (
+        (0, slice(None, -1), slice(1, None)) if reverse else (-1, slice(1, None), slice(None, -1))
+    )
     ends = position[..., last]
     carry = _scan(within[..., last, :], ends, reverse)[..., there, None, :]
     fade = torch.exp(-(position[..., here, :] - ends[..., there, None]).abs())[..., None]

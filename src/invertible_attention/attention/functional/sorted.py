@@ -11,6 +11,8 @@ Sums run in float64. Weights that are all small are scaled up by the largest one
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -81,7 +83,7 @@ def _pair_sums(
     x = _take(x, order)
     ordered = -negated
     # Keys before this position have a positive score with the query.
-    split = torch.searchsorted(negated.detach(), query.detach().contiguous())
+    split: Tensor = _CountBelow.apply(negated.detach(), query.detach())  # type: ignore[assignment]
     scale = key_scale.expand(key.shape).gather(-1, order)
     result = _line(terms.intercept + query, ordered, x, split)
     for rate, coefficient in enumerate(terms.below, 1):
@@ -96,6 +98,30 @@ def _pair_sums(
     if terms.offset:
         result = result + terms.offset * x.sum(-2, keepdim=True)
     return result
+
+
+class _CountBelow(torch.autograd.Function):
+    """How many of some sorted numbers lie below each query; a constant, with a rule for ``vmap``."""
+
+    @staticmethod
+    def forward(ordered: Tensor, query: Tensor) -> Tensor:
+        return torch.searchsorted(ordered.contiguous(), query.contiguous())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[None, None]:
+        return None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Any, int]:
+        ordered, query = (
+            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in zip(inputs, in_dims, strict=True)
+        )
+        return _CountBelow.apply(ordered, query), 0
 
 
 def _line(intercept: Tensor, ordered: Tensor, x: Tensor, split: Tensor) -> Tensor:

@@ -177,6 +177,9 @@ class _Pushforward(StripFunction):
             pieces, parts = self.function(tuple(filled[: self.strips]), tuple(filled[self.strips :]))
             return pieces + parts
 
+        # The transpose of the transpose: forward mode itself does not nest in a plain forward-mode level.
         primals = tuple(arguments[index] for index in moving)
-        pushed = torch.func.jvp(results, primals, tuple(tangents[index] for index in moving))[1]
+        out, pull = torch.func.vjp(results, *primals)[:2]
+        transpose = torch.func.vjp(pull, tuple(torch.zeros_like(result) for result in out))[1]
+        (pushed,) = transpose(tuple(tangents[index] for index in moving))
         return pushed[: self.pieces], pushed[self.pieces :]

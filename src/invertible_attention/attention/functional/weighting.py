@@ -110,7 +110,8 @@ class Weighting:
         if self.normalized:
             total = weight.sum(-1, keepdim=True)
             if valid is not None:
-                total = total.masked_fill(~valid.any(-2, keepdim=True), 1.0)
+                # Rows of padding, all of whose weights are zero.
+                total = total.masked_fill((weight == 0.0).all(-1, keepdim=True), 1.0)
         return Weights(weight, gradient, total)
 
 
