@@ -7,7 +7,7 @@ log-determinants.
 
 from importlib.metadata import version
 
-from invertible_attention import flows, lipschitz, logdet, solvers
+from invertible_attention import flows, interop, lipschitz, logdet, solvers
 from invertible_attention.attention import (
     Attention,
     Certified,
@@ -50,6 +50,7 @@ __all__ = [
     "TorusPrior",
     "audit",
     "flows",
+    "interop",
     "lipschitz",
     "logdet",
     "solvers",
