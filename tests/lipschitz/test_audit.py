@@ -341,6 +341,23 @@ def test_random_layers_are_audited_in_evaluation_mode():
     assert audit(Noisy().train(), points(3, 6)).passed
 
 
+def test_random_map_is_not_mistaken_for_a_wrong_inverse():
+    class Dequantize(nn.Module):
+        def forward(self, x):
+            return (x + torch.rand_like(x)) / 4
+
+        def inverse(self, z):
+            return (4 * z).floor()
+
+    report = audit(Dequantize(), torch.tensor([[0.0, 3.0], [1.0, 2.0]]))
+    assert report.random == [0, 1]
+    assert report.recovered == [0, 1]
+    assert report.silently_wrong == []
+    assert not report.searched
+    assert "RANDOM" in str(report)
+    assert audit(Contraction(), points(2, 6)).random == []
+
+
 def test_same_seed_same_report():
     module, x = Sine(2.0), points(3, 4)
     assert audit(module, x, seed=3).to_dict() == audit(module, x, seed=3).to_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,13 +82,17 @@ def audit(
     args = () if context is None else (context,)
     function = _Function(module, x.dtype, args)
     generator = torch.Generator().manual_seed(seed)
+    if tolerance is None:
+        tolerance = math.sqrt(torch.finfo(x.dtype).eps)
     with _evaluation_mode(module), torch.no_grad():
         blocks, z = _trace(function, x.detach())
+        variation = norm(function(function.working(x.detach())) - z) / (1 + norm(z))
         inversion = _invert(module, z.to(x.dtype), args, x)
         x, answer = function.working(x.detach()), function.working(inversion.value)
         estimate, exceeds, certificate = _measure(blocks, len(x), steps, generator)
         stretch, direction = smallest_stretch_estimate(function, x, steps=steps, generator=generator)
         search = certificate >= 1 if search is None else search
+        search = search and not bool((variation > tolerance).any())
         if search:
             preimage = _search(function, x, answer, direction, budget, generator)
         else:
@@ -99,11 +104,12 @@ def audit(
         module=type(module).__name__,
         event_shape=tuple(x.shape[1:]),
         dtype=str(function.dtype).removeprefix("torch."),
-        tolerance=torch.finfo(function.dtype).eps ** 0.5 if tolerance is None else tolerance,
+        tolerance=tolerance,
         certificate=certificate,
         absolute_error=error.abs().flatten(1).amax(1),
         relative_error=norm(error) / norm(x).clamp_min(torch.finfo(x.dtype).tiny),
         residual=norm(residual) / (1 + norm(z)),
+        variation=variation,
         converged=inversion.converged,
         evaluations=inversion.evaluations,
         error_bound=inversion.error_bound,

@@ -28,6 +28,7 @@ class AuditReport:
         absolute_error: Largest entry of ``|inverse(f(x)) − x|``; NaN where the inverse returned nothing.
         relative_error: ``‖inverse(f(x)) − x‖ / ‖x‖``.
         residual: ``‖f(inverse(z)) − z‖ / (1 + ‖z‖)``: whether what came back solves the equation at all.
+        variation: Relative difference of two evaluations of the map at the same input: zero unless it is random.
         converged: What the module itself said; ``None`` where it has no way to say.
         evaluations: Evaluations of the branch by the module's solver; ``None`` where it does not say.
         error_bound: The module's own bound of the distance to the true inverse; ``None`` where it has none.
@@ -50,6 +51,7 @@ class AuditReport:
     absolute_error: Float[Tensor, " batch"]
     relative_error: Float[Tensor, " batch"]
     residual: Float[Tensor, " batch"]
+    variation: Float[Tensor, " batch"]
     converged: Bool[Tensor, " batch"] | None
     evaluations: Int[Tensor, " batch"] | None
     error_bound: Float[Tensor, " batch"] | None
@@ -68,9 +70,17 @@ class AuditReport:
         return _where(self.relative_error <= self.tolerance)
 
     @property
+    def random(self) -> list[int]:
+        """Samples at which two evaluations of the map differ."""
+        return _where(self.variation > self.tolerance)
+
+    @property
     def silently_wrong(self) -> list[int]:
-        """Samples for which something that does not solve the equation came back as if it did."""
-        wrong = ~(self.residual <= self.tolerance)
+        """Samples for which something that does not solve the equation came back as if it did.
+
+        Where the map is random there is no one equation to solve, and nothing is said.
+        """
+        wrong = ~(self.residual <= self.tolerance) & ~(self.variation > self.tolerance)
         if self.converged is not None:
             wrong = wrong & self.converged
         return [i for i in _where(wrong) if i not in self.inverse_errors]
@@ -111,6 +121,11 @@ class AuditReport:
             sentences.append(
                 f"THE CERTIFICATE IS WRONG: the local Lipschitz constant exceeds it at {_samples(over)}."
             )
+        if self.random:
+            sentences.append(
+                f"RANDOM: two evaluations differ at {_samples(self.random)}, so residual, stretch and Lipschitz "
+                "constant of the whole mean nothing there. Audit the part after the noise."
+            )
         if self.not_injective:
             sentences.append(
                 f"NOT INJECTIVE: at {_samples(self.not_injective)} a different input, at distance "
@@ -127,7 +142,7 @@ class AuditReport:
             )
         if self.failed:
             sentences.append(f"The inverse said that it failed at {_samples(self.failed)}.")
-        other = set(range(count)) - {*self.recovered, *self.failed, *self.silently_wrong}
+        other = set(range(count)) - {*self.recovered, *self.failed, *self.silently_wrong, *self.random}
         if other:
             sentences.append(
                 f"At {_samples(sorted(other))} the inverse solves the equation but is not the input: "
@@ -145,6 +160,7 @@ class AuditReport:
         report |= {
             "certified": self.certified,
             "recovered": self.recovered,
+            "random": self.random,
             "failed": self.failed,
             "silently_wrong": self.silently_wrong,
             "not_injective": self.not_injective,
