@@ -1,4 +1,12 @@
-"""Solvers of ``x + g(x) = z``, per sample, with an honest account of each."""
+"""Solvers of ``x + g(x) = z``, per sample, with an honest account of each.
+
+How to choose:
+
+- :class:`Anderson`, the default: fewest evaluations on contractions, and it always solves those that are certified.
+- :class:`FixedPoint`: the paper's Algorithm 1, to reproduce it, or where memory is scarce: it keeps two iterates
+  where Anderson keeps a dozen.
+- :class:`NewtonKrylov`: for branches that are not contractions, such as relaxed layers, where the others fail.
+"""
 
 from invertible_attention.solvers.anderson import Anderson
 from invertible_attention.solvers.base import Solver
