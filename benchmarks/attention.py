@@ -1,0 +1,10 @@
+"""Time and memory of attention; ``python benchmarks/attention.py --help``."""
+
+from __future__ import annotations
+
+import typer
+
+from invertible_attention.experiments.benchmark.command import benchmark
+
+if __name__ == "__main__":
+    typer.run(benchmark)

@@ -1,0 +1,132 @@
+"""What the measurements say: ratios, growth, and the claims made from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .contenders import CONTENDERS, RESPONSES
+from .settings import PAPER_TOKENS
+from .timing import exponent
+
+__all__ = ["claims", "growth", "table"]
+
+FEWEST_GROWTH_TOKENS = 4096
+"""Growth is fitted from here on: below, fixed costs hide it."""
+
+
+def growth(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Fit the exponents of time and memory in the number of tokens, for every response and contender."""
+    found = []
+    for response in RESPONSES:
+        for contender in CONTENDERS:
+            for kind, unit in (("times", "seconds"), ("memory", "bytes")):
+                points = [
+                    (record["tokens"], record[unit])
+                    for record in results[kind]
+                    if record["response"] == response
+                    and record["contender"] == contender
+                    and not record["backward"]
+                    and record["batch"] == 1
+                    and record["tokens"] >= FEWEST_GROWTH_TOKENS
+                    and record[unit]
+                ]
+                if len(points) >= 2:
+                    value = round(exponent(*zip(*points, strict=True)), 3)
+                    found.append(
+                        {"response": response, "contender": contender, "of": kind, "exponent": value}
+                    )
+    return found
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """Return lines of a table: times of this library, and how many times longer the others take."""
+    lines = [f"{'response':18} {'tokens':>6}  {'pass':8} {'time':>11} {'N×N':>9} {'SDPA':>9}"]
+    for record in results["times"]:
+        if record["contender"] != "auto":
+            continue
+        ratios = []
+        for other in CONTENDERS[1:]:
+            seconds = _seconds(results, record["response"], other, record["tokens"], record["backward"])
+            ratios.append(f"{seconds / record['seconds']:8.2f}x" if seconds else f"{'–':>9}")
+        passes = "gradient" if record["backward"] else "forward"
+        time = f"{record['seconds'] * 1e3:8.2f} ms"
+        lines.append(f"{record['response']:18} {record['tokens']:6}  {passes:8} {time} {' '.join(ratios)}")
+    return lines
+
+
+def claims(results: dict[str, Any], tokens: int = PAPER_TOKENS) -> list[dict[str, Any]]:
+    """Compare the measurements at one size with what the project sets out to show.
+
+    Args:
+        results: all measurements, growth included.
+        tokens: the size.
+
+    Returns:
+        One record per claim that could be measured: its words, the number, the limit, and whether it is met.
+    """
+    found: list[dict[str, Any]] = []
+
+    def claim(words: str, measured: float | None, limit: float, *, at_least: bool) -> None:
+        if measured is not None:
+            met = measured >= limit if at_least else measured <= limit
+            sign = "≥" if at_least else "≤"
+            record = {
+                "claim": words,
+                "measured": round(measured, 3),
+                "limit": f"{sign} {limit:g}",
+                "met": met,
+            }
+            found.append(record)
+
+    for response in RESPONSES:
+        forward = _ratio(results, response, "reference", tokens, backward=False)
+        gradient = _ratio(results, response, "reference", tokens, backward=True)
+        limits = {"concatenation": (100.0, 1.0), "dot_product": (1.0, 1.0)}.get(response, (3.5, 2.5))
+        claim(f"{response}: forward, times faster than N×N", forward, limits[0], at_least=True)
+        claim(f"{response}: with gradients, times faster than N×N", gradient, limits[1], at_least=True)
+        if RESPONSES[response].phi == "exp":
+            fused = _ratio(results, response, "sdpa", tokens, backward=False)
+            slower = None if fused is None else 1 / fused
+            claim(f"{response}: forward, in units of one fused attention", slower, 2.5, at_least=False)
+        for record in results["growth"]:
+            kind = (record["response"], record["contender"], record["of"])
+            if kind == (response, "auto", "memory"):
+                claim(f"{response}: growth exponent of memory", record["exponent"], 1.1, at_least=False)
+            if kind == (response, "auto", "times") == ("concatenation", "auto", "times"):
+                claim("concatenation: growth exponent of time", record["exponent"], 1.2, at_least=False)
+    for record in results["released"]:
+        ours = _seconds(results, record["response"], "auto", record["tokens"], backward=False)
+        if ours:
+            limit = 1000.0 if record["response"] == "concatenation" else 1.0
+            words = f"{record['response']}: forward, times faster than the released code"
+            claim(words, record["seconds"] / ours, limit, at_least=True)
+    for record in results["memory"]:
+        kind = (
+            record["response"],
+            record["contender"],
+            record["tokens"],
+            record["batch"],
+            record["backward"],
+        )
+        if kind == ("concatenation", "auto", tokens, 1, False) and record["bytes"]:
+            words = "concatenation: peak memory above import, MB"
+            claim(words, record["bytes"] / 1e6, 100.0, at_least=False)
+    return found
+
+
+def _ratio(
+    results: dict[str, Any], response: str, other: str, tokens: int, *, backward: bool
+) -> float | None:
+    ours = _seconds(results, response, "auto", tokens, backward)
+    theirs = _seconds(results, response, other, tokens, backward)
+    return theirs / ours if ours and theirs else None
+
+
+def _seconds(
+    results: dict[str, Any], response: str, contender: str, tokens: int, backward: bool
+) -> float | None:
+    for record in results["times"]:
+        key = (record["response"], record["contender"], record["tokens"], record["backward"])
+        if key == (response, contender, tokens, backward):
+            return record["seconds"]
+    return None

@@ -1,0 +1,52 @@
+"""Times that can be compared: contenders take turns, so that whatever slows the machine slows them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+__all__ = ["exponent", "interleaved", "median"]
+
+
+def interleaved(
+    work: Mapping[str, Callable[[], None]], *, repeats: int, seconds: float
+) -> dict[str, list[float]]:
+    """Time functions in turns, after one turn that is not counted.
+
+    Args:
+        work: what to time, by name.
+        repeats: turns, at most.
+        seconds: no turn begins after this time, but three are taken.
+
+    Returns:
+        Seconds of every turn, by name.
+    """
+    for function in work.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in work}
+    start = time.perf_counter()
+    for turn in range(repeats):
+        if turn >= 3 and time.perf_counter() - start > seconds:
+            break
+        for name, function in work.items():
+            begin = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def median(times: Sequence[float]) -> float:
+    """Return the middle time: what a busy moment adds to one turn does not count."""
+    return float(np.median(times))
+
+
+def exponent(tokens: Sequence[int], cost: Sequence[float]) -> float:
+    """Fit ``cost = c N^e`` by least squares in logarithms.
+
+    Example:
+        >>> round(exponent([100, 200, 400], [1.0, 4.0, 16.0]), 6)
+        2.0
+    """
+    return float(np.polyfit(np.log(tokens), np.log(cost), 1)[0])
