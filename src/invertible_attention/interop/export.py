@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -104,6 +105,13 @@ class CompiledBranch(nn.Module):
         self.uses_context = getattr(branch, "uses_context", False)
         self.uses_mask = getattr(branch, "uses_mask", False)
         self._run: Callable[..., Tensor] = torch.compile(_run, **arguments)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def __getattr__(self, name: str) -> Any:
+        # Layers ask their branch for the number of channels and the like.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("branch"), name)
 
     def bind(self) -> Callable[..., Tensor]:
         """Compute the constrained weights once; return the compiled function of ``x``."""
