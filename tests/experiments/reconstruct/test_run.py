@@ -154,7 +154,8 @@ def test_checkpoints_are_the_networks_that_were_measured(finished: Finished) -> 
 
 
 def test_the_terminal_gets_a_table_and_the_reports_path(finished: Finished) -> None:
-    assert "V-score" in finished.printed
+    assert "V %" in finished.printed
+    assert "…" not in finished.printed
     assert finished.printed.rstrip().endswith("report.html")
 
 

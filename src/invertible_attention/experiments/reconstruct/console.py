@@ -81,7 +81,7 @@ def print_summary(console: Console, results: dict[str, Any]) -> None:
         padding=(0, 1),
     )
     table.add_column("", no_wrap=True)
-    for name in ("MSE", "SSIM", "V-score", "converged", "evaluations", "local L"):
+    for name in ("MSE", "SSIM", "V %", "solved %", "steps", "local L"):
         table.add_column(name, justify="right", no_wrap=True)
     for response, entries in groups(results).items():
         table.add_row(f"[bold]{RESPONSES[response]}")
@@ -91,7 +91,7 @@ def print_summary(console: Console, results: dict[str, Any]) -> None:
                 f"  paper, {published['table']}",
                 _short(paper["mse"]),
                 f"{paper['ssim']:.3f}",
-                f"{paper['v_score']:.1f} %",
+                f"{paper['v_score']:.1f}",
                 style="dim",
             )
         for entry in entries:
@@ -103,8 +103,8 @@ def _measured(entry: Group) -> tuple[str, ...]:
     return (
         _short(entry.mean("reconstruction", "mse")),
         f"{entry.mean('reconstruction', 'ssim'):.3f}",
-        f"{entry.mean('reconstruction', 'v_score'):.1f} %",
-        f"{100 * (entry.mean('inverse', 'converged_share') or 0):.1f} %",
+        f"{entry.mean('reconstruction', 'v_score'):.1f}",
+        f"{100 * (entry.mean('inverse', 'converged_share') or 0):.1f}",
         f"{entry.mean('inverse', 'evaluations_mean'):.1f}",
         _short(entry.largest("study", "local_lipschitz", "largest")),
     )

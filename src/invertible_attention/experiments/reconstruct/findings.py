@@ -10,6 +10,8 @@ from .results import Group, groups
 
 __all__ = ["findings", "headline"]
 
+HARMLESS_CANCELLATION = 1.1
+
 
 def headline(results: dict[str, Any]) -> str:
     """Return the run's main finding."""
@@ -65,6 +67,14 @@ def _signed(group: Group) -> str:
 
     cancellation = group.largest("study", "weights", "cancellation_largest")
     above = 100 * (group.mean("study", "local_lipschitz", "above_one_share") or 0)
+    if cancellation is not None and cancellation < HARMLESS_CANCELLATION:
+        return (
+            f"{RESPONSES[group.response]}, released: {share('negative_share')} of the trained network's weights "
+            "are negative, but in every sum nearly all have one sign, which drops out of the quotient (the terms' "
+            f"absolute values add up to at most {format_number(cancellation)} times their sum). By the luck of "
+            "its initial weights this network behaves as one with positive weights does; its largest local "
+            f"Lipschitz constant is {_local(group)}."
+        )
     return (
         f"{RESPONSES[group.response]}, released: ELU is negative below zero; {share('negative_share')} of the "
         f"trained network's weights are negative, and {share('mixed_share')} of the sums they are divided by "

@@ -77,7 +77,7 @@ def _scores(group: Group, suffix: str = "") -> list[str]:
     if suffix:
         return [*numbers, "", "", ""]
     inverse = [
-        format_fixed([100 * value for value in group.values("inverse", name)], 1)
+        format_fixed([None if value is None else 100 * value for value in group.values("inverse", name)], 1)
         for name in ("converged_share", "elsewhere_share")
     ]
     return [*numbers, *inverse, format_fixed(group.values("inverse", "evaluations_mean"), 1)]

@@ -87,12 +87,12 @@ class Group:
     label: str
 
     def values(self, *path: str) -> list[Any]:
-        """Return a number of every repeat, by its path in the cell's result."""
+        """Return a number of every repeat, by its path in the cell's result; ``None`` where it was not measured."""
         found = []
         for cell in self.cells:
             value: Any = cell
             for name in path:
-                value = value[name]
+                value = None if value is None else value.get(name)
             found.append(value)
         return found
 

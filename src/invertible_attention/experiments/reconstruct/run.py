@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
+from ...flows import Sequential
 from ..data import Images, draw_images
 from ..errors import ExperimentError
 from ..files import atomic_path, read_json, write_json
@@ -19,7 +20,7 @@ from ..training import choose_device
 from .batches import EpochBatches
 from .configuration import Cell, Configuration
 from .console import RunProgress, print_summary
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
 from .network import build_network, choose_micro_batch, initialize
 from .report import write_report
 from .results import collect, histogram
@@ -28,6 +29,7 @@ from .training import train
 
 __all__ = ["run", "run_cell"]
 
+RESULT = "result.json"
 OWNED = ("cells", "figures", "report.html", "results.json")
 
 
@@ -117,14 +119,8 @@ def run_cell(
     Raises:
         ExperimentError: when the stored result belongs to other images.
     """
-    done = folder / "result.json"
-    if done.is_file():
-        result = read_json(done)
-        if result["images"] != images.fingerprint():
-            raise ExperimentError(
-                f"{done} was made from other images: the data have changed since, choose another --output"
-            )
-        return result
+    if (folder / RESULT).is_file():
+        return _finished(folder / RESULT, images)
     seed = configuration.seed_of(cell.repeat)
     start = time.perf_counter()
     network = build_network(cell, configuration, seed=seed)
@@ -172,15 +168,28 @@ def run_cell(
         "study": details,
         "run": run_metadata(device) | {"seconds": time.perf_counter() - start},
     }
-    state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-    samples = {name: tensor.contiguous() for name, tensor in vars(evaluation.samples).items()}
-    per_image = {name: tensor.contiguous() for name, tensor in vars(evaluation.scores).items()}
-    _save(folder / "model.safetensors", state)
-    _save(folder / "images.safetensors", samples | per_image)
-    # Last: its presence says that the cell is done.
-    write_json(done, result)
-    (folder / "training.ckpt").unlink(missing_ok=True)
+    _store(folder, network, evaluation, result)
     return result
+
+
+def _finished(path: Path, images: Images) -> dict[str, Any]:
+    result = read_json(path)
+    if result["images"] != images.fingerprint():
+        raise ExperimentError(
+            f"{path} was made from other images: the data have changed since, choose another --output"
+        )
+    return result
+
+
+def _store(folder: Path, network: Sequential, evaluation: Evaluation, result: dict[str, Any]) -> None:
+    state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+    images = {name: tensor.contiguous() for name, tensor in vars(evaluation.samples).items()}
+    errors = {name: tensor.contiguous() for name, tensor in vars(evaluation.scores).items()}
+    _save(folder / "model.safetensors", state)
+    _save(folder / "images.safetensors", images | errors)
+    # Last: its presence says that the cell is done.
+    write_json(folder / RESULT, result)
+    (folder / "training.ckpt").unlink(missing_ok=True)
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
