@@ -7,7 +7,8 @@ import torch
 
 from invertible_attention import Exact, RussianRoulette
 from invertible_attention.experiments.density.evaluation import Score, score
-from invertible_attention.flows import Dequantize, Flatten, Flow, Logit, Sequential, Uniform
+from invertible_attention.experiments.density.radius import MeasureRadius
+from invertible_attention.flows import Dequantize, Flatten, Flow, Logit, Residual, Sequential, Uniform
 
 
 def test_errors_are_those_of_the_draws_and_of_the_images() -> None:
@@ -54,3 +55,31 @@ def test_draws_differ_and_seeds_repeat() -> None:
     assert not torch.equal(one, three)
     assert not torch.equal(one[0], one[1])
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_radius_is_that_of_the_jacobian_and_only_asked_where_nothing_is_promised() -> None:
+    matrix = torch.tensor([[0.0, 1.3], [-1.3, 0.0]], dtype=torch.float64)  # eigenvalues ±1.3i
+    measuring = MeasureRadius(Exact())
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    _, logdet = measuring(lambda x: x @ matrix.mT, x, lipschitz=math.inf)
+    torch.testing.assert_close(measuring.radii[0], torch.full((3,), 1.3, dtype=torch.float64))
+    torch.testing.assert_close(logdet, torch.full((3,), math.log(1 + 1.69), dtype=torch.float64))
+    measuring(lambda x: 0.5 * x, x, lipschitz=0.5)
+    assert len(measuring.radii) == 1
+
+
+def test_score_reports_the_radius_of_what_is_not_certified() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 17, (6, 4, 1, 1), dtype=torch.uint8)
+
+    def bits(lipschitz: float | None) -> Score:
+        branch = torch.nn.Conv2d(4, 4, 1, bias=False)
+        torch.nn.init.dirac_(branch.weight)
+        branch.weight.data *= 0.4
+        block = Residual(branch, lipschitz=lipschitz)
+        flow = Flow(Sequential(Dequantize(17), block, Flatten((4, 1, 1))), Uniform(4, -9, 9))
+        return score(flow, images, estimator=Exact(), draws=2, seed=0)
+
+    assert bits(0.5).radius is None
+    assert bits(math.inf).radius == pytest.approx(0.4, rel=1e-4)
+    assert bits(math.inf).to_json()["spectral_radius"] == pytest.approx(0.4, rel=1e-4)

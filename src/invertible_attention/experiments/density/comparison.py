@@ -74,6 +74,10 @@ def compare(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "parameters_relative": first["parameters"] / by_cell[variants[0], seeds[0]]["parameters"],
                 "processor_seconds": statistics.fmean(r["training"]["processor_seconds"] for r in own),
                 "exact": all(run["evaluation"]["exact"] for run in own),
+                "spectral_radius": max(
+                    (r["evaluation"].get("spectral_radius") or 0.0 for r in own), default=0.0
+                )
+                or None,
                 "skipped_steps": sum(run["training"]["skipped_steps"] for run in own),
                 "failed_samples": sum(r["samples"]["drawn"] - r["samples"]["converged"] for r in own),
                 "bits_per_dim": _summary([final(variant, seed) for seed in seeds]),
@@ -107,8 +111,9 @@ def table_text(study: dict[str, Any]) -> str:
         f"{settings['batch_size']}, {study['seeds']} seeds. Mean ± standard error over seeds; differences "
         f"are paired by seed, from `{study['rows'][0]['variant']}`. Negative is better.",
         "",
-        "| variant | parameters | training, min | bits/dim | difference | difference at equal time | left out |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| variant | parameters | training, min | bits/dim | difference | difference at equal time "
+        "| largest radius | left out |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in study["rows"]:
         lines.append(
@@ -116,6 +121,7 @@ def table_text(study: dict[str, Any]) -> str:
             f"| {row['processor_seconds'] / 60:.1f} | {_spread(row['bits_per_dim'])} "
             f"| {_spread(row['difference'], sign=True)} "
             f"| {_spread(row['difference_at_equal_time'], sign=True)} "
+            f"| {'certified' if row['spectral_radius'] is None else format(row['spectral_radius'], '.3f')} "
             f"| {row['skipped_steps']} steps, {row['failed_samples']} samples |"
         )
     return "\n".join(lines) + "\n"

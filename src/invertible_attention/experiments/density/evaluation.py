@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ...logdet import LogDetEstimator
+from ...logdet import Exact, LogDetEstimator
 from .batches import EVALUATION, step_seed
 from .network import using_estimator
+from .radius import MeasureRadius
 
 __all__ = ["Score", "score"]
 
@@ -27,11 +29,14 @@ class Score:
             image.
         estimator: what computed the log-determinants, in words.
         exact: whether it computes rather than estimates them.
+        radius: largest spectral radius met in blocks without a certificate, ``None`` if there are none. From 1
+            on, an estimate is not unbiased any more; exact values stand.
     """
 
     values: Float[Tensor, "draws images"]
     estimator: str
     exact: bool
+    radius: float | None = None
 
     @property
     def mean(self) -> float:
@@ -63,6 +68,7 @@ class Score:
             "not_finite": int((~self.values.isfinite()).sum()),
             "estimator": self.estimator,
             "exact": self.exact,
+            "spectral_radius": self.radius if self.radius is None or math.isfinite(self.radius) else None,
         }
 
 
@@ -90,14 +96,16 @@ def score(
         device: where to compute; the model is there already.
         report: told after every batch how many batches are done.
     """
-    from ...logdet import Exact
-
     training = model.training
     model.eval()
     rows, done = [], 0
-    with using_estimator(model, estimator), torch.random.fork_rng():
+    measuring = MeasureRadius(estimator)
+    with torch.random.fork_rng(), ExitStack() as stack:
+        stack.enter_context(using_estimator(model, measuring))
         for draw in range(draws):
             row = []
+            if draw == 1:  # one draw tells the radius
+                stack.enter_context(using_estimator(model, estimator))
             for number, batch in enumerate(images.split(batch_size)):
                 torch.manual_seed(step_seed(seed, EVALUATION, draw * 100_003 + number))
                 row.append(model.bits_per_dim(batch.to(device)).double().cpu())  # pyright: ignore
@@ -106,4 +114,5 @@ def score(
                     report(done)
             rows.append(torch.cat(row))
     model.train(training)
-    return Score(torch.stack(rows), str(estimator), isinstance(estimator, Exact))
+    radius = torch.cat(measuring.radii).max().item() if measuring.radii else None
+    return Score(torch.stack(rows), str(estimator), isinstance(estimator, Exact), radius)
