@@ -72,7 +72,8 @@ def _scan(x: Tensor, position: Tensor, reverse: bool) -> Tensor:
     padding = chunks * _CHUNK - length
     x = torch.cat((x, x.new_zeros(*x.shape[:-2], padding, features)), -2)
     position = torch.cat((position, position[..., -1:].expand(*position.shape[:-1], padding)), -1)
-    x, position = x.unflatten(-2, (chunks, _CHUNK)), position.unflatten(-1, (chunks, _CHUNK))
+    x = x.reshape(*x.shape[:-2], chunks, _CHUNK, features)
+    position = position.reshape(*position.shape[:-1], chunks, _CHUNK)
     within = _scan_steps(x, position, reverse)
     # The running sum over whole chunks is carried into the next chunk, fading on the way.
     last, here, there = (
@@ -84,7 +85,8 @@ def _scan(x: Tensor, position: Tensor, reverse: bool) -> Tensor:
     carried = torch.addcmul(within[..., here, :, :], fade, carry)
     unchanged = within[..., -1:, :, :] if reverse else within[..., :1, :, :]
     parts = (carried, unchanged) if reverse else (unchanged, carried)
-    return torch.cat(parts, -3).flatten(-3, -2)[..., :length, :]
+    whole = torch.cat(parts, -3)
+    return whole.reshape(*whole.shape[:-3], chunks * _CHUNK, features)[..., :length, :]
 
 
 def _scan_steps(x: Tensor, position: Tensor, reverse: bool) -> Tensor:
