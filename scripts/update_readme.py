@@ -1,6 +1,6 @@
 """Write the README's table from the results under results/reconstruct, or check that it is up to date.
 
-    python scripts/update_readme.py [--check]
+python scripts/update_readme.py [--check]
 """
 
 from __future__ import annotations
