@@ -51,6 +51,11 @@ COMMANDS = (
         f"{EXPERIMENTS}.camouflage.command:APPLICATION",
         extra="camouflage",
     ),
+    Command(
+        "benchmark",
+        "Time attention and measure its memory against the N×N form and PyTorch's own, in one run.",
+        f"{EXPERIMENTS}.benchmark.command:COMMAND",
+    ),
 )
 
 
