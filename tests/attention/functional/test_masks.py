@@ -60,6 +60,34 @@ def test_blocked_is_the_reference(form: Form, with_prior: bool):
     torch.testing.assert_close(*second, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("moving", [(0, 1, 2, 3), (0,), (1,), (2,), (3,)])
+def test_tangents(form: Form, moving: tuple[int, ...]):
+    """Forward mode, with some arguments moving and others not."""
+    given = [*problem(form, queries=8, keys=8)]
+    mask = torch.rand(2, 8, generator=torch.Generator().manual_seed(2)) > 0.3
+    if form.positive:
+        given.append(torch.randn(2, 8, 8, dtype=torch.float64))
+    moving = tuple(index for index in moving if index < len(given))
+    if not moving:
+        pytest.skip("a prior multiplies positive weights")
+
+    def result(name: str, *moved: Tensor) -> Tensor:
+        filled = list(given)
+        for index, tensor in zip(moving, moved, strict=True):
+            filled[index] = tensor
+        keywords = {"mask": mask} | ({"log_prior": filled[3]} if form.positive else {})
+        return run(form, name, *filled[:3], **keywords)
+
+    primals = tuple(given[index] for index in moving)
+    tangents = tuple(tensor.cos() for tensor in primals)
+    found, expected = (
+        torch.func.jvp(lambda *moved, name=name: result(name, *moved), primals, tangents)
+        for name in ("blocked", "reference")
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.parametrize("name", ["reference", "blocked"])
 @pytest.mark.parametrize("form", POSITIVE, ids=str)
 def test_prior_multiplies_weights(form: Form, name: str):

@@ -20,6 +20,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from invertible_attention.attention.functional.form import scores
+from invertible_attention.attention.functional.precision import accurate
 from invertible_attention.attention.functional.strips import StripFunction, Tensors
 from invertible_attention.attention.functional.weighting import Weighting, Weights
 
@@ -54,6 +56,10 @@ class Apply(StripFunction):
         """Return the gradients in closed form."""
         return Gradient(self.weighting, [self.arguments[index] for index in wanted])
 
+    def pushforward(self, strips: int, wholes: int) -> StripFunction:
+        """Return the tangents in closed form."""
+        return _ApplyTangent(self.weighting, log_total=self.log_total)
+
 
 class Adjoint(StripFunction):
     r""":math:`P^\top u`. Strips: ``x``, ``log_prior``, ``u``. Wholes: ``y``, ``valid``. One sum."""
@@ -74,6 +80,10 @@ class Adjoint(StripFunction):
     def pullback(self, strips: int, wholes: int, wanted: Sequence[int]) -> StripFunction:
         """Return the gradients in closed form."""
         return Gradient(self.weighting, [self.arguments[index] for index in wanted])
+
+    def pushforward(self, strips: int, wholes: int) -> StripFunction:
+        """Return the tangents in closed form."""
+        return _AdjointTangent(self.weighting)
 
 
 class Gradient(StripFunction):
@@ -137,3 +147,64 @@ class Gradient(StripFunction):
             found["x"] = score @ y
         if "y" in self.wholes:
             found["y"] = score.mT @ x
+
+
+class _Tangent(StripFunction):
+    def __init__(self, weighting: Weighting, *, log_total: bool = False) -> None:
+        self.weighting, self.log_total = weighting, log_total
+
+    def change(self, strips: Tensors, wholes: Tensors) -> tuple[Weights, Tensor, Tensor | None]:
+        """Weights, their change before division by the total, and the change of the total's logarithm."""
+        (x, log_prior, *_), (y, valid, *_) = strips, wholes
+        dx, to_prior, dy = self.tangents(strips, wholes)
+        weights = self.weighting.weigh(x, y, log_prior, valid, slope=True)
+        combine = self.weighting.combine
+        change = None
+        if dx is not None or dy is not None:
+            dx, dy = torch.zeros_like(x) if dx is None else dx, torch.zeros_like(y) if dy is None else dy
+            score = dx + dy.mT if combine == "sum" else scores(combine, dx, y) + scores(combine, x, dy)
+            change = cast(Tensor, weights.slope) * score
+        if to_prior is not None:
+            by_prior = weights.weight * to_prior
+            change = by_prior if change is None else change + by_prior
+        if change is None:
+            change = torch.zeros_like(weights.weight)
+        if not self.weighting.normalized:
+            return weights, change, None
+        rate = weights.divide(change.sum(-1, keepdim=True))
+        return weights, torch.addcmul(change, weights.weight, rate, value=-1.0), rate
+
+    @staticmethod
+    def tangents(strips: Tensors, wholes: Tensors) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Tangents of ``x``, ``log_prior`` and ``y``: the second half of the arguments are tangents."""
+        return strips[len(strips) // 2], strips[len(strips) // 2 + 1], wholes[len(wholes) // 2]
+
+
+class _ApplyTangent(_Tangent):
+    """Change of ``P w``, and on request of the logarithms of the rows' sums."""
+
+    def __init__(self, weighting: Weighting, *, log_total: bool = False) -> None:
+        super().__init__(weighting, log_total=log_total)
+        self.pieces = 2 if log_total else 1
+
+    def __call__(self, strips: Tensors, wholes: Tensors) -> Results:
+        """Push a strip's tangents forward."""
+        weights, change, rate = self.change(strips, wholes)
+        w, dw = wholes[2], wholes[5]
+        product = change @ w if dw is None else change @ w + weights.weight @ dw
+        if self.log_total:
+            return (weights.divide(product), accurate(cast(Tensor, rate))), ()
+        return (weights.divide(product),), ()
+
+
+class _AdjointTangent(_Tangent):
+    r"""Change of :math:`P^\top u`."""
+
+    pieces = 0
+
+    def __call__(self, strips: Tensors, wholes: Tensors) -> Results:
+        """Push a strip's tangents forward."""
+        weights, change, _ = self.change(strips, wholes)
+        u, du = strips[2], strips[5]
+        product = change.mT @ weights.divide(u)
+        return (), (product if du is None else product + weights.weight.mT @ weights.divide(du),)
