@@ -36,7 +36,7 @@ def log_elu_plus_one(score: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
     Example:
         >>> log_elu_plus_one(torch.tensor([-1000.0, 0.0, 1.0]))
-        tensor([-1000.0000,     0.0000,     0.6931])
+        tensor([-1.0000e+03,  0.0000e+00,  6.9315e-01])
     """
     positive = F.relu(score)
     return torch.clamp(score, max=0.0) + torch.log1p(positive)
@@ -53,7 +53,7 @@ def log_softplus(score: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
     Example:
         >>> log_softplus(torch.tensor([-1000.0, 0.0, 1000.0]))
-        tensor([-1000.0000,    -0.3665,     6.9078])
+        tensor([-1.0000e+03, -3.6651e-01,  6.9078e+00])
     """
     x = torch.exp(torch.clamp(score, max=_SOFTPLUS_SERIES_BELOW))
     series = score + x * (-0.5 + x * (5 / 24 - x / 8))
