@@ -75,9 +75,16 @@ class TrainingRun(lightning.LightningModule):
             workers=self.workers,
         )
 
+    @property
+    def settling_step(self) -> int:
+        """The step at which the radius of certified attention is set anew: the end of the warm-up."""
+        return warmup_steps(self.trainer.max_epochs * self.trainer.num_training_batches)
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Return the loss of a batch."""
         image = batch.image.contiguous(memory_format=torch.channels_last)
+        if self.global_step == self.settling_step:
+            self.network.settle(image)
         logits = self.network(image).float()
         loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.mask)
         value = loss.item()
@@ -109,6 +116,11 @@ class TrainingRun(lightning.LightningModule):
         self.losses = list(checkpoint["losses"])
 
 
+def warmup_steps(steps: float) -> int:
+    """Return how many of the steps belong to the warm-up."""
+    return max(1, round(WARMUP * steps))
+
+
 def learning_rate_factor(schedule: str, steps: int) -> Callable[[int], float]:
     """Return what the learning rate is multiplied by at a step.
 
@@ -119,7 +131,7 @@ def learning_rate_factor(schedule: str, steps: int) -> Callable[[int], float]:
     """
     if schedule == "constant":
         return lambda step: 1.0
-    warmup = max(1, round(WARMUP * steps))
+    warmup = warmup_steps(steps)
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -179,6 +179,7 @@ def random_backbone(name: str) -> Backbone:
         ValueError: for an unknown name.
 
     Example:
+        >>> import torch
         >>> maps = random_backbone("tiny")(torch.zeros(1, 3, 64, 96))
         >>> [tuple(x.shape[1:]) for x in maps]
         [(16, 16, 24), (32, 8, 12), (64, 4, 6), (128, 2, 3)]

@@ -114,6 +114,22 @@ class Detector(nn.Module):
             if isinstance(module, InvertibleAttention)
         }
 
+    @torch.no_grad()
+    def settle(self, image: Float[Tensor, "batch 3 height width"]) -> None:
+        """Set the radius of certified attention anew, from the maps of these images.
+
+        The maps begin close to zero, by the initial weights that reduce them, and grow within a few steps: a radius
+        set from the first batch would leave the attention a small part of what it should see.
+        """
+        modules = self.invertible_attention()
+        certified = {
+            level: module for level, module in modules.items() if module.branch.radius is not None
+        }
+        if certified:
+            maps = self.reduced(image)
+            for level, module in certified.items():
+                module.initialize(maps[level - 1])
+
     def parameter_counts(self) -> dict[str, int]:
         """Return how many numbers are trained, in all and by part."""
         parts = {"backbone": self.backbone, "attention": self.attention}

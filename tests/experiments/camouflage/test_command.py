@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("typer")
+pytest.importorskip("transformers")
+pytest.importorskip("py_sod_metrics")
+
+from safetensors.torch import load_file
+
+from invertible_attention.cli import main
+
+TINY = ["--backbone", "tiny", "--size", "32", "--batch-size", "2", "--epochs", "1"]
+
+
+def _train(dataset: Path, output: Path, *more: str) -> int:
+    return main(["camouflage", "train", "--data", str(dataset), "--output", str(output), *TINY, *more])
+
+
+def _error(capsys) -> str:
+    message = capsys.readouterr().err.strip()
+    assert message.count("\n") == 0
+    return message
+
+
+def test_help_names_every_part(capsys) -> None:
+    assert main(["camouflage", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in ("train", "study", "predict", "evaluate", "measure"))
+
+
+def test_train_predict_evaluate(dataset, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    assert _train(dataset, run, "--model", "inv-concatenation") == 0
+    assert "InvConcatenation" in capsys.readouterr().out
+    maps = tmp_path / "maps"
+    assert (
+        main(["camouflage", "predict", "--checkpoint", str(run), "--data", str(dataset), "-o", str(maps)])
+        == 0
+    )
+    assert sorted(path.name for path in (maps / "CAMO").iterdir()) == [f"test_{i}.png" for i in range(3)]
+    for path in (maps / "CAMO").iterdir():
+        assert path.read_bytes() == (run / "maps" / "CAMO" / path.name).read_bytes()
+    # Both ways of evaluating give the scores of the run.
+    trained = json.loads((run / "result.json").read_text())["scores"]
+    ways = {
+        "network": ["--checkpoint", str(run / "model.safetensors"), "--data", str(dataset)],
+        "maps": ["--predictions", str(maps), "--masks", str(dataset)],
+    }
+    for name, arguments in ways.items():
+        file = tmp_path / f"{name}.json"
+        assert main(["camouflage", "evaluate", *arguments, "-o", str(file)]) == 0
+        assert json.loads(file.read_text())["scores"] == trained
+
+
+def test_loose_images_are_predicted(dataset, tmp_path) -> None:
+    assert _train(dataset, tmp_path / "run", "--model", "base") == 0
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (50, 20), "green").save(photos / "leaf.jpg")
+    maps = tmp_path / "maps"
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--images", str(photos), "--output", str(maps)]
+    assert main(["camouflage", "predict", *arguments]) == 0
+    with Image.open(maps / "photos" / "leaf.png") as image:
+        assert (image.mode, image.size) == ("L", (50, 20))
+
+
+def test_reference_maps_get_the_reference_scores(data_dir, tmp_path) -> None:
+    root = data_dir / "metric_check"
+    if not root.is_dir():
+        pytest.skip("needs metric_check/ in the folder of real data")
+    file = tmp_path / "scores.json"
+    arguments = [
+        "--predictions",
+        str(root / "CamMap" / "2020-CVPR-SINet"),
+        "--masks",
+        str(root / "CamDataset"),
+    ]
+    assert main(["camouflage", "evaluate", *arguments, "--output", str(file)]) == 0
+    scores = json.loads(file.read_text())["scores"]["COD10K"]
+    assert round(scores["s_measure"], 3) == 0.960
+    assert round(scores["mae"], 3) == 0.023
+
+
+def test_evaluating_maps_needs_no_model(tmp_path) -> None:
+    for name in ("maps", "masks"):
+        (tmp_path / name).mkdir()
+        mask = np.zeros((8, 8), dtype=np.uint8)
+        mask[2:5, 2:5] = 255
+        Image.fromarray(mask).save(tmp_path / name / "a.png")
+    code = (
+        "import sys; from invertible_attention.cli import main; "
+        f"status = main(['camouflage', 'evaluate', '--predictions', {str(tmp_path / 'maps')!r}, "
+        f"'--masks', {str(tmp_path / 'masks')!r}]); "
+        "sys.exit(status or ('transformers' in sys.modules) or ('lightning' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "nowhere"], "there is no folder nowhere"),
+        (["train", "--size", "16"], "--size"),
+        (["train", "--levels", "7"], "levels must be among 1, 2, 3 and 4, got (7,)"),
+        (["train", "--model", "convolution"], "convolution"),
+        (
+            ["train", "--batch-size", "3", "--devices", "2"],
+            "--batch-size 3 cannot be shared evenly by 2 devices",
+        ),
+        (["train", "--resume", "--overwrite"], "give one of them"),
+        (["evaluate"], "give --checkpoint with --data, or --predictions with --masks"),
+        (["evaluate", "--predictions", "x"], "give --checkpoint with --data, or --predictions with --masks"),
+        (["evaluate", "--checkpoint", "x"], "--data or --test-data is needed"),
+        (["predict"], "--checkpoint is needed"),
+        (["predict", "--checkpoint", "x"], "--data or --images is needed"),
+        (["predict", "--checkpoint", "x", "--images", "y"], "there is no folder y"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(arguments, message, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["camouflage", *arguments]) != 0
+    assert message in _error(capsys)
+
+
+def _wrong_layout(root: Path) -> None:
+    (root / "TrainDataset" / "Imgs").rename(root / "TrainDataset" / "photographs")
+    (root / "TestDataset" / "CAMO" / "Imgs").rename(root / "TestDataset" / "CAMO" / "photographs")
+
+
+def _missing_masks(root: Path) -> None:
+    (root / "TrainDataset" / "GT" / "train_2.png").unlink()
+
+
+def _corrupted_image(root: Path) -> None:
+    path = root / "TrainDataset" / "Imgs" / "train_2.jpg"
+    path.write_bytes(path.read_bytes()[:400])
+
+
+def _mask_of_another_size(root: Path) -> None:
+    Image.new("L", (20, 10)).save(root / "TrainDataset" / "GT" / "train_2.png")
+
+
+def _empty_folder(root: Path) -> None:
+    for path in (root / "TrainDataset" / "Imgs").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "pattern"),
+    [
+        (_wrong_layout, r"dataset has no folder of images beside a folder of masks .* expected TrainDataset"),
+        (_missing_masks, r"1 file cannot be used: \S*Imgs/train_2\.jpg has no mask:"),
+        (_corrupted_image, r"1 file cannot be used: \S*train_2\.jpg cannot be read as an image .*truncated"),
+        (_mask_of_another_size, r"\S*GT/train_2\.png is 20×10 and its image train_2\.jpg is 40×30"),
+        (_empty_folder, r"\S*TrainDataset/Imgs holds no images"),
+    ],
+)
+def test_damaged_datasets_are_named_in_one_line(damage, pattern, dataset, tmp_path, capsys) -> None:
+    damage(dataset)
+    assert _train(dataset, tmp_path / "run") == 1
+    message = _error(capsys)
+    assert re.search(pattern, message), message
+    assert not (tmp_path / "run").exists()
+
+
+def _start(dataset: Path, output: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "invertible_attention", "camouflage", "train"]
+    command += ["--data", str(dataset), "--output", str(output), *TINY, "--epochs", "6", *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=output.parent
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(dataset, tmp_path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert _start(dataset, whole).wait() == 0
+    process = _start(dataset, parts)
+    checkpoint = parts / "training.ckpt"
+    while process.poll() is None and not checkpoint.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (parts / "model.safetensors").exists()
+    assert _start(dataset, parts, "--resume").wait() == 0
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, parts))
+    assert all((first[key] == value).all() for key, value in second.items())
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(dataset, tmp_path) -> None:
+    output = tmp_path / "run"
+    process = _start(dataset, output, "--devices", "2", "--device", "cpu", "--model", "certified-gaussian")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    result = json.loads((output / "result.json").read_text())
+    # Six pairs, two a step, shared by two processes.
+    assert result["training"]["steps"] == 18
+    assert (output / "report.html").is_file()

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from invertible_attention.cli import main
+
+
+@pytest.mark.slow
+def test_cost_of_a_step_is_measured(tmp_path, capsys) -> None:
+    file = tmp_path / "cost.json"
+    arguments = ["--models", "base", "inv-concatenation", "--backbone", "tiny", "--size", "64"]
+    arguments += ["--batch-size", "2", "--steps", "2", "--threads", "1", "--output", str(file)]
+    assert main(["camouflage", "measure", *arguments]) == 0
+    assert "InvConcatenation" in capsys.readouterr().out
+    found = json.loads(file.read_text())["models"]
+    assert [item["model"] for item in found] == ["base", "inv-concatenation"]
+    for item in found:
+        assert len(item["step_seconds"]) == 2
+        assert item["step_mib"] >= item["evaluation_mib"] > 50
+        assert 0.1 < item["loss"] < 2

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+pytest.importorskip("transformers")
+pytest.importorskip("py_sod_metrics")
+
+from invertible_attention.experiments.camouflage import cell as cells
+from invertible_attention.experiments.camouflage.cell import Cell
+from invertible_attention.experiments.camouflage.configuration import Configuration
+from invertible_attention.experiments.camouflage.run import DataFolders, run_one, run_study
+from invertible_attention.experiments.camouflage.training import DivergedError
+from invertible_attention.experiments.errors import ExperimentError
+
+SMALL = Configuration(
+    backbone="tiny",
+    size=32,
+    batch_size=2,
+    epochs=1,
+    learning_rate=1e-3,
+    train_images=4,
+    test_images=2,
+    audited_images=1,
+)
+ON_DISK = replace(SMALL, train_images=None, test_images=None)
+
+
+def _console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def _study(output: Path, models=("base", "inv-concatenation"), seeds=(0,), **options):
+    console = _console()
+    results = run_study(models, seeds, SMALL, DataFolders(), output=output, console=console, **options)
+    return results, console.file.getvalue()
+
+
+def test_a_run_leaves_everything_it_promises(tmp_path) -> None:
+    console = _console()
+    # Ten steps, after which the first numbers are logged.
+    results = run_one(
+        Cell("certified-concatenation", 0),
+        replace(SMALL, epochs=5),
+        DataFolders(),
+        output=tmp_path / "run",
+        console=console,
+    )
+    held = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")}
+    assert {
+        "model.safetensors",
+        "maps/PHOTOS/test_00001.png",
+        "maps/PHOTOS/test_00002.png",
+        "result.json",
+        "results.json",
+        "report.html",
+        "figures/curves.png",
+        "figures/losses.png",
+        "figures/examples-PHOTOS.png",
+        "logs/version_0/metrics.csv",
+    } <= held
+    assert "training.ckpt" not in held
+    assert any("tfevents" in name for name in held)
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+    (result,) = results["cells"]
+    assert result["training"]["steps"] == 10
+    assert set(result["audit"]) == {"1", "2", "3", "4"}
+    assert result["parameters"]["attention"] > 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    for expected in (
+        "Certified Concatenation",
+        "CHAMELEON: not run",
+        "Does the attention inside still invert?",
+    ):
+        assert expected in page
+    assert "training on generated-images 4; testing on PHOTOS 2" in console.file.getvalue()
+
+
+def test_a_finished_run_is_not_done_again(tmp_path) -> None:
+    first = run_one(Cell("base", 0), SMALL, DataFolders(), output=tmp_path / "run", console=_console())
+    model = tmp_path / "run" / "model.safetensors"
+    before = model.stat().st_mtime_ns
+    with pytest.raises(ExperimentError, match="already holds this run: --resume"):
+        run_one(Cell("base", 0), SMALL, DataFolders(), output=tmp_path / "run", console=_console())
+    again = run_one(
+        Cell("base", 0), SMALL, DataFolders(), output=tmp_path / "run", resume=True, console=_console()
+    )
+    assert model.stat().st_mtime_ns == before
+    assert again["cells"] == first["cells"]
+    with pytest.raises(ExperimentError, match="another configuration .seed was 0, now 1"):
+        run_one(Cell("base", 1), SMALL, DataFolders(), output=tmp_path / "run", resume=True)
+
+
+def test_same_run_gives_the_same_weights_and_maps(tmp_path) -> None:
+    for name in ("a", "b"):
+        run_one(Cell("concatenation", 3), SMALL, DataFolders(), output=tmp_path / name, console=_console())
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
+    assert all((first[key] == value).all() for key, value in second.items())
+    a, b = (sorted((tmp_path / name / "maps").rglob("*.png")) for name in ("a", "b"))
+    assert [path.read_bytes() for path in a] == [path.read_bytes() for path in b]
+
+
+def test_unusable_files_are_named_before_anything_is_written(dataset, tmp_path) -> None:
+    (dataset / "TrainDataset" / "GT" / "train_1.png").unlink()
+    (dataset / "TestDataset" / "CAMO" / "Imgs" / "test_1.jpg").write_bytes(b"?")
+    output = tmp_path / "run"
+    with pytest.raises(
+        ExperimentError, match=r"2 files cannot be used: .*train_1.jpg has no mask; .*test_1.jpg"
+    ):
+        run_one(Cell("base", 0), ON_DISK, DataFolders(roots=(dataset,)), output=output, console=_console())
+    assert not output.exists()
+    results = run_one(
+        Cell("base", 0),
+        ON_DISK,
+        DataFolders(roots=(dataset,), leave_out_bad=True),
+        output=output,
+        console=_console(),
+    )
+    assert results["cells"][0]["test_images"] == {"CAMO": 2}
+    assert "paper, Table 4" in (output / "report.html").read_text()
+
+
+def test_nothing_to_test_on_is_said(dataset, tmp_path) -> None:
+    with pytest.raises(ExperimentError, match="nothing to test on: give --test-data"):
+        run_one(
+            Cell("base", 0),
+            ON_DISK,
+            DataFolders(train=(dataset / "TrainDataset",)),
+            output=tmp_path / "run",
+            console=_console(),
+        )
+
+
+def test_results_of_other_images_are_refused(dataset, tmp_path) -> None:
+    def start(**options):
+        return run_one(
+            Cell("base", 0),
+            ON_DISK,
+            DataFolders(roots=(dataset,)),
+            output=tmp_path / "run",
+            console=_console(),
+            **options,
+        )
+
+    start()
+    for folder, suffix in (("Imgs", ".jpg"), ("GT", ".png")):
+        (dataset / "TrainDataset" / folder / f"train_5{suffix}").unlink()
+    with pytest.raises(ExperimentError, match="made from other images"):
+        start(resume=True)
+
+
+def test_a_study_can_grow_and_keeps_what_is_done(tmp_path) -> None:
+    first, printed = _study(tmp_path / "study")
+    assert [row["title"] for row in first["summary"]] == ["Base", "InvConcatenation"]
+    assert "Base, seed 0: PHOTOS S 0." in printed
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "cells").glob("*/model.safetensors")
+    }
+    second, _ = _study(
+        tmp_path / "study",
+        models=("base", "concatenation"),
+        seeds=(0, 1),
+        resume=True,
+        results_folder=tmp_path / "published",
+    )
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert [(row["title"], row["seeds"]) for row in second["summary"]] == [
+        ("Base", [0, 1]),
+        ("Concatenation", [0, 1]),
+        ("InvConcatenation", [0]),
+    ]
+    assert json.loads((tmp_path / "published" / "results.json").read_text())["cells"] == second["cells"]
+    assert (tmp_path / "published" / "figures" / "examples-PHOTOS.png").is_file()
+    assert "within one deviation" in (tmp_path / "published" / "report.html").read_text() or (
+        "more than one deviation below" in (tmp_path / "published" / "report.html").read_text()
+    )
+
+
+def test_networks_another_process_works_on_are_left_to_it(tmp_path) -> None:
+    from invertible_attention.experiments.output import OutputFolder
+
+    _study(tmp_path / "study", models=("base",))
+    folder = tmp_path / "study" / "cells" / "base-1"
+    settings = SMALL.to_json() | {"model": "base", "seed": 1}
+    with OutputFolder(folder, settings):
+        results, printed = _study(tmp_path / "study", models=("base",), seeds=(0, 1), resume=True)
+    assert "Base, seed 1: another process works on it" in printed
+    assert results["summary"][0]["seeds"] == [0]
+
+
+def test_a_network_that_diverges_does_not_stop_the_study(tmp_path, monkeypatch) -> None:
+    train = cells.train
+
+    def diverge(network, *args, **options):
+        if network.invertible_attention():
+            raise DivergedError("the loss is nan at step 7")
+        return train(network, *args, **options)
+
+    monkeypatch.setattr(cells, "train", diverge)
+    results, printed = _study(tmp_path / "study")
+    assert "InvConcatenation, seed 0: diverged (the loss is nan at step 7)" in printed
+    assert [row["diverged"] for row in results["summary"]] == [0, 1]
+    assert "diverged" in (tmp_path / "study" / "report.html").read_text()
+    with pytest.raises(ExperimentError, match="nan at step 7"):
+        run_one(Cell("inv-gaussian", 0), SMALL, DataFolders(), output=tmp_path / "one", console=_console())
+    assert not (tmp_path / "one" / "result.json").exists()
+
+
+def test_an_evaluation_that_was_interrupted_does_not_train_again(tmp_path, monkeypatch) -> None:
+    def fail(*args, **options):
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "audit_network", fail)
+        with pytest.raises(InterruptedError):
+            run_one(Cell("base", 0), SMALL, DataFolders(), output=tmp_path / "run", console=_console())
+    monkeypatch.setattr(cells, "train", fail)
+    results = run_one(
+        Cell("base", 0), SMALL, DataFolders(), output=tmp_path / "run", resume=True, console=_console()
+    )
+    assert results["cells"][0]["training"]["steps"] == 2

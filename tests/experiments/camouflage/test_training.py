@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from invertible_attention.experiments.camouflage.cell import Cell, build_network
+from invertible_attention.experiments.camouflage.configuration import Configuration
+from invertible_attention.experiments.camouflage.data import open_data
+from invertible_attention.experiments.camouflage.training import DivergedError, learning_rate_factor, train
+
+SMALL = Configuration(
+    backbone="tiny", size=32, batch_size=2, epochs=3, learning_rate=1e-3, schedule="cosine", average=0.9
+)
+
+
+def _train(dataset, folder, model="certified-concatenation", configuration=SMALL, report=None):
+    network = build_network(Cell(model, 0), configuration)
+    losses = train(
+        network,
+        open_data([dataset]).train_pairs,
+        configuration,
+        seed=0,
+        device=torch.device("cpu"),
+        folder=folder,
+        report=report,
+    )
+    return network.state_dict(), losses
+
+
+def test_training_lowers_the_loss(dataset, tmp_path) -> None:
+    from dataclasses import replace
+
+    _, losses = _train(dataset, tmp_path, configuration=replace(SMALL, epochs=25))
+    assert len(losses) == 75
+    assert sum(losses[-6:]) < 0.6 * sum(losses[:6])
+
+
+@pytest.mark.parametrize("stop", [4, 6, 8])
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(dataset, tmp_path, stop) -> None:
+    expected, losses = _train(dataset, tmp_path / "whole")
+
+    def interrupt(step: int, loss: float) -> None:
+        if step == stop:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        _train(dataset, tmp_path / "parts", report=interrupt)
+    steps: list[int] = []
+    found, resumed = _train(dataset, tmp_path / "parts", report=lambda step, loss: steps.append(step))
+    # Three steps an epoch, a checkpoint after each.
+    assert steps[0] == (stop - 1) // 3 * 3 + 1
+    assert resumed == losses
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_tested_weights_are_the_average(dataset, tmp_path) -> None:
+    from dataclasses import replace
+
+    last, losses = _train(dataset, tmp_path / "a", configuration=replace(SMALL, average=0.0))
+    average, same = _train(dataset, tmp_path / "b")
+    assert same == losses
+    assert any(not torch.equal(last[key], average[key]) for key in last)
+
+
+def test_rows_see_the_same_images_in_the_same_order(dataset, tmp_path) -> None:
+    # Base and attention that does nothing to its input are the same network.
+    network = build_network(Cell("concatenation", 0), SMALL)
+    base = build_network(Cell("base", 0), SMALL)
+    for module in network.attention:
+        torch.nn.init.zeros_(module.branch.out_weight)
+        module.branch.requires_grad_(False)
+    losses = []
+    for name, candidate in (("base", base), ("concatenation", network)):
+        losses.append(
+            train(
+                candidate,
+                open_data([dataset]).train_pairs,
+                SMALL,
+                seed=0,
+                device=torch.device("cpu"),
+                folder=tmp_path / name,
+            )
+        )
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_loss_that_is_not_a_number_is_said(dataset, tmp_path) -> None:
+    network = build_network(Cell("base", 0), SMALL)
+    torch.nn.init.constant_(network.predict.branches[0].bias, float("nan"))
+    with pytest.raises(DivergedError, match=r"loss is nan at step 1: lower --learning-rate"):
+        train(
+            network,
+            open_data([dataset]).train_pairs,
+            SMALL,
+            seed=0,
+            device=torch.device("cpu"),
+            folder=tmp_path,
+        )
+
+
+def test_damaged_checkpoint_is_named(dataset, tmp_path) -> None:
+    from invertible_attention.experiments.errors import ExperimentError
+
+    (tmp_path / "training.ckpt").write_bytes(b"?")
+    with pytest.raises(ExperimentError, match=r"training\.ckpt is damaged"):
+        _train(dataset, tmp_path)
+
+
+def test_schedules() -> None:
+    assert learning_rate_factor("constant", 10)(7) == 1.0
+    factor = learning_rate_factor("cosine", 200)
+    values = [factor(step) for step in range(200)]
+    assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert values[10:] == sorted(values[10:], reverse=True)
+    assert values[-1] < 1e-3
+    assert learning_rate_factor("cosine", 1)(0) == 1.0
+
+
+def test_half_precision_trains(dataset, tmp_path) -> None:
+    from dataclasses import replace
+
+    from invertible_attention.experiments.training import Parallel
+
+    configuration = replace(SMALL, precision="bf16-mixed")
+    network = build_network(Cell("inv-concatenation", 0), configuration)
+    losses = train(
+        network,
+        open_data([dataset]).train_pairs,
+        configuration,
+        seed=0,
+        device=torch.device("cpu"),
+        folder=tmp_path,
+        parallel=Parallel(precision="bf16-mixed"),
+    )
+    assert losses[-1] < losses[0]
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
