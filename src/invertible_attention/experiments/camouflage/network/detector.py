@@ -122,9 +122,7 @@ class Detector(nn.Module):
         set from the first batch would leave the attention a small part of what it should see.
         """
         modules = self.invertible_attention()
-        certified = {
-            level: module for level, module in modules.items() if module.branch.radius is not None
-        }
+        certified = {level: module for level, module in modules.items() if module.branch.radius is not None}
         if certified:
             maps = self.reduced(image)
             for level, module in certified.items():
