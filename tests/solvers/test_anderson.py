@@ -119,6 +119,28 @@ def test_any_evaluations_shrink_the_residual_as_promised(lipschitz: float, seed:
         assert (ratio[~ratio.isnan()] <= lipschitz ** ((n - 1) / 2) * (1 + 1e-9)).all()
 
 
+@pytest.mark.parametrize("memory", [1, 3])
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 2**31))
+def test_residual_of_a_contraction_never_stalls_even_without_a_certificate(memory: int, seed: int):
+    z = torch.randn(10, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    trace = Anderson(memory=memory, tolerance=1e-9).solve(misleading, z).trace
+    assert trace is not None
+    best = trace.nan_to_num(nan=torch.inf).cummin(dim=0).values
+    best = torch.where(trace.isnan(), torch.nan, best)
+    window = memory + 2  # memory + 1 evaluations without success, and the Picard step
+    ratio = best[window:] / best[:-window]
+    assert (ratio[~ratio.isnan()] <= 0.999).all()
+
+
+def test_steep_branches_need_shorter_steps():
+    # Picard and the first extrapolations overshoot by orders of magnitude.
+    z = torch.tensor([[3.0], [10.0], [30.0], [-100.0]], dtype=torch.float64)
+    solution = Anderson().solve(lambda x: 10 * x**3, z)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value + 10 * solution.value**3, z, rtol=0, atol=1e-9)
+
+
 def test_branches_that_stretch_can_still_be_solved():
     # g = -2x, where Picard diverges: I + J = -1 is as invertible as 1.
     z = torch.randn(3, 1, dtype=torch.float64)
