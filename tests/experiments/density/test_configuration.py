@@ -35,6 +35,14 @@ def test_digits_are_what_is_chosen_without_a_wish() -> None:
     assert Configuration.choose(minutes=1.0).decay is False
 
 
+def test_a_short_run_warms_up_and_forgets_in_proportion() -> None:
+    short = Configuration.choose(dataset="cifar10", steps=1000)
+    assert (short.warmup, short.average, short.evaluate_every) == (50, 0.99, 200)
+    paper, whole = Configuration(), Configuration.choose(dataset="cifar10", steps=156_250)
+    assert (whole.warmup, whole.average, whole.evaluate_every) == (780, paper.average, 2000)
+    assert Configuration.choose(dataset="cifar10", steps=1000, evaluate_every=7).evaluate_every == 7
+
+
 def test_survives_json() -> None:
     configuration = Configuration.choose(blocks=[1, 2], attention_after=["0:0", "1:-1"], model=Model.I_RESNET)
     again = Configuration.from_json(json.loads(json.dumps(configuration.to_json())))

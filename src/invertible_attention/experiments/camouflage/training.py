@@ -78,7 +78,7 @@ class TrainingRun(lightning.LightningModule):
     @property
     def settling_step(self) -> int:
         """The step at which the radius of certified attention is set anew: the end of the warm-up."""
-        return warmup_steps(self.trainer.max_epochs * self.trainer.num_training_batches)
+        return warmup_steps(int((self.trainer.max_epochs or 0) * self.trainer.num_training_batches))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Return the loss of a batch."""

@@ -211,6 +211,15 @@ class Configuration:
         if dataset in (Dataset.PHOTOS, Dataset.SVHN, Dataset.FOLDER):
             chosen.setdefault("train_images", 1000)
             chosen.setdefault("test_images", 100)
+        steps = given.get("steps")
+        if steps is not None:
+            whole = cls(**chosen, dataset=dataset)
+            # A short run warms up, forgets and is looked at in proportion.
+            chosen |= {
+                "warmup": min(whole.warmup, steps // 20),
+                "average": min(whole.average, max(0.5, 1 - 10 / max(1, steps))),
+                "evaluate_every": max(1, min(whole.evaluate_every, steps // 5)),
+            }
         return cls(**(chosen | given))
 
 
