@@ -118,6 +118,18 @@ def test_compiled_forward_and_inverse_agree():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("normalization", ["column", "row", "all"])
+def test_compiled_attention_over_many_tokens_agrees(normalization):
+    # From some size on the compiler rewrites what looks like ordinary attention, which column attention is not.
+    torch.manual_seed(0)
+    layer = ia.InvertibleAttention(12, "embedded_gaussian", normalization=normalization).eval()
+    x = torch.randn(16, 12, 8, 8)
+    with torch.no_grad():
+        z = layer(x)
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), z, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 def test_onnx_forward_and_inverse_agree(tmp_path):
     reason = "needs onnx, onnxscript and onnxruntime: pip install 'invertible-attention[interop]'"

@@ -73,6 +73,10 @@ def _normalize_logarithm(
 
 
 def _softmax(logarithm: Tensor, dim: int, log_prior: Tensor | None, mask: Tensor | None) -> Tensor:
+    if dim == -2 and torch.compiler.is_compiling():
+        # Inductor takes a softmax between two products for one over the last axis, whatever its axis is
+        # (pytorch#196468), and would compute row attention. It does not recognize the transposed form.
+        return _softmax(logarithm.mT, -1, log_prior, mask).mT
     if log_prior is None and mask is None:
         return torch.softmax(logarithm, dim)
     # A column with no weight at all: softmax would return NaN, and so would its gradient.
