@@ -33,7 +33,7 @@ def main() -> None:
     layer = ia.InvertibleAttention(12, "embedded_gaussian").eval()
     z = layer(torch.randn(16, 12, 8, 8))
     fixed = FixedInverse(layer, steps=20)
-    compiled, solver = torch.compile(fixed, fullgraph=True), compile_branches(layer, dynamic=True)
+    compiled, solver = torch.compile(fixed, fullgraph=True), compile_branches(layer)
     cases = {
         "fixed steps": (lambda: fixed(z), lambda: compiled(z)),
         "Anderson": (lambda: layer.inverse(z), lambda: solver.inverse(z)),
