@@ -45,7 +45,7 @@ def test_json_and_back() -> None:
         ("levels", (5,)),
         ("batch_size", 0),
         ("epochs", 0),
-        ("size", 31),
+        ("size", 47),
         ("heads", 5),
         ("coefficient", 1.0),
         ("learning_rate", 0.0),

@@ -21,7 +21,7 @@ from invertible_attention.experiments.errors import ExperimentError
 
 SMALL = Configuration(
     backbone="tiny",
-    size=32,
+    size=48,
     batch_size=2,
     epochs=1,
     learning_rate=1e-3,

@@ -11,7 +11,7 @@ from invertible_attention.experiments.camouflage.data import open_data
 from invertible_attention.experiments.camouflage.training import DivergedError, learning_rate_factor, train
 
 SMALL = Configuration(
-    backbone="tiny", size=32, batch_size=2, epochs=3, learning_rate=1e-3, schedule="cosine", average=0.9
+    backbone="tiny", size=48, batch_size=2, epochs=3, learning_rate=1e-3, schedule="cosine", average=0.9
 )
 
 

@@ -33,9 +33,9 @@ def print_summary(console: Console, results: dict[str, Any]) -> None:
 
 def print_scores(console: Console, scores: dict[str, Scores]) -> None:
     """Print every measure of some datasets."""
-    table = _table("", list(MEASURES.values()))
-    for dataset, values in scores.items():
-        table.add_row(dataset, *(f"{getattr(values, name):.3f}" for name in MEASURES))
+    table = _table("", list(scores))
+    for name, title in MEASURES.items():
+        table.add_row(title, *(f"{getattr(values, name):.3f}" for values in scores.values()))
     console.print(table)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ExperimentError
-from ..training import Parallel
-from .configuration import Configuration
+from .configuration import SMALLEST, Configuration
+
+if TYPE_CHECKING:
+    from ..training import Parallel
 
 __all__ = [
     "Average",
@@ -83,7 +85,9 @@ Coefficient = Annotated[
 Heads = Annotated[int | None, typer.Option(min=1, help="Heads of the attention.", show_default="1")]
 Size = Annotated[
     int | None,
-    typer.Option(min=32, help="Side of the images the network sees.", show_default="352; without --data, 96"),
+    typer.Option(
+        min=SMALLEST, help="Side of the images the network sees.", show_default="352; without --data, 96"
+    ),
 ]
 BatchSize = Annotated[
     int | None,
@@ -140,6 +144,8 @@ def parallel(configuration: Configuration, devices: int, nodes: int, strategy: s
     Raises:
         typer.BadParameter: when they do not share a batch evenly.
     """
+    from ..training import Parallel
+
     spread = Parallel(devices=devices, nodes=nodes, strategy=strategy, precision=configuration.precision)
     if configuration.batch_size % spread.processes:
         raise typer.BadParameter(

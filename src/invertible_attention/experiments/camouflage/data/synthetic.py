@@ -55,7 +55,8 @@ def camouflage(
     size: int,
     random: np.random.Generator,
     *,
-    strength: tuple[float, float] = (0.5, 0.9),
+    strength: tuple[float, float] = (0.1, 0.6),
+    vary: bool = False,
 ) -> tuple[Image.Image, Bool[np.ndarray, "size size"]]:
     """Hide an object in a window of a photograph.
 
@@ -67,6 +68,7 @@ def camouflage(
         size: side of the square image returned.
         random: all chance comes from it.
         strength: range of how far colours are drawn, from 0 (as they were) to 1 (the same mean and contrast).
+        vary: turn and mirror the photograph and exchange its colours at random.
 
     Returns:
         The image and where the object is.
@@ -77,7 +79,9 @@ def camouflage(
         >>> image.size, mask.shape, bool(0.01 < mask.mean() < 0.3)
         ((64, 64), (64, 64), True)
     """
-    side = int(min(photograph.size) / random.uniform(1.0, 2.0))
+    if vary:
+        photograph = _varied(photograph, random)
+    side = int(min(photograph.size) / random.uniform(1.0, 3.0))
     here = _place(photograph.size, side, random)
     places = [_place(photograph.size, side, random) for _ in range(CANDIDATES)]
     there = max(places, key=lambda place: abs(place[0] - here[0]) + abs(place[1] - here[1]))
@@ -118,7 +122,9 @@ def generate_data(root: Path, *, train: int, test: int, size: int, seed: int = 0
             photographs = [bundled_photograph(path) for path in PHOTOGRAPHS[split]]
             for index in range(count):
                 random = np.random.default_rng([seed, number, index])
-                image, mask = camouflage(photographs[index % len(photographs)], size, random)
+                photograph = photographs[index % len(photographs)]
+                # What is to be learned is how objects are hidden, not the few photographs.
+                image, mask = camouflage(photograph, size, random, vary=split == "train")
                 _save(folders[split], f"{split}_{index + 1:05d}", image, mask)
         building.chmod(0o755)
         building.rename(root)
@@ -135,6 +141,15 @@ def _save(folder: Path, name: str, image: Image.Image, mask: Bool[np.ndarray, "h
     for part, picture in (("Imgs", image), ("GT", mask_image(mask))):
         with atomic_path(folder / part / f"{name}.png") as temporary:
             picture.save(temporary)
+
+
+def _varied(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Turn and mirror a photograph, and exchange its colours."""
+    pixels = np.asarray(photograph)[..., random.permutation(3)]
+    pixels = np.rot90(pixels, k=int(random.integers(4)))
+    if random.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _place(size: tuple[int, int], side: int, random: np.random.Generator) -> tuple[int, int]:
