@@ -32,6 +32,18 @@ def test_rows_and_columns_sum_to_one(axes, heads, seed, scale):
     torch.testing.assert_close(pi.sum(-2), ones, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_sharp_kernels_sum_to_one_in_low_precision_too(dtype):
+    prior = ia.TorusPrior(1, 1)
+    with torch.no_grad():
+        prior.log_concentration.fill_(9.0)
+        prior.offset.fill_(2.5 * torch.pi * 2 / 7)  # between two positions, where the kernel is steepest
+    pi = prior.to(dtype)((7,)).double().exp()
+    ones = torch.ones(1, 7, dtype=torch.float64)
+    torch.testing.assert_close(pi.sum(-1), ones, rtol=1e-6, atol=0)
+    torch.testing.assert_close(pi.sum(-2), ones, rtol=1e-6, atol=0)
+
+
 def test_the_kernel_depends_on_the_difference_of_positions_and_wraps_around():
     prior = ia.TorusPrior(2, 1, width=0.5, reference=4).double()
     with torch.no_grad():

@@ -68,14 +68,16 @@ class TorusPrior(PositionPrior):
         heads, axes = self.offset.shape
         if len(spatial) != axes:
             raise ValueError(f"expected {axes} spatial axes, got {len(spatial)}: {tuple(spatial)}")
-        log_prior = torch.zeros(heads, 1, 1, dtype=self.offset.dtype, device=self.offset.device)
+        # In half precision rows and columns would sum to one only up to a percent, and the certificate not hold.
+        dtype = torch.promote_types(self.offset.dtype, torch.float32)
+        offset, concentration = self.offset.to(dtype), self.log_concentration.to(dtype).exp()
+        log_prior = torch.zeros(heads, 1, 1, dtype=dtype, device=offset.device)
         for axis, size in enumerate(spatial):
-            position = torch.arange(size, dtype=log_prior.dtype, device=log_prior.device)
-            angle = 2 * math.pi * (position[:, None] - position) / size
-            kernel = self.log_concentration[:, axis].exp()[:, None, None] * torch.cos(
-                angle - self.offset[:, axis, None, None]
-            )
-            kernel = kernel.log_softmax(-1)
+            position = torch.arange(size, device=offset.device)
+            angle = 2 * math.pi * position.to(dtype) / size
+            kernel = concentration[:, axis, None] * torch.cos(angle - offset[:, axis, None])
+            # Every row is the same numbers in another order, so that columns sum to what rows do, exactly.
+            kernel = kernel.log_softmax(-1)[:, (position[:, None] - position) % size]
             n = log_prior.shape[-1]
             log_prior = log_prior[:, :, None, :, None] + kernel[:, None, :, None, :]
             log_prior = log_prior.reshape(heads, n * size, n * size)
