@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 __all__ = ["Bijection"]
@@ -29,8 +29,18 @@ class Bijection(nn.Module, ABC):
 
     - change the event shape, as :class:`~invertible_attention.flows.Squeeze` does;
     - return an unbiased *estimate* of the log-determinant, and say so;
-    - use ``context``, one entry per sample (first axis ``B``). Those that do not use it ignore it.
+    - use ``context``, one entry per sample (first axis ``B``). Those that do not use it ignore it;
+    - take a keyword ``mask`` in all four methods, true where the input of :meth:`forward` is valid:
+      ``(B, *spatial)`` for events ``(C, *spatial)``, ``(B, D)`` for vectors, in either direction. Such a
+      bijection sets :attr:`uses_mask`. What is not valid is returned as it is, is not seen by the rest,
+      whatever it contains, and adds nothing to the log-determinant. One that changes the shape of an
+      event overrides :meth:`output_mask`. Chains refuse a mask that a part of them cannot take.
+
+    Attributes:
+        uses_mask: Whether the methods take a mask.
     """
+
+    uses_mask: bool = False
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
@@ -51,3 +61,11 @@ class Bijection(nn.Module, ABC):
         self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f⁻¹(z)`` and ``log|det ∂f⁻¹/∂z|`` per sample."""
+
+    def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch *spatial"]:
+        """Return the mask of :meth:`forward`'s result for a mask of its input.
+
+        Raises:
+            ValueError: If the result would be valid in part.
+        """
+        return mask

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from invertible_attention._mask import valid_values
 from invertible_attention.bijection import Bijection
 from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound
 from invertible_attention.logdet import LogDetEstimator, RussianRoulette
@@ -71,6 +72,7 @@ class Residual(Bijection):
             raise ValueError(f"lipschitz must not be negative, got {lipschitz}")
         self.branch = branch
         self.lipschitz = lipschitz
+        self.uses_mask = bool(getattr(branch, "uses_mask", False))
         self.solver = Anderson() if solver is None else solver
         self.logdet = RussianRoulette() if logdet is None else logdet
 
@@ -140,8 +142,20 @@ class Residual(Bijection):
     ) -> Solution:
         """Solve ``x + g(x) = z`` and say per sample how it went; never raises for lack of convergence."""
         self.check_input(z)
-        self._initialize(z, mask)
         args = self._args(context, mask)
+        if mask is not None:
+            return self._solve_valid(z, context, mask)
+        self._initialize(z, mask)
+        return self._solve(z, args)
+
+    def _solve_valid(self, z: Batch, context: Tensor | None, mask: Tensor) -> Solution:
+        # Padding is not part of the problem: its size would enter the relative residual.
+        valid = valid_values(mask, z)
+        self._initialize(z, mask)
+        solution = self._solve(z.masked_fill(~valid, 0.0), self._args(context, mask))
+        return replace(solution, value=torch.where(valid, solution.value, z))
+
+    def _solve(self, z: Batch, args: tuple[Tensor | None, ...]) -> Solution:
         with torch.no_grad(), parametrize.cached():
             bound = self.lipschitz_bound()
             solution = self.solver.solve(self._bind(), z, args, lipschitz=bound)

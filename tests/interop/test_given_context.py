@@ -114,3 +114,64 @@ def test_pyro(given, kind):
     assert set(transform.parameters()) == set(layer.parameters())
     x = theirs.sample((20,))
     torch.testing.assert_close(theirs.log_prob(x), flow.log_prob(x, context), atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def padded():
+    """Attention over five tokens given a vector, our density of three samples of unequal length, and a mask."""
+    torch.manual_seed(0)
+    layer = ia.InvertibleAttention(4, "embedded_gaussian", context_channels=2, logdet=ia.Exact()).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x, c = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    mask = torch.arange(5) < torch.tensor([5, 2, 3])[:, None]
+    x = x.masked_fill(~mask[:, None], 0.0)
+    layer.initialize(x, mask)
+    z, logdet = layer.forward_and_logdet(x, c, mask=mask)
+    return interop.MaskInContext(layer), x.flatten(1), torch.cat([c, mask.double()], 1), z.flatten(1), logdet
+
+
+def theirs_of(library, bijection):
+    """Return the two directions of a bijection in a library, as functions of an event and a context."""
+    if library == "nflows":
+        flow = interop.to_nflows(bijection, view=(4, 5))
+        return flow.forward, flow.inverse
+    if library == "normflows":
+        flow = interop.to_normflows(bijection, view=(4, 5))
+        return flow.inverse, flow.forward
+    if library == "FrEIA":
+        module = interop.to_freia(bijection, (20,), view=(4, 5), dims_c=[(7,)])
+
+        def call(rev):
+            def run(x, c):
+                (y,), logdet = module([x], c=[c], rev=rev)
+                return y, logdet
+
+            return run
+
+        return call(False), call(True)
+    make = interop.to_zuko if library == "zuko" else interop.to_pyro_conditional
+    lazy = make(bijection, view=(4, 5))
+
+    def transform(c):
+        return lazy(c) if library == "zuko" else lazy.condition(c)
+
+    def both(t, x):
+        y = t(x)
+        return y, t.log_abs_det_jacobian(x, y)
+
+    return lambda x, c: both(transform(c), x), lambda z, c: both(transform(c).inv, z)
+
+
+@pytest.mark.parametrize("library", ["nflows", "normflows", "FrEIA", "zuko", "pyro"])
+def test_a_mask_in_the_context(padded, library):
+    pytest.importorskip(library, reason=REASON)
+    bijection, x, context, z, logdet = padded
+    forward, inverse = theirs_of(library, bijection)
+    found, found_logdet = forward(x, context)
+    torch.testing.assert_close(found, z)
+    torch.testing.assert_close(found_logdet, logdet)
+    back, back_logdet = inverse(z, context)
+    torch.testing.assert_close(back, x, atol=1e-9, rtol=0)
+    torch.testing.assert_close(back_logdet, -logdet, atol=1e-8, rtol=0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import invertible_attention as ia
-from invertible_attention.interop import Inverse, OnVectors
+from invertible_attention.interop import Inverse, MaskInContext, OnVectors
 
 LIBRARIES = {
     "normflows": "normflows",
@@ -93,3 +93,39 @@ def test_unknown_names():
     with pytest.raises(AttributeError, match="to_nothing"):
         interop.to_nothing  # noqa: B018
     assert all(hasattr(interop, name) for name in dir(interop))
+
+
+def test_views_pass_masks_on():
+    layer = ia.InvertibleAttention(3, logdet=ia.Exact()).double()
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    mask = torch.arange(4) < torch.tensor([[4], [2]])
+    z, logdet = layer.forward_and_logdet(x, mask=mask)
+    vectors = OnVectors(layer, (3, 4))
+    values = mask[:, None].expand_as(x).flatten(1)
+    flat, flat_logdet = vectors.forward_and_logdet(x.flatten(1), mask=values)
+    torch.testing.assert_close((flat, flat_logdet), (z.flatten(1), logdet))
+    back, back_logdet = vectors.inverse_and_logdet(flat, mask=values)
+    torch.testing.assert_close((back, back_logdet), (x.flatten(1), -logdet))
+    torch.testing.assert_close(vectors.inverse(vectors(x.flatten(1), mask=values), mask=values), x.flatten(1))
+    assert torch.equal(vectors.output_mask(values), values)
+    squeeze = OnVectors(ia.flows.Squeeze(2), (3, 4), (6, 2))
+    assert torch.equal(squeeze.output_mask(values), squeeze(values))
+    inverse = Inverse(layer)
+    torch.testing.assert_close(inverse.forward_and_logdet(z, mask=mask), (x, -logdet))
+    torch.testing.assert_close(inverse.inverse_and_logdet(x, mask=mask), (z, logdet))
+    torch.testing.assert_close(inverse.inverse(inverse(z, mask=mask), mask=mask), z)
+
+
+def test_views_name_what_they_cannot_take():
+    with pytest.raises(ValueError, match="Residual takes no mask"):
+        MaskInContext(ia.Residual(torch.nn.Linear(3, 3)))
+    masked = MaskInContext(ia.InvertibleAttention(3))
+    for context, shown in (
+        (None, "None"),
+        (torch.ones(2, 4), r"\(2, 4\)"),
+        (torch.ones(2, 3, 5), r"\(2, 3, 5\)"),
+    ):
+        with pytest.raises(ValueError, match=shown):
+            masked(torch.zeros(2, 3, 5), context)
+    with pytest.raises(ValueError, match="takes no mask"):
+        OnVectors(ia.Residual(torch.nn.Linear(3, 3)), (3,))(torch.zeros(2, 3), mask=torch.ones(2, 3).bool())

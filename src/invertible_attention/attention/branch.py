@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from invertible_attention._initialize import refuse_inside_transform
+from invertible_attention._mask import flat_mask
 from invertible_attention.attention.constraints import Certified, Constraint, Relaxed
 from invertible_attention.attention.context import ContextTokens, make_context
 from invertible_attention.attention.evaluation import Evaluation, Norms, Weights, working, working_dtype
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Gaussian, Response, is_positive, make_response
-from invertible_attention.attention.visibility import flat_mask
 from invertible_attention.lipschitz.certificate import Normalization
 from invertible_attention.lipschitz.gram import exact_arithmetic
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound

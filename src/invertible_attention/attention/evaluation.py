@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from invertible_attention._mask import flat_mask
 from invertible_attention.attention.constraints import Constraint
 from invertible_attention.attention.context import Context, Given
 from invertible_attention.attention.functional import attend
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Response
-from invertible_attention.attention.visibility import Visibility, flat_mask
+from invertible_attention.attention.visibility import Visibility
 from invertible_attention.lipschitz.certificate import (
     Normalization,
     ScoreBounds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from invertible_attention.attention.branch import AttentionBranch
@@ -176,10 +176,18 @@ class Attention(nn.Module):
             implementation=implementation,
         )
 
-    def forward(self, x: Image) -> Image:
-        """Return ``x + W_L A(x)``, of the shape and dtype of ``x``."""
+    def forward(self, x: Image, mask: Bool[Tensor, "batch *valid"] | None = None) -> Image:
+        """Return ``x + W_L A(x)``, of the shape and dtype of ``x``.
+
+        Args:
+            x: Tokens.
+            mask: True where a token is valid, ``(B, *spatial)``; others are not seen and returned as they are.
+
+        Raises:
+            ValueError: For arguments the layer cannot take.
+        """
         check_image(x, self.branch.channels)
-        return (x + self.branch(x)).to(x.dtype)
+        return (x + self.branch(x, None, mask)).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Arguments that are not visible in the submodules."""

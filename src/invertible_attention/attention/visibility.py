@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Visibility", "flat_mask"]
+__all__ = ["Visibility"]
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,3 @@ class Visibility:
     def _valid(self) -> Float[Tensor, " batch"]:
         assert self.mask is not None
         return self.mask.sum(1).clamp_min(1).to(torch.get_default_dtype())
-
-
-def flat_mask(mask: Tensor, x: Tensor) -> Bool[Tensor, "batch tokens"]:
-    """Return a mask of the positions of ``x`` as one axis.
-
-    Raises:
-        ValueError: If it is not boolean, or neither ``(B, *spatial)`` nor ``(B, N)``.
-    """
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask must be boolean, true where a token is valid, got {mask.dtype}")
-    spatial = x.shape[2:]
-    if mask.shape not in ((x.shape[0], *spatial), (x.shape[0], spatial.numel())):
-        expected = (x.shape[0], *spatial)
-        raise ValueError(f"expected a mask of shape {tuple(expected)}, got {tuple(mask.shape)}")
-    return mask.flatten(1)

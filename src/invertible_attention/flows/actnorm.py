@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from invertible_attention._initialize import refuse_inside_transform
+from invertible_attention._mask import on_valid, valid_values
 from invertible_attention.bijection import Bijection
 
 __all__ = ["ActNorm"]
@@ -43,6 +44,7 @@ class ActNorm(Bijection):
     """
 
     initialized: Tensor
+    uses_mask = True
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -61,8 +63,8 @@ class ActNorm(Bijection):
         return str(self.channels)
 
     @torch.no_grad()
-    def initialize(self, x: Float[Tensor, "batch *event"]) -> None:
-        """Set scale and shift from ``x``. Samples that are not finite are left out.
+    def initialize(self, x: Float[Tensor, "batch *event"], mask: Tensor | None = None) -> None:
+        """Set scale and shift from ``x`` where the mask is true. Samples that are not finite are left out.
 
         Raises:
             ValueError: If no sample is finite.
@@ -70,15 +72,22 @@ class ActNorm(Bijection):
         """
         refuse_inside_transform("scale and shift of ActNorm")
         self._check(x)
-        wide = x.detach().to(torch.float64).flatten(2) if x.ndim > 2 else x.detach().double().unsqueeze(-1)
-        finite = wide[wide.isfinite().flatten(1).all(1)]
-        count = torch.full((1,), finite.shape[0] * finite.shape[2], dtype=wide.dtype, device=wide.device)
-        count, total = _over_processes(torch.cat([count, finite.sum((0, 2))])).split([1, self.channels])
-        if count == 0:
+        wide = x.detach().to(torch.float64)
+        seen = torch.ones_like(wide, dtype=torch.bool)
+        if mask is not None:
+            seen = valid_values(mask, x).expand_as(x)
+            wide = wide.masked_fill(~seen, 0.0)
+        finite = wide.isfinite().flatten(1).all(1)
+        values, weight = (t[finite].flatten(2) if x.ndim > 2 else t[finite, :, None] for t in (wide, seen))
+        count = weight.sum((0, 2)).to(wide.dtype)
+        count, total = _over_processes(torch.stack([count, values.sum((0, 2))]))
+        if not count.any():
             raise ValueError("no sample of the first batch is finite, so ActNorm cannot be initialized")
+        # A channel that is padding in every sample stays as it is.
+        absent, count = count == 0, count.clamp_min(1)
         mean = total / count
-        square = _over_processes((finite - mean.view(-1, 1)).square().sum((0, 2)))
-        log_scale = -0.5 * (square / count + self.eps).log()
+        square = _over_processes(((values - mean.view(-1, 1)) * weight).square().sum((0, 2)))
+        log_scale = (-0.5 * (square / count + self.eps).log()).masked_fill(absent, 0.0)
         self.log_scale.copy_(log_scale)
         self.shift.copy_(-mean * log_scale.exp())
         self.initialized.fill_(True)
@@ -89,34 +98,58 @@ class ActNorm(Bijection):
         if prefix + "initialized" in state_dict:
             self._initialized = bool(state_dict[prefix + "initialized"])
 
-    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return the normalized tensor."""
         self._check(x)
         if not self._initialized:
-            self.initialize(x)
-        return x * self._broadcast(self.log_scale.exp(), x) + self._broadcast(self.shift, x)
+            self.initialize(x, mask)
+        scale, shift = self._broadcast(self.log_scale.exp(), x), self._broadcast(self.shift, x)
+        return on_valid(lambda values: values * scale + shift, x, mask)
 
-    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def inverse(
+        self,
+        z: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return the tensor before normalization."""
         self._check(z)
-        return (z - self._broadcast(self.shift, z)) * self._broadcast((-self.log_scale).exp(), z)
+        scale, shift = self._broadcast((-self.log_scale).exp(), z), self._broadcast(self.shift, z)
+        return on_valid(lambda values: (values - shift) * scale, z, mask)
 
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self,
+        x: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the normalized tensor and the log-determinant, the same for every sample."""
-        return self.forward(x), self._logdet(x)
+        """Return the normalized tensor and the log-determinant, the same for every sample without a mask."""
+        return self.forward(x, mask=mask), self._logdet(x, mask)
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self,
+        z: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the tensor before normalization and the log-determinant of this direction."""
-        return self.inverse(z), -self._logdet(z)
+        return self.inverse(z, mask=mask), -self._logdet(z, mask)
 
-    def _logdet(self, x: Tensor) -> Float[Tensor, " batch"]:
-        positions = x[0, 0].numel()
+    def _logdet(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, " batch"]:
         wide = self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32))
-        return (positions * wide.sum()).expand(x.shape[0])
+        if mask is None:
+            return (x[0, 0].numel() * wide.sum()).expand(x.shape[0])
+        valid = valid_values(mask, x)
+        return torch.where(valid, self._broadcast(wide, x), 0.0).flatten(1).sum(1)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim < 2 or x.shape[1] != self.channels:

@@ -6,10 +6,14 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from invertible_attention._mask import count_valid, valid_values
+
 __all__ = ["Base", "DiagonalGaussian", "Uniform"]
+
+Mask = Bool[Tensor, "batch dim"] | None
 
 
 class Base(nn.Module, ABC):
@@ -33,8 +37,8 @@ class Base(nn.Module, ABC):
         return str(self.dim)
 
     @abstractmethod
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
-        """Return the log-density in nats."""
+    def log_prob(self, z: Float[Tensor, "batch dim"], mask: Mask = None) -> Float[Tensor, " batch"]:
+        """Return the log-density in nats, with a mask that of the values at which it is true."""
 
     @abstractmethod
     def sample(self, n: int, *, temperature: float = 1.0) -> Float[Tensor, "n dim"]:
@@ -70,12 +74,17 @@ class DiagonalGaussian(Base):
             else:
                 self.register_buffer(name, torch.zeros(dim))
 
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
-        """Return the log-density in nats."""
+    def log_prob(self, z: Float[Tensor, "batch dim"], mask: Mask = None) -> Float[Tensor, " batch"]:
+        """Return the log-density in nats, with a mask that of the values at which it is true."""
         self._check(z)
         wide = z.to(torch.promote_types(z.dtype, torch.float32))
-        squares = ((wide - self.mean) * (-self.log_std).exp()).square()
-        return -0.5 * squares.sum(1) - self.log_std.sum() - 0.5 * self.dim * math.log(2 * math.pi)
+        if mask is None:
+            squares = ((wide - self.mean) * (-self.log_std).exp()).square()
+            return -0.5 * squares.sum(1) - self.log_std.sum() - 0.5 * self.dim * math.log(2 * math.pi)
+        valid = valid_values(mask, z)
+        squares = ((wide.masked_fill(~valid, 0.0) - self.mean) * (-self.log_std).exp()).square()
+        densities = -0.5 * squares - self.log_std - 0.5 * math.log(2 * math.pi)
+        return torch.where(valid, densities, 0.0).sum(1)
 
     def sample(self, n: int, *, temperature: float = 1.0) -> Float[Tensor, "n dim"]:
         """Draw ``n`` samples, the standard deviation multiplied by ``temperature``."""
@@ -105,12 +114,13 @@ class Uniform(Base):
         self.register_buffer("low", torch.tensor(float(low)))
         self.register_buffer("high", torch.tensor(float(high)))
 
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
-        """Return the log-density in nats, ``-inf`` outside of the cube."""
+    def log_prob(self, z: Float[Tensor, "batch dim"], mask: Mask = None) -> Float[Tensor, " batch"]:
+        """Return the log-density in nats, ``-inf`` outside of the cube; with a mask that of the valid values."""
         self._check(z)
-        inside = ((z >= self.low) & (z <= self.high)).all(1)
-        density = -self.dim * (self.high - self.low).log()
-        return torch.where(inside, density, -torch.inf)
+        inside = (z >= self.low) & (z <= self.high)
+        dim = self.dim if mask is None else count_valid(mask, z)
+        inside = inside if mask is None else inside | ~valid_values(mask, z)
+        return torch.where(inside.all(1), -dim * (self.high - self.low).log(), -torch.inf)
 
     def sample(self, n: int, *, temperature: float = 1.0) -> Float[Tensor, "n dim"]:
         """Draw ``n`` samples from the cube, shrunk around its center by ``temperature``."""

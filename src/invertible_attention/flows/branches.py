@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from invertible_attention._mask import valid_values
 from invertible_attention.flows.activations import make_activation
 from invertible_attention.lipschitz.parametrize import constrain
 
@@ -66,23 +67,38 @@ class LipschitzBranch(nn.Module):
         """Compute the constrained weights once; return the branch as a function of ``x``."""
         affine = [_bind_affine(layer) for layer in self.layers]
 
-        def branch(x: Tensor) -> Tensor:
+        def branch(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+            padding = None if mask is None else ~valid_values(mask, x)
             activations = iter(self.activations)
+            x = x if padding is None else x.masked_fill(padding, 0.0)
             for i, layer in enumerate(affine):
                 if i > 0 or self.preactivation:
                     x = next(activations)(x)
                 x = layer(x)
+                # As at the border of the image: what is beyond is zero at every layer.
+                x = x if padding is None else x.masked_fill(padding, 0.0)
             return x
 
         return branch
 
-    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
-        """Return ``g(x)``."""
-        return self.bind()(x)
+    def forward(
+        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None, mask: Tensor | None = None
+    ) -> Float[Tensor, "batch *event"]:
+        """Return ``g(x)``.
+
+        Args:
+            x: Where to evaluate.
+            context: Not used.
+            mask: True where ``x`` is valid, for branches that take one.
+        """
+        return self.bind()(x, context, mask)
 
 
 class LipschitzConvBranch(LipschitzBranch):
     r"""The branch of i-ResNet: activation, 3×3, activation, 1×1, activation, 3×3, zero padded.
+
+    With a mask the image ends where it is no longer valid: a smaller image inside a larger one has the result it
+    has alone. Setting values to zero is 1-Lipschitz, so the bound stays.
 
     Args:
         channels: Number of channels of the input.
@@ -108,6 +124,8 @@ class LipschitzConvBranch(LipschitzBranch):
         >>> round(branch.lipschitz_bound().item(), 3)
         0.729
     """
+
+    uses_mask = True
 
     def __init__(
         self,
@@ -185,7 +203,9 @@ class LipschitzLinearBranch(LipschitzBranch):
         """Compute the constrained weights once; return the branch as a function of ``x``."""
         branch = super().bind()
 
-        def flat(x: Tensor) -> Tensor:
+        def flat(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+            if mask is not None:
+                raise ValueError(f"LipschitzLinearBranch takes no mask, got one of shape {tuple(mask.shape)}")
             if x[0].numel() != self.dim:
                 raise ValueError(f"expected samples of {self.dim} values, got shape {tuple(x.shape)}")
             return branch(x.flatten(1)).reshape(x.shape)

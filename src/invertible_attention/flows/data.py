@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from invertible_attention._mask import count_valid, on_valid, valid_values
 from invertible_attention.bijection import Bijection
 
 __all__ = ["Dequantize", "Logit"]
@@ -39,6 +40,8 @@ class Dequantize(Bijection):
         True
     """
 
+    uses_mask = True
+
     def __init__(self, levels: int = 256, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if levels < 2:
@@ -50,7 +53,13 @@ class Dequantize(Bijection):
         """Return the arguments."""
         return str(self.levels)
 
-    def forward(self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Shaped[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return a value in the unit interval, of the type of ``x`` or, for integers, the default type."""
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype())
@@ -60,26 +69,43 @@ class Dequantize(Bijection):
         noise = torch.rand(x.shape, generator=self.generator, dtype=x.dtype, device=device).to(x.device)
         # Nearer to an integer than this, x + u or its quotient may round to it, and inverse be off by one.
         margin = 4 * self.levels * torch.finfo(x.dtype).eps
-        return (x + noise.clamp(margin, 1 - margin)) / self.levels
+        noise = noise.clamp(margin, 1 - margin)
+        return on_valid(lambda values: (values + noise) / self.levels, x, mask)
 
-    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def inverse(
+        self,
+        z: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return the integer below ``levels · z``, kept in range, in the floating point type of ``z``."""
-        return (z * self.levels).floor().clamp(0, self.levels - 1)
+        return on_valid(lambda values: (values * self.levels).floor().clamp(0, self.levels - 1), z, mask)
 
     def forward_and_logdet(
-        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None
+        self,
+        x: Shaped[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the dequantized value and ``-d log L``."""
-        z = self.forward(x)
-        return z, self._logdet(z)
+        z = self.forward(x, mask=mask)
+        return z, self._logdet(z, mask)
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self,
+        z: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the integers and ``d log L``."""
-        return self.inverse(z), -self._logdet(z)
+        return self.inverse(z, mask=mask), -self._logdet(z, mask)
 
-    def _logdet(self, z: Tensor) -> Float[Tensor, " batch"]:
+    def _logdet(self, z: Tensor, mask: Tensor | None) -> Float[Tensor, " batch"]:
+        if mask is not None:
+            return -math.log(self.levels) * count_valid(mask, z)
         dim = math.prod(z.shape[1:])
         dtype = torch.promote_types(z.dtype, torch.float32)
         return torch.full((z.shape[0],), -dim * math.log(self.levels), dtype=dtype, device=z.device)
@@ -101,6 +127,8 @@ class Logit(Bijection):
         tensor([[-2.9444,  0.0000,  2.9444]])
     """
 
+    uses_mask = True
+
     def __init__(self, alpha: float = 0.05) -> None:
         super().__init__()
         if not 0 <= alpha < 0.5:
@@ -111,29 +139,57 @@ class Logit(Bijection):
         """Return the arguments."""
         return str(self.alpha)
 
-    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return ``logit(α + (1 - 2α) x)``; not finite outside of its domain."""
+        return on_valid(self._logit, x, mask, fill=0.5)
+
+    def inverse(
+        self,
+        z: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``(sigmoid(z) - α) / (1 - 2α)``, up to ``α / (1 - 2α)`` outside of the unit interval."""
+        return on_valid(lambda values: (values.sigmoid() - self.alpha) / (1 - 2 * self.alpha), z, mask)
+
+    def forward_and_logdet(
+        self,
+        x: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return the logit and the log-determinant."""
+        z = self.forward(x, mask=mask)
+        return z, self._logdet(z, mask)
+
+    def inverse_and_logdet(
+        self,
+        z: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return the inverse and its log-determinant."""
+        return self.inverse(z, mask=mask), -self._logdet(z, mask)
+
+    def _logit(self, x: Tensor) -> Tensor:
         inside = self.alpha + (1 - 2 * self.alpha) * x
         return inside.log() - (-inside).log1p()
 
-    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
-        """Return ``(sigmoid(z) - α) / (1 - 2α)``, up to ``α / (1 - 2α)`` outside of the unit interval."""
-        return (z.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
-
-    def forward_and_logdet(
-        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the logit and the log-determinant."""
-        z = self.forward(x)
-        return z, self._logdet(z)
-
-    def inverse_and_logdet(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the inverse and its log-determinant."""
-        return self.inverse(z), -self._logdet(z)
-
-    def _logdet(self, z: Tensor) -> Float[Tensor, " batch"]:
+    def _logdet(self, z: Tensor, mask: Tensor | None) -> Float[Tensor, " batch"]:
         """Use that the derivative of the logit is ``1 / (s (1 - s))`` with ``s = sigmoid(z)``."""
         wide = z.to(torch.promote_types(z.dtype, torch.float32))
-        return (F.softplus(wide) + F.softplus(-wide) + math.log1p(-2 * self.alpha)).flatten(1).sum(1)
+        if mask is not None:
+            wide = wide.masked_fill(~valid_values(mask, z), 0.0)
+        terms = F.softplus(wide) + F.softplus(-wide) + math.log1p(-2 * self.alpha)
+        if mask is not None:
+            terms = torch.where(valid_values(mask, z), terms, 0.0)
+        return terms.flatten(1).sum(1)

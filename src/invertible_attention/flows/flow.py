@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from invertible_attention._mask import count_valid, given
 from invertible_attention.bijection import Bijection
 from invertible_attention.flows.base import Base
 
 __all__ = ["Flow"]
+
+Mask = Bool[Tensor, "batch *valid"] | None
 
 
 class Flow(nn.Module):
@@ -44,36 +47,48 @@ class Flow(nn.Module):
         self.base = base
 
     def forward(
-        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None
+        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None, *, mask: Mask = None
     ) -> Float[Tensor, " batch"]:
         """Return :meth:`log_prob`."""
-        return self.log_prob(x, context)
+        return self.log_prob(x, context, mask=mask)
 
     def log_prob(
-        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None
+        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None, *, mask: Mask = None
     ) -> Float[Tensor, " batch"]:
         """Return the log-density of each sample in nats.
 
         Where the transform begins with :class:`~invertible_attention.flows.Dequantize` it is a lower bound of
         the log-probability of an integer image (in expectation over the noise).
+
+        Args:
+            x: Samples.
+            context: One entry per sample, where the transform uses one.
+            mask: True where a sample is valid, for samples of unequal length: the density is that of the valid
+                values.
+
+        Raises:
+            ValueError: If a part of the transform takes no mask.
         """
-        z, logdet = self.transform.forward_and_logdet(x, context)
-        return self.base.log_prob(z) + logdet
+        z, logdet = self.transform.forward_and_logdet(x, context, **given(self.transform, mask))
+        if mask is None:
+            return self.base.log_prob(z) + logdet
+        return self.base.log_prob(z, self.transform.output_mask(mask)) + logdet
 
     def bits_per_dim(
-        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None
+        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None, *, mask: Mask = None
     ) -> Float[Tensor, " batch"]:
-        r"""Return :math:`-\log_2 p(x) / d` per sample, :math:`d` being the number of values in a sample.
+        r"""Return :math:`-\log_2 p(x) / d` per sample, :math:`d` being the number of its (valid) values.
 
         For integer images and a transform that begins with :class:`~invertible_attention.flows.Dequantize`
         this is the field's bits per dimension. Nothing is added: for data scaled to the unit interval
         beforehand it is smaller by :math:`\log_2` of the number of levels.
         """
-        return self.log_prob(x, context) / (-math.log(2) * math.prod(x.shape[1:]))
+        count = math.prod(x.shape[1:]) if mask is None else count_valid(mask, x).clamp_min(1)
+        return self.log_prob(x, context, mask=mask) / (-math.log(2) * count)
 
     @torch.no_grad()
     def sample(
-        self, n: int, context: Tensor | None = None, *, temperature: float = 1.0
+        self, n: int, context: Tensor | None = None, *, temperature: float = 1.0, mask: Mask = None
     ) -> Float[Tensor, "n *event"]:
         """Draw ``n`` samples.
 
@@ -81,13 +96,19 @@ class Flow(nn.Module):
             n: How many.
             context: For each sample, where the transform uses one.
             temperature: Factor on the base's spread.
+            mask: True where a sample is to be valid; it is zero elsewhere.
 
         Raises:
             ConvergenceError: If a block cannot be inverted at a latent that was drawn.
         """
-        return self.transform.inverse(self.base.sample(n, temperature=temperature), context)
+        z = self.base.sample(n, temperature=temperature)
+        if mask is not None:
+            z = z.masked_fill(~self.transform.output_mask(mask), 0.0)
+        return self.transform.inverse(z, context, **given(self.transform, mask))
 
     @torch.no_grad()
-    def initialize(self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None) -> None:
-        """Let every part that sets itself from its first batch do so from ``x``."""
-        self.transform(x, context)
+    def initialize(
+        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None, *, mask: Mask = None
+    ) -> None:
+        """Let every part that sets itself from its first batch do so from ``x``, where it is valid."""
+        self.transform(x, context, **given(self.transform, mask))

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from invertible_attention._mask import channelwise, given, spread_over_channels
 from invertible_attention.bijection import Bijection
 
 __all__ = ["Flatten", "Split", "Squeeze"]
@@ -39,6 +40,8 @@ class Squeeze(Bijection):
         tensor([0., 1., 2., 3.])
     """
 
+    uses_mask = True
+
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
         if factor < 1:
@@ -49,7 +52,13 @@ class Squeeze(Bijection):
         """Return the arguments."""
         return str(self.factor)
 
-    def forward(self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Shaped[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return ``(B, rⁿ C, *(spatial / r))``."""
         r, (batch, channels, *spatial) = self.factor, self._check(x)
         if any(size % r for size in spatial):
@@ -59,7 +68,13 @@ class Squeeze(Bijection):
         x = x.permute(0, *range(3, 3 + 2 * n, 2), 1, *range(2, 2 + 2 * n, 2))
         return x.reshape(batch, channels * r**n, *(size // r for size in spatial))
 
-    def inverse(self, z: Shaped[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def inverse(
+        self,
+        z: Shaped[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return ``(B, C / rⁿ, *(r · spatial))``."""
         r, (batch, channels, *spatial) = self.factor, self._check(z)
         n = len(spatial)
@@ -71,16 +86,32 @@ class Squeeze(Bijection):
         return z.reshape(batch, channels // r**n, *(size * r for size in spatial))
 
     def forward_and_logdet(
-        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None
+        self,
+        x: Shaped[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the rearranged tensor and zero."""
         return self.forward(x), zero_logdet(x)
 
     def inverse_and_logdet(
-        self, z: Shaped[Tensor, "batch *event"], context: Tensor | None = None
+        self,
+        z: Shaped[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the tensor arranged back and zero."""
         return self.inverse(z), zero_logdet(z)
+
+    def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch *spatial"]:
+        """Return the mask of the blocks.
+
+        Raises:
+            ValueError: If a block is valid in part.
+        """
+        return channelwise(self.forward(mask.unsqueeze(1)))
 
     @staticmethod
     def _check(x: Tensor) -> torch.Size:
@@ -101,6 +132,8 @@ class Flatten(Bijection):
         ValueError: In a call, if the event has another shape.
     """
 
+    uses_mask = True
+
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = tuple(shape)
@@ -109,27 +142,51 @@ class Flatten(Bijection):
         """Return the arguments."""
         return str(self.shape)
 
-    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return ``(B, D)``."""
         check_event(x, self.shape)
         return x.flatten(1)
 
-    def inverse(self, z: Float[Tensor, "batch dim"], context: Tensor | None = None) -> Tensor:
+    def inverse(
+        self,
+        z: Float[Tensor, "batch dim"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return ``(B, *shape)``."""
         check_event(z, (math.prod(self.shape),))
         return z.reshape(z.shape[0], *self.shape)
 
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self,
+        x: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``(B, D)`` and zero."""
         return self.forward(x), zero_logdet(x)
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch dim"], context: Tensor | None = None
+        self,
+        z: Float[Tensor, "batch dim"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``(B, *shape)`` and zero."""
         return self.inverse(z), zero_logdet(z)
+
+    def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch dim"]:
+        """Return the mask of the vector's values."""
+        return spread_over_channels(mask, self.shape)
 
 
 class Split(Bijection):
@@ -163,37 +220,70 @@ class Split(Bijection):
             raise ValueError(f"nothing to factor out of {shape[0]} channels, shape {tuple(shape)}")
         self.shape = tuple(shape)
         self.transform = transform
+        self.uses_mask = transform.uses_mask
         self._factored_shape = (shape[0] - shape[0] // 2, *self.shape[1:])
 
     def extra_repr(self) -> str:
         """Return the arguments that are not modules."""
         return str(self.shape)
 
-    def forward(self, x: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels *spatial"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return ``(B, D)``."""
         kept, factored = self._divide(x)
-        return self._join(self.transform(kept, context), factored)
+        return self._join(self.transform(kept, context, **self._given(mask)), factored)
 
-    def inverse(self, z: Float[Tensor, "batch dim"], context: Tensor | None = None) -> Tensor:
+    def inverse(
+        self,
+        z: Float[Tensor, "batch dim"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return ``(B, C, *spatial)``."""
         kept, factored = self._part(z)
-        return torch.cat([self.transform.inverse(kept, context), factored], dim=1)
+        return torch.cat([self.transform.inverse(kept, context, **self._given(mask)), factored], dim=1)
 
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch channels *spatial"], context: Tensor | None = None
+        self,
+        x: Float[Tensor, "batch channels *spatial"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``(B, D)`` and the log-determinant of ``transform``."""
         kept, factored = self._divide(x)
-        latent, logdet = self.transform.forward_and_logdet(kept, context)
+        latent, logdet = self.transform.forward_and_logdet(kept, context, **self._given(mask))
         return self._join(latent, factored), logdet
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch dim"], context: Tensor | None = None
+        self,
+        z: Float[Tensor, "batch dim"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``(B, C, *spatial)`` and the log-determinant of the inverse of ``transform``."""
         kept, factored = self._part(z)
-        x, logdet = self.transform.inverse_and_logdet(kept, context)
+        x, logdet = self.transform.inverse_and_logdet(kept, context, **self._given(mask))
         return torch.cat([x, factored], dim=1), logdet
+
+    def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch dim"]:
+        """Return the mask of the vector's values."""
+        values = spread_over_channels(mask, self.shape)
+        factored = values[:, values.shape[1] - math.prod(self._factored_shape) :]
+        return torch.cat([self.transform.output_mask(self._given(mask)["mask"]), factored], dim=1)
+
+    def _given(self, mask: Tensor | None) -> dict[str, Tensor]:
+        """Return the keyword arguments of the transform: the mask of the channels that are kept."""
+        if mask is not None and len(self.shape) == 1:
+            mask = mask[:, : self.shape[0] // 2]
+        return given(self.transform, mask)
 
     def _divide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_event(x, self.shape)

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from invertible_attention.interop.distributions import from_distribution, to_distribution
     from invertible_attention.interop.export import FixedInverse, compile_branches, to_plain
-    from invertible_attention.interop.freia import from_freia, to_freia
+    from invertible_attention.interop.freia import FreiaAttention, FreiaModule, from_freia, to_freia
     from invertible_attention.interop.nflows import from_nflows, to_nflows
     from invertible_attention.interop.normflows import from_normflows, to_normflows
     from invertible_attention.interop.pyro import to_pyro, to_pyro_conditional
-    from invertible_attention.interop.views import Inverse, OnVectors
+    from invertible_attention.interop.views import Inverse, MaskInContext, OnVectors
     from invertible_attention.interop.zuko import from_zuko, to_zuko
 
 __all__ = [
     "FixedInverse",
+    "FreiaAttention",
+    "FreiaModule",
     "Inverse",
+    "MaskInContext",
     "OnVectors",
     "compile_branches",
     "from_distribution",
@@ -45,8 +48,11 @@ _MODULES = {
     "compile_branches": "export",
     "to_plain": "export",
     "Inverse": "views",
+    "MaskInContext": "views",
     "OnVectors": "views",
     "from_distribution": "distributions",
+    "FreiaAttention": "freia",
+    "FreiaModule": "freia",
     "from_freia": "freia",
     "from_nflows": "nflows",
     "from_normflows": "normflows",

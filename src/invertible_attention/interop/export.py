@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from invertible_attention._mask import given
 from invertible_attention.attention import AttentionBranch
 from invertible_attention.attention.plain import PlainAttentionBranch, bake_parametrizations
 from invertible_attention.bijection import Bijection
@@ -84,11 +85,11 @@ class FixedInverse(nn.Module):
         self.bijection = _replace(to_plain(bijection), unroll)
 
     def forward(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None, mask: Tensor | None = None
     ) -> Float[Tensor, "batch *event"]:
-        """Return the inverse at ``z``."""
+        """Return the inverse at ``z``; the mask is as in :class:`~invertible_attention.Bijection`."""
         assert isinstance(self.bijection, Bijection)
-        return self.bijection.inverse(z, context)
+        return self.bijection.inverse(z, context, **given(self.bijection, mask))
 
 
 class CompiledBranch(nn.Module):

@@ -6,19 +6,20 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from invertible_attention._mask import channelwise, given, spread_over_channels
 from invertible_attention.bijection import Bijection
 
-__all__ = ["Inverse", "OnVectors", "on_vectors"]
+__all__ = ["Inverse", "MaskInContext", "OnVectors", "on_vectors", "sum_over_event"]
 
 
 class Inverse(Bijection):
     r"""The inverse of a bijection, :math:`f^{-1}`, as a bijection.
 
     Flow libraries differ in the direction they call forward, and a density that is trained by sampling wants the
-    cheap direction to be the one from latent to data.
+    cheap direction to be the one from latent to data. It takes a mask where :math:`f` does and keeps the shape.
 
     Args:
         bijection: :math:`f`.
@@ -35,26 +36,47 @@ class Inverse(Bijection):
     def __init__(self, bijection: Bijection) -> None:
         super().__init__()
         self.bijection = bijection
+        self.uses_mask = bijection.uses_mask
 
-    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return ``f⁻¹(x)``."""
-        return self.bijection.inverse(x, context)
+        return self.bijection.inverse(x, context, **given(self.bijection, mask))
 
-    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def inverse(
+        self,
+        z: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return ``f(z)``."""
-        return self.bijection(z, context)
+        return self.bijection(z, context, **given(self.bijection, mask))
 
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self,
+        x: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f⁻¹(x)`` and its log-determinant."""
-        return self.bijection.inverse_and_logdet(x, context)
+        return self.bijection.inverse_and_logdet(x, context, **given(self.bijection, mask))
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self,
+        z: Float[Tensor, "batch *event"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f(z)`` and its log-determinant."""
-        return self.bijection.forward_and_logdet(z, context)
+        return self.bijection.forward_and_logdet(z, context, **given(self.bijection, mask))
 
 
 class OnVectors(Bijection):
@@ -81,6 +103,7 @@ class OnVectors(Bijection):
     ) -> None:
         super().__init__()
         self.bijection = bijection
+        self.uses_mask = bijection.uses_mask
         self.view = tuple(view)
         self.output_view = self.view if output_view is None else tuple(output_view)
         if math.prod(self.view) != math.prod(self.output_view):
@@ -90,27 +113,109 @@ class OnVectors(Bijection):
         """Return the arguments that are not modules."""
         return str(self.view) if self.view == self.output_view else f"{self.view}, {self.output_view}"
 
-    def forward(self, x: Float[Tensor, "batch dim"], context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "batch dim"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return ``(B, D)``."""
-        return self.bijection(_view(x, self.view), context).flatten(1)
+        return self.bijection(_view(x, self.view), context, **self._given(mask)).flatten(1)
 
-    def inverse(self, z: Float[Tensor, "batch dim"], context: Tensor | None = None) -> Tensor:
+    def inverse(
+        self,
+        z: Float[Tensor, "batch dim"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return ``(B, D)``."""
-        return self.bijection.inverse(_view(z, self.output_view), context).flatten(1)
+        return self.bijection.inverse(_view(z, self.output_view), context, **self._given(mask)).flatten(1)
 
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch dim"], context: Tensor | None = None
+        self,
+        x: Float[Tensor, "batch dim"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``(B, D)`` and the log-determinant."""
-        z, logdet = self.bijection.forward_and_logdet(_view(x, self.view), context)
+        z, logdet = self.bijection.forward_and_logdet(_view(x, self.view), context, **self._given(mask))
         return z.flatten(1), logdet
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch dim"], context: Tensor | None = None
+        self,
+        z: Float[Tensor, "batch dim"],
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``(B, D)`` and the log-determinant of the inverse."""
-        x, logdet = self.bijection.inverse_and_logdet(_view(z, self.output_view), context)
+        x, logdet = self.bijection.inverse_and_logdet(
+            _view(z, self.output_view), context, **self._given(mask)
+        )
         return x.flatten(1), logdet
+
+    def output_mask(self, mask: Bool[Tensor, "batch dim"]) -> Bool[Tensor, "batch dim"]:
+        """Return the mask of the result's values."""
+        return spread_over_channels(self.bijection.output_mask(self._positions(mask)), self.output_view)
+
+    def _positions(self, mask: Tensor) -> Tensor:
+        values = _view(mask, self.view)
+        return channelwise(values) if len(self.view) > 1 else values
+
+    def _given(self, mask: Tensor | None) -> dict[str, Tensor]:
+        return given(self.bijection, None if mask is None else self._positions(mask))
+
+
+class MaskInContext(Bijection):
+    """A bijection that takes a mask, given it as the last features of its context.
+
+    Flow libraries pass a context on, but no mask. The last features of the context ``(B, K + N)``, one for each of
+    the :math:`N` positions of the input, say which are valid: 1 where they are, 0 where not. The first :math:`K`
+    are the bijection's own context, if there are any.
+
+    Args:
+        bijection: One that takes a mask.
+
+    Raises:
+        ValueError: If it takes none; in a call, if the context is too short for a mask.
+
+    Example:
+        >>> import torch, invertible_attention as ia
+        >>> from invertible_attention.interop import MaskInContext
+        >>> layer = MaskInContext(ia.InvertibleAttention(3))
+        >>> x, mask = torch.randn(2, 3, 5), torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+        >>> bool((layer(x, mask)[1, :, 2:] == x[1, :, 2:]).all())
+        True
+    """
+
+    def __init__(self, bijection: Bijection) -> None:
+        super().__init__()
+        if not bijection.uses_mask:
+            raise ValueError(f"{type(bijection).__name__} takes no mask")
+        self.bijection = bijection
+
+    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+        """Return ``f(x)``."""
+        return self.bijection(x, **_split_context(x, context))
+
+    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+        """Return ``f⁻¹(z)``."""
+        return self.bijection.inverse(z, **_split_context(z, context))
+
+    def forward_and_logdet(
+        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return ``f(x)`` and its log-determinant."""
+        return self.bijection.forward_and_logdet(x, **_split_context(x, context))
+
+    def inverse_and_logdet(
+        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return ``f⁻¹(z)`` and its log-determinant."""
+        return self.bijection.inverse_and_logdet(z, **_split_context(z, context))
 
 
 def on_vectors(bijection: Bijection, view: Sequence[int] | None) -> Bijection:
@@ -128,6 +233,17 @@ def sum_over_event(values: Tensor, batch: int) -> Float[Tensor, " batch"]:
     """Sum a log-determinant over every axis but the first, in ``float32`` or better; scalars are repeated."""
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
     return wide.expand(batch) if wide.ndim == 0 else wide.reshape(batch, -1).sum(1)
+
+
+def _split_context(x: Tensor, context: Tensor | None) -> dict[str, Tensor | None]:
+    positions = x.shape[1:].numel() if x.ndim == 2 else x.shape[2:].numel()
+    if context is None or context.ndim != 2 or context.shape[1] < positions:
+        found = None if context is None else tuple(context.shape)
+        raise ValueError(
+            f"expected a context of at least {positions} features, its mask the last, got {found}"
+        )
+    features, mask = context.split([context.shape[1] - positions, positions], dim=1)
+    return {"context": features if features.shape[1] else None, "mask": mask > 0.5}
 
 
 def _view(x: Tensor, view: tuple[int, ...]) -> Tensor:
