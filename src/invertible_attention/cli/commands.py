@@ -52,9 +52,19 @@ COMMANDS = (
         extra="camouflage",
     ),
     Command(
+        "audit",
+        "Measure whether a trained network is really invertible, or search for a layer above its bound.",
+        f"{EXPERIMENTS}.audit.command:COMMAND",
+    ),
+    Command(
         "benchmark",
         "Time attention and measure its memory against the N×N form and PyTorch's own, in one run.",
         f"{EXPERIMENTS}.benchmark.command:COMMAND",
+    ),
+    Command(
+        "report",
+        "Put result folders on one page, beside the paper's tables and figures.",
+        f"{EXPERIMENTS}.summary.command:COMMAND",
     ),
 )
 

@@ -1,0 +1,155 @@
+"""Which result folders are there, and of what kind: told by the JSON file in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExperimentError
+from ..files import read_json
+
+__all__ = ["KINDS", "Result", "find_results", "kind_of"]
+
+KINDS = {
+    "reconstruct": "reconstruction (Tables 2 and 5)",
+    "density": "density (Table 3)",
+    "density-study": "comparison of densities (Table 3)",
+    "conditional": "conditional density",
+    "camouflage": "camouflaged objects (Table 4)",
+    "benchmark": "time and memory",
+    "audit": "audit",
+}
+"""Every kind of result, and what to call it."""
+
+SCHEMAS = {
+    "invertible-attention/reconstruct/1": "reconstruct",
+    "invertible-attention/density-study/1": "density-study",
+    "invertible-attention/camouflage/1": "camouflage",
+}
+KEYS = {
+    "density": {"name", "configuration", "evaluation", "curve", "run"},
+    "conditional": {"unconditional", "conditional", "gain_bits_per_dim"},
+    "benchmark": {"times", "memory", "growth", "claims", "metadata"},
+}
+"""What files without a schema are known by."""
+
+MAIN_FILES = ("results.json", "study.json", "benchmark.json", "audit.json")
+"""Files that cannot be anything but results: one of them that is not known is an error."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result that was found.
+
+    Args:
+        kind: a name from :data:`KINDS`.
+        name: what to call it on the page.
+        path: the file.
+        content: what is in it.
+    """
+
+    kind: str
+    name: str
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where its figures are."""
+        return self.path.parent
+
+
+def kind_of(content: Any) -> str | None:
+    """Return the kind of a result, ``None`` for anything else.
+
+    Example:
+        >>> kind_of({"schema": "invertible-attention/reconstruct/1"}), kind_of({"schema": "another"}), kind_of([])
+        ('reconstruct', None, None)
+    """
+    if not isinstance(content, dict):
+        return None
+    if "schema" in content:
+        return SCHEMAS.get(content["schema"])
+    return next((kind for kind, keys in KEYS.items() if keys <= content.keys()), None)
+
+
+def find_results(paths: Sequence[Path]) -> list[Result]:
+    """Return the results in folders; a folder that holds none itself is searched.
+
+    Args:
+        paths: folders, or result files.
+
+    Returns:
+        What was found, in the order of the folders, each once.
+
+    Raises:
+        ExperimentError: naming a folder that does not exist, holds no result, or one of an unknown kind.
+    """
+    found: dict[Path, Result] = {}
+    for path in paths:
+        if not path.exists():
+            raise ExperimentError(f"there is no folder {path}")
+        known = list(_within(path.resolve()))
+        if not known:
+            raise ExperimentError(
+                f"{path} holds no results of this program: it looks for {', '.join(MAIN_FILES[:-1])} "
+                f"or {MAIN_FILES[-1]} as written by {', '.join(KINDS)}"
+            )
+        for result in known:
+            found.setdefault(result.path, result)
+    return _named(list(found.values()))
+
+
+def _within(path: Path) -> Iterator[Result]:
+    if path.is_file():
+        result = _read(path)
+        if result is None:
+            raise _unknown(path)
+        yield result
+        return
+    here = [result for file in sorted(path.glob("*.json")) if (result := _read(file)) is not None]
+    yield from here
+    if not here:
+        for entry in sorted(path.iterdir()):
+            if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
+                yield from _within(entry)
+
+
+def _read(file: Path) -> Result | None:
+    """Read a result; ``None`` for a file that is none, such as a run's configuration."""
+    if file.name in MAIN_FILES:
+        content = read_json(file)
+    else:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+    kind = kind_of(content)
+    if kind is None and file.name in MAIN_FILES:
+        raise _unknown(file)
+    return None if kind is None else Result(kind, file.parent.name, file, content)
+
+
+def _unknown(file: Path) -> ExperimentError:
+    return ExperimentError(
+        f"{file.parent} holds a {file.name} of a kind this version does not know: known are {', '.join(KINDS)}"
+    )
+
+
+def _named(results: list[Result]) -> list[Result]:
+    """Name every result by the shortest end of its folder's path that tells it from the others."""
+
+    def name(result: Result, parts: int) -> str:
+        return "/".join(result.folder.parts[-parts:])
+
+    named = []
+    for result in results:
+        others = [other for other in results if other.folder != result.folder]
+        parts = 1
+        while any(name(other, parts) == name(result, parts) for other in others):
+            parts += 1
+        named.append(replace(result, name=name(result, parts)))
+    return named

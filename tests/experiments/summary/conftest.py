@@ -1,0 +1,199 @@
+"""Results of every kind, small, as their commands write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+MACHINE = {
+    "processor": "A processor",
+    "cores": 2,
+    "threads": 1,
+    "memory_gib": 8.0,
+    "system": "Linux x86_64",
+    "device": "cpu",
+    "accelerator": None,
+}
+RUN = {"time": "2026-01-02T03:04:05+00:00", "commit": "0123456789ab", "versions": {}, "machine": MACHINE}
+SCORE = {
+    "bits_per_dim": 3.25,
+    "standard_error": 0.01,
+    "draws": 2,
+    "images": 4,
+    "not_finite": 0,
+    "exact": True,
+    "spectral_radius": None,
+}
+
+
+def density(dataset: str = "digits") -> dict[str, Any]:
+    return {
+        "name": "i-resnet + concatenation, certified",
+        "configuration": {"dataset": dataset, "seed": 7},
+        "data": {"title": dataset},
+        "parameters": 1234,
+        "training": {"steps": 60, "processor_seconds": 90.0},
+        "curve": [{"step": step, "processor_seconds": float(step), "test": 5 / step} for step in (1, 2, 3)],
+        "run": RUN,
+        "untrained": SCORE | {"bits_per_dim": None, "not_finite": 3},
+        "evaluation": SCORE,
+        "samples": {"drawn": 8, "converged": 8},
+    }
+
+
+def study() -> dict[str, Any]:
+    summary = {"mean": 2.5, "standard_error": 0.25, "values": [2.25, 2.75]}
+    row = {
+        "variant": "none",
+        "name": "i-resnet",
+        "parameters": 1000,
+        "parameters_relative": 1.0,
+        "processor_seconds": 60.0,
+        "exact": False,
+        "spectral_radius": 1.5,
+        "skipped_steps": 0,
+        "failed_samples": 0,
+        "bits_per_dim": summary,
+        "difference": summary,
+        "difference_at_equal_time": summary,
+    }
+    cell = {"name": "i-resnet", "curve": density()["curve"], "run": RUN}
+    return {
+        "schema": "invertible-attention/density-study/1",
+        "base": {"dataset": "cifar10", "steps": 60, "batch_size": 8},
+        "draws": 2,
+        "data": {"title": "CIFAR-10", "shape": [3, 32, 32], "train_images": 10, "test_images": 4},
+        "rows": [row],
+        "cells": [cell | {"seed": seed} for seed in (0, 1, 2, 5)],
+        "run": RUN,
+    }
+
+
+def conditional() -> dict[str, Any]:
+    part = {
+        "bits_per_dim": 2.5,
+        "standard_error": 0.01,
+        "largest_reconstruction_error": 1e-6,
+        "parameters": 99,
+        "seconds": 3.0,
+    }
+    return {
+        "data": "digits",
+        "log_determinant": "exact",
+        "unconditional": part,
+        "conditional": part | {"bits_per_dim": 2.25},
+        "gain_bits_per_dim": 0.25,
+        "gain_standard_error": 0.01,
+        "arguments": {"seed": 3},
+        "torch": "2.13",
+        "machine": "a machine",
+    }
+
+
+def camouflage() -> dict[str, Any]:
+    measures = (
+        "s_measure",
+        "mean_f",
+        "mean_e",
+        "mae",
+        "max_f",
+        "adaptive_f",
+        "max_e",
+        "adaptive_e",
+        "weighted_f",
+    )
+    audited = {
+        "images": 2,
+        "tokens": 144,
+        "certificate": 0.9,
+        "local_lipschitz_largest": 0.5,
+        "recovered": 2,
+        "silently_wrong": 0,
+        "not_injective": 0,
+        "evaluations_mean": 9.0,
+        "relative_error_largest": 1e-7,
+    }
+    cells = [
+        {
+            "model": model,
+            "seed": seed,
+            "scores": {"CAMO": dict.fromkeys(measures, 0.5 + 0.1 * seed)},
+            "audit": {"4": audited} if model.startswith("certified") else {},
+            "run": RUN,
+        }
+        for model in ("base", "concatenation", "certified-concatenation")
+        for seed in (0, 1)
+    ]
+    settings = {"backbone": "tiny", "size": 48, "epochs": 1, "batch_size": 2}
+    return {
+        "schema": "invertible-attention/camouflage/1",
+        "configuration": settings,
+        "run": RUN,
+        "cells": cells,
+    }
+
+
+def benchmark() -> dict[str, Any]:
+    times = [
+        {
+            "response": "gaussian",
+            "contender": name,
+            "tokens": 64,
+            "batch": 1,
+            "backward": False,
+            "seconds": seconds,
+        }
+        for name, seconds in (("auto", 0.001), ("reference", 0.004))
+    ]
+    claim = {
+        "claim": "gaussian: forward, times faster than N×N",
+        "measured": 4.0,
+        "limit": "≥ 3.5",
+        "met": True,
+    }
+    released = {"response": "gaussian", "tokens": 64, "seconds": 2.0, "bytes": 3e9}
+    return {
+        "times": times,
+        "memory": [],
+        "released": [released],
+        "growth": [],
+        "claims": [claim],
+        "metadata": RUN,
+    }
+
+
+CONTENTS = {
+    "density": ("results.json", density),
+    "density-study": ("study.json", study),
+    "conditional": ("digits.json", conditional),
+    "camouflage": ("results.json", camouflage),
+    "benchmark": ("benchmark.json", benchmark),
+}
+
+
+def write(folder: Path, kind: str, content: dict[str, Any] | None = None) -> Path:
+    """Write a result of a kind into a folder."""
+    name, build = CONTENTS[kind]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(build() if content is None else content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Callable[..., list[Path]]:
+    """Make one folder per kind."""
+    return lambda *kinds: [write(tmp_path / kind, kind) for kind in kinds]
+
+
+@pytest.fixture(scope="session")
+def reconstructions() -> Path:
+    """The reconstruction results this repository publishes."""
+    folder = ROOT / "results" / "reconstruct"
+    if not folder.is_dir():
+        pytest.skip("needs the repository's results folder")
+    return folder
