@@ -1,0 +1,271 @@
+"""Auditing trained networks block by block: the table, results.json and the report."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ...lipschitz.adversarial import adversarial_lipschitz
+from ...lipschitz.audit import audit
+from ...lipschitz.report import AuditReport
+from ..files import write_json, write_text
+from ..metadata import run_metadata
+from ..output import OutputFolder
+from ..progress import RunProgress
+from ..report import Figure, format_number, render_page, save_figures
+from .audit_figure import draw_audit
+from .blocks import Block, exact_branch
+from .checkpoints import Subject, open_checkpoint
+from .search import ALLOWANCE
+
+__all__ = ["audit_block", "audit_checkpoint"]
+
+SCHEMA = "invertible-attention/audit/1"
+TEMPLATES = Path(__file__).parent / "templates"
+OWNED = ("results.json", "report.html", "figures")
+COLUMNS = (
+    "round-trip error",
+    "local Lipschitz",
+    "certificate",
+    "contraction",
+    "evaluations",
+    "second preimage",
+)
+SHORT = ("error", "local L", "bound", "contracts", "evals", "preimages")
+
+
+def audit_checkpoint(
+    checkpoint: Path,
+    *,
+    output: Path,
+    samples: int = 8,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    attack_steps: int = 0,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Audit every residual block of every network, print a table, and write results.json, a figure and report.html.
+
+    Args:
+        checkpoint: file or folder; see :func:`.checkpoints.open_checkpoint`.
+        output: folder for everything written.
+        samples: inputs per network.
+        data_dir: local data, for networks whose inputs are not stored beside them.
+        seed: of the random directions of the estimates.
+        attack_steps: steps of gradient ascent on each block's local Lipschitz constant, in input, and in input and
+            weights; 0 for no attack.
+        overwrite: delete an earlier audit in ``output`` first.
+        console: where progress and the table are shown; the terminal by default.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        ExperimentError: when the checkpoint or the folder cannot be used.
+    """
+    console = console or Console()
+    configuration = {
+        "checkpoint": checkpoint.name,
+        "samples": samples,
+        "seed": seed,
+        "attack_steps": attack_steps,
+    }
+    with (
+        OutputFolder(output, configuration, overwrite=overwrite, owned=OWNED),
+        RunProgress(1, console, unit="audit") as progress,
+    ):
+        progress.stage("opening", None)
+        subjects = open_checkpoint(checkpoint, samples=samples, data_dir=data_dir)
+        advance = progress.stage("auditing blocks", sum(len(subject.blocks) for subject in subjects))
+        rows: list[dict[str, Any]] = []
+        for subject in subjects:
+            for block in subject.blocks:
+                rows.append(_row(subject, block, seed, attack_steps))
+                advance(len(rows))
+        results = {
+            "schema": SCHEMA,
+            "configuration": configuration,
+            "allowance": ALLOWANCE,
+            "blocks": rows,
+            "run": run_metadata(),
+        }
+        figure = draw_audit(rows)
+        write_json(output / "results.json", results)
+        save_figures(output / "figures", [figure])
+        write_text(output / "report.html", _page(results, figure))
+        progress.finish_cell(f"{len(rows)} blocks audited")
+    _print(console, rows)
+    console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+    return results
+
+
+def audit_block(block: Block, *, seed: int = 0) -> dict[str, Any]:
+    """Audit a block at its inputs, one after another, and return a summary as JSON values."""
+    # One by one: with all of them at once the estimates would need many N×N matrices.
+    reports = [audit(block.module, x, seed=seed) for x in block.x.split(1)]
+    certificate = reports[0].certificate
+    local = _values(reports, "lipschitz_estimate")
+    largest = _largest(local)
+    return {
+        "samples": len(reports),
+        "event_shape": list(reports[0].event_shape),
+        "certificate": _finite(certificate),
+        "lipschitz_estimate": largest,
+        "lipschitz_estimates": local,
+        "contraction": "certified" if certificate < 1 else "here" if (largest or 2) < 1 else "no",
+        "relative_error": _largest(_values(reports, "relative_error")),
+        "residual": _largest(_values(reports, "residual")),
+        "error_bound": _largest(_values(reports, "error_bound")),
+        "smallest_stretch": min(_values(reports, "smallest_stretch"), default=None),
+        "evaluations": _mean(_values(reports, "evaluations")),
+        "recovered": sum(len(report.recovered) for report in reports),
+        "said_to_fail": sum(len(report.failed) for report in reports),
+        "silently_wrong": sum(len(report.silently_wrong) for report in reports),
+        "second_preimages": sum(len(report.not_injective) for report in reports),
+        "searched": any(report.searched for report in reports),
+        "exceeds_certificate": sum(int(report.exceeds_certificate.sum()) for report in reports),
+        "passed": all(report.passed for report in reports),
+    }
+
+
+def headline(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the result in a sentence."""
+    passed = sum(row["passed"] for row in rows)
+    certified = sum(row["contraction"] == "certified" for row in rows)
+    silent = sum(row["silently_wrong"] for row in rows)
+    exceeded = sum(row["exceeds_certificate"] > 0 or _beaten(row) for row in rows)
+    said = "no certificate was exceeded" if not exceeded else f"{exceeded} CERTIFICATES WERE EXCEEDED"
+    wrong = "" if not silent else f" {silent} inverses were WRONG WITHOUT SAYING SO."
+    return f"{passed} of {len(rows)} blocks passed, {certified} of them are certified; {said}.{wrong}"
+
+
+def _row(subject: Subject, block: Block, seed: int, attack_steps: int) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "network": subject.name,
+        "kind": subject.kind,
+        "inputs": subject.inputs,
+        "block": block.name,
+    }
+    row |= audit_block(block, seed=seed)
+    row["attack"] = _attack(block, attack_steps, seed) if attack_steps and row["certificate"] else None
+    return row
+
+
+def _attack(block: Block, steps: int, seed: int) -> dict[str, Any]:
+    """Ascend the local Lipschitz constant in the input alone, and in the weights as well."""
+    limit = torch.tensor(float(block.module.lipschitz_bound().detach()), dtype=torch.float64)
+    x = block.x[:1].double()
+    # In steps that fit the inputs' own scale.
+    scale = float(x.square().mean().sqrt().clamp_min(1e-30))
+    free: Any = copy.deepcopy(block.module.branch).double()
+    attempts = {
+        "input": (exact_branch(block.module), None, lambda: limit, 0.05 * scale),
+        "weights": (free, list(free.parameters()), free.lipschitz_bound, 0.05),
+    }
+    found = {}
+    for name, (branch, parameters, bound, lr) in attempts.items():
+        result = adversarial_lipschitz(
+            branch,
+            x,
+            steps=steps,
+            lr=lr,
+            parameters=parameters,
+            bound=bound,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        found[name] = {
+            "ratio": _finite(result.ratio),
+            "constant": _finite(result.constant),
+            "bound": result.bound,
+        }
+    return found
+
+
+def _beaten(row: dict[str, Any]) -> bool:
+    attack = row.get("attack") or {}
+    return any((item["ratio"] or 0.0) > 1 + ALLOWANCE for item in attack.values())
+
+
+def _values(reports: Sequence[AuditReport], name: str) -> list[float]:
+    tensors = [getattr(report, name) for report in reports]
+    return [
+        float(value) for tensor in tensors if tensor is not None for value in tensor if math.isfinite(value)
+    ]
+
+
+def _largest(values: Sequence[float]) -> float | None:
+    return max(values, default=None)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """Return a row of the table as text."""
+    found = row["second_preimages"]
+    preimage = f"{found} found" if found else "none found" if row["searched"] else "unique"
+    return [
+        "∞" if row["relative_error"] is None else f"{row['relative_error']:.1e}",
+        format_number(row["lipschitz_estimate"]),
+        format_number(row["certificate"], missing="none"),
+        row["contraction"],
+        format_number(row["evaluations"]),
+        preimage,
+    ]
+
+
+def _print(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    attacked = any(row["attack"] for row in rows)
+    for network, own in itertools.groupby(rows, key=lambda row: row["network"]):
+        table = Table(title=network, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+        table.add_column("block", no_wrap=True)
+        for name in (*SHORT, *(("attack", "weights") if attacked else ())):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in own:
+            ratios = _ratios(row) if attacked else []
+            table.add_row(row["block"].replace("bijections.", ""), *_cells(row), *ratios)
+        console.print(table)
+    console.print(headline(rows), highlight=False, soft_wrap=True)
+
+
+def _ratios(row: dict[str, Any]) -> list[str]:
+    attack = row["attack"] or {}
+    return [format_number(attack[name]["ratio"]) if name in attack else "–" for name in ("input", "weights")]
+
+
+def _page(results: dict[str, Any], figure: Figure) -> str:
+    rows = results["blocks"]
+    attacked = any(row["attack"] for row in rows)
+    return render_page(
+        "audit.html",
+        TEMPLATES,
+        results=results,
+        headline=headline(rows),
+        columns=[*COLUMNS, *(("largest ratio to it: input", "input and weights") if attacked else ())],
+        rows=[
+            {
+                "network": row["network"],
+                "block": row["block"],
+                "kind": "certified" if row["contraction"] == "certified" else "",
+                "cells": _cells(row) + (_ratios(row) if attacked else []),
+            }
+            for row in rows
+        ],
+        inputs=sorted({row["inputs"] for row in rows}),
+        figure_=figure,
+    )
