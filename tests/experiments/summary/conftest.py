@@ -167,12 +167,60 @@ def benchmark() -> dict[str, Any]:
     }
 
 
+def audit() -> dict[str, Any]:
+    block = {
+        "network": "a network",
+        "block": "0.branch",
+        "samples": 8,
+        "contraction": "certified",
+        "recovered": 8,
+        "relative_error": 1e-7,
+        "certificate": 0.9,
+        "lipschitz_estimate": 0.75,
+        "evaluations": 9.5,
+        "second_preimages": 0,
+        "searched": False,
+        "silently_wrong": 0,
+        "passed": True,
+    }
+    broken = {
+        "block": "1.branch",
+        "contraction": "no",
+        "certificate": None,
+        "searched": True,
+        "second_preimages": 3,
+    }
+    return {
+        "schema": "invertible-attention/audit/1",
+        "configuration": {"checkpoint": "model", "seed": 4},
+        "blocks": [block, block | broken | {"passed": False, "relative_error": None}],
+        "run": RUN,
+    }
+
+
+def attack() -> dict[str, Any]:
+    return {
+        "schema": "invertible-attention/attack/1",
+        "configuration": {"seed": 5},
+        "configurations": 12345,
+        "blocks": 6,
+        "networks": 2,
+        "violations": [],
+        "allowance": 1e-9,
+        "score_ranges": {"names": ["small", "large"]},
+        "tightest_by": {"response": {"gaussian": [0.9999999, 0.5]}, "dtype": {"float64": [0.25, 0.125]}},
+        "run": RUN,
+    }
+
+
 CONTENTS = {
     "density": ("results.json", density),
     "density-study": ("study.json", study),
     "conditional": ("digits.json", conditional),
     "camouflage": ("results.json", camouflage),
     "benchmark": ("benchmark.json", benchmark),
+    "audit": ("results.json", audit),
+    "attack": ("results.json", attack),
 }
 
 

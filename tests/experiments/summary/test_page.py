@@ -138,6 +138,11 @@ def test_measured_numbers_are_those_of_the_files(page: Page, reconstructions: Pa
     assert compared[1] == in_study[1] == "2.5000 ± 0.2500"
     assert "not unbiased" in in_study
     assert page.rows("64 tokens, forward")[0][1:] == ["1 ms", "4.00×", "–"]
+    assert page.rows("0.branch")[0][1:] == ["8 of 8", "1.0 × 10⁻⁷", "0.9", "0.75", "9.5", "excluded", "0"]
+    assert page.rows("1.branch")[0][2:4] == ["∞", "none"]
+    assert page.rows("gaussian") == [["gaussian", "0.999999", "0.500000"]]
+    assert "1 of 2 blocks passed" in page.text
+    assert "12,345 random layers and 6 blocks of 2 networks: no bound was exceeded" in page.text
     assert page.rows("level 4")[0][2] == "2 of 2"
     (ours,) = [row for row in page.rows("camouflage") if len(row) == 6 and row[1] == "0.550 ± 0.071"][:1]
     assert ours[-1] == "2"

@@ -65,6 +65,20 @@ STORED = {
         ),
         "losses": ("Training loss of every attention's first seed.", "Falling curves of the training loss."),
     },
+    "audit": {
+        "lipschitz": (
+            "Local Lipschitz constants of every residual branch, from below, and the certified constant where there "
+            "is one. Left of the dashed line the branch is a contraction.",
+            "One row per block: points for the inputs, a bar for the certificate.",
+        ),
+    },
+    "attack": {
+        "attack": (
+            "Local Lipschitz constant divided by the bound: layers as drawn, and the closest ones after gradient "
+            "ascent in input and weights.",
+            "A falling curve of the share of layers with a larger ratio, and bars of the largest ratios.",
+        ),
+    },
 }
 """Figures by kind of result and file name: caption, and what a reader who cannot see them should know."""
 

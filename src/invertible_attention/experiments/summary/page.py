@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import ExperimentError
 from ..report import render_page
-from . import benchmark, camouflage, density, reconstruction
+from . import audit, benchmark, camouflage, density, reconstruction
 from .content import Section, describe
 from .recognition import Result
 
@@ -20,6 +20,7 @@ BUILDERS: dict[tuple[str, ...], Callable[[Sequence[Result]], list[Section]]] = {
     ("density", "density-study", "conditional"): density.sections,
     ("camouflage",): camouflage.sections,
     ("benchmark",): benchmark.sections,
+    ("audit", "attack"): audit.sections,
 }
 """What writes the sections of which kinds, in the order of the page."""
 

@@ -20,7 +20,8 @@ KINDS = {
     "conditional": "conditional density",
     "camouflage": "camouflaged objects (Table 4)",
     "benchmark": "time and memory",
-    "audit": "audit",
+    "audit": "audit of trained networks",
+    "attack": "search for a layer above its bound",
 }
 """Every kind of result, and what to call it."""
 
@@ -28,6 +29,8 @@ SCHEMAS = {
     "invertible-attention/reconstruct/1": "reconstruct",
     "invertible-attention/density-study/1": "density-study",
     "invertible-attention/camouflage/1": "camouflage",
+    "invertible-attention/audit/1": "audit",
+    "invertible-attention/attack/1": "attack",
 }
 KEYS = {
     "density": {"name", "configuration", "evaluation", "curve", "run"},
@@ -36,7 +39,7 @@ KEYS = {
 }
 """What files without a schema are known by."""
 
-MAIN_FILES = ("results.json", "study.json", "benchmark.json", "audit.json")
+MAIN_FILES = ("results.json", "study.json", "benchmark.json")
 """Files that cannot be anything but results: one of them that is not known is an error."""
 
 
