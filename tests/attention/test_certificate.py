@@ -83,6 +83,42 @@ def test_no_random_configuration_exceeds_the_bound(
     assert attack_layer(layer, x, steps=3).worst_ratio <= 1 + ROUNDING
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    response=st.sampled_from(sorted(RESPONSES)),
+    normalization=st.sampled_from(NORMALIZATIONS),
+    heads=st.sampled_from((1, 2)),
+    bias=st.booleans(),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
+    log_scale=st.floats(-3, 1),
+    seed=st.integers(0, 2**31),
+)
+def test_in_low_precision_the_bound_is_that_of_the_rounded_weights(
+    response, normalization, heads, bias, dtype, log_scale, seed
+):
+    torch.manual_seed(seed)
+    layer = make(response, normalization, heads, bias, scale=math.exp(log_scale)).to(dtype)
+    low = layer.branch._log_bound().double()
+    exact = layer.double().branch._log_bound()
+    # Never below, or the certificate would not hold; and above by no more than it allows for rounding.
+    assert exact - 1e-12 <= low <= exact + 1e-3 * (1 + exact.abs())
+
+
+def test_the_bound_holds_where_the_embeddings_nearly_cancel():
+    """The product of both embeddings is then far smaller than what is lost in rounding it."""
+    layer = make("embedded_gaussian", "row", 1, False)
+    with torch.no_grad():
+        query = 300 * torch.randn_like(layer.branch.response.query_weight)
+        key = torch.randn_like(query)
+        key -= query * (query * key).sum() / query.square().sum()
+        layer.branch.response.query_weight.copy_(query)
+        layer.branch.response.key_weight.copy_(1e3 * (key + 1e-9 * query))
+    response = layer.float().branch.response
+    low = response.score_bounds(torch.ones(()), "row").query_slope.double()
+    exact = response.double().score_bounds(torch.ones(()).double(), "row").query_slope
+    assert (low >= exact).all()
+
+
 @pytest.mark.parametrize("response", RESPONSES)
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_two_points_are_never_further_apart_than_the_bound_allows(response, normalization):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from invertible_attention.attention.functional.phi import log_phi
 from invertible_attention.lipschitz.certificate import Normalization, ScoreBounds
+from invertible_attention.lipschitz.gram import working_dtype
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
 
 __all__ = [
@@ -111,7 +112,7 @@ class Gaussian(Response):
 
     def score_bounds(self, radius: Tensor, normalization: Normalization) -> ScoreBounds:
         r""":math:`\ell_q = \ell_k = |\tau|\rho` and a range of :math:`2|\tau|\rho^2`."""
-        slope = self.temperature.abs() * radius
+        slope = _working(self.temperature).abs() * radius
         return ScoreBounds(query_slope=slope, key_slope=slope, log_range=2 * slope * radius)
 
     @torch.no_grad()
@@ -148,12 +149,12 @@ class _Embedded(Response):
     def score_bounds(self, radius: Tensor, normalization: Normalization) -> ScoreBounds:
         """Slopes and range over the ball; without biases the norm of the product of both embeddings is used."""
         if self.query_bias is None or self.key_bias is None:
-            slope = spectral_norm_upper_bound(self.query_weight.mT @ self.key_weight) * radius
+            slope = _product_norm(_working(self.query_weight), _working(self.key_weight)) * radius
             return ScoreBounds(query_slope=slope, key_slope=slope, log_range=2 * slope * radius)
         norm_q = spectral_norm_upper_bound(self.query_weight)
         norm_k = spectral_norm_upper_bound(self.key_weight)
-        reach_q = norm_q * radius + torch.linalg.vector_norm(self.query_bias, dim=-1)
-        reach_k = norm_k * radius + torch.linalg.vector_norm(self.key_bias, dim=-1)
+        reach_q = norm_q * radius + torch.linalg.vector_norm(_working(self.query_bias), dim=-1)
+        reach_k = norm_k * radius + torch.linalg.vector_norm(_working(self.key_bias), dim=-1)
         # A part of σ that is constant along the normalised axis cancels, but only where φ is the exponential.
         centred = self.phi == "exp"
         query_slope = norm_q * (norm_k * radius if centred and normalization == "row" else reach_k)
@@ -267,7 +268,7 @@ class Concatenation(Response):
         at the left end.
         """
         slope_q, slope_k = self._slopes()
-        offset = 0.0 if self.bias is None else self.bias.abs().squeeze(-1)
+        offset = 0.0 if self.bias is None else _working(self.bias).abs().squeeze(-1)
         moving, fixed = {
             "column": (slope_q * radius, slope_k * radius + offset),
             "row": (slope_k * radius, slope_q * radius + offset),
@@ -287,7 +288,7 @@ class Concatenation(Response):
 
     def _slopes(self) -> tuple[Tensor, Tensor]:
         norm = torch.linalg.vector_norm
-        return norm(self.query_weight, dim=(-2, -1)), norm(self.key_weight, dim=(-2, -1))
+        return norm(_working(self.query_weight), dim=(-2, -1)), norm(_working(self.key_weight), dim=(-2, -1))
 
     def transforms(self) -> tuple[str, ...]:
         """Both vectors."""
@@ -348,6 +349,21 @@ def _embed(tokens: Tokens, weight: Float[Tensor, "heads features channels"], bia
         None if bias is None else bias.to(tokens.dtype).flatten(),
     )
     return embedded.unflatten(-1, (heads, features)).transpose(1, 2)
+
+
+def _working(weight: Tensor) -> Tensor:
+    """Return a weight in the precision bounds are computed in: in its own they would be wrong by a percent."""
+    return weight.to(working_dtype(weight))
+
+
+def _product_norm(
+    query: Float[Tensor, "heads features channels"], key: Float[Tensor, "heads features channels"]
+) -> Float[Tensor, " heads"]:
+    r"""Bound :math:`\|W_1^\top W_2\|_2` from above, also where the product cancels and is mostly rounding."""
+    features = query.shape[-2]
+    sizes = torch.linalg.matrix_norm(query.detach()) * torch.linalg.matrix_norm(key.detach())
+    rounding = (features + 4) * torch.finfo(query.dtype).eps * sizes
+    return spectral_norm_upper_bound(query.mT @ key) + rounding
 
 
 def _uniform(heads: int, features: int, channels: int) -> Tensor:
