@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import invertible_attention as ia
+from invertible_attention.attention.visibility import Spread
 from invertible_attention.experiments.audit.attack import attack_layer
 
 RESPONSES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
@@ -128,7 +129,7 @@ def test_forward_is_the_definition(kind):
     score = (queries @ branch.response.query_weight[0].T) @ (keys @ branch.response.key_weight[0].T).mT
     attended = score.softmax(1) @ (values @ branch.value_weight.T)
     norms = branch._norms()
-    bound = norms.log_bound(torch.tensor([ratio], dtype=torch.float64)).exp()
+    bound = norms.log_bound(Spread(crowding=ratio)).exp()
     expected = (0.9 / bound).clamp_max(1.0) * attended @ branch.out_weight.T + o[:, None]
     torch.testing.assert_close(layer(x, c), x + expected.mT)
 
@@ -233,6 +234,7 @@ BAD = [
     ("vector", torch.zeros(2, 3, dtype=torch.int64), "int64"),
     ("tokens", torch.zeros(2, 3), r"\(2, 3\)"),
     ("tokens", torch.zeros(2, 4, 5), r"\(2, 4, 5\)"),
+    ("masked_tokens", torch.zeros(2, 3, 5), r"\(2, 4, M\).*\(2, 3, 5\)"),
 ]
 
 
@@ -248,11 +250,63 @@ def test_bad_arguments_are_named():
         ia.InvertibleAttention(4, context_channels=0)
     with pytest.raises(ValueError, match="words"):
         ia.InvertibleAttention(4, context_channels=2, context_kind="words")
-    with pytest.raises(ValueError, match="position prior"):
-        ia.InvertibleAttention(4, context_channels=2, context_kind="tokens", position_prior=ia.TorusPrior(1))
 
 
 def test_a_layer_without_context_ignores_one():
     layer = ia.InvertibleAttention(4)
     x = torch.randn(2, 4, 5)
     torch.testing.assert_close(layer(x, torch.randn(2, 3)), layer(x))
+
+
+def masked_tokens(*lengths: int, size: int = 5) -> torch.Tensor:
+    """Tokens of unequal number, NaN beyond, with the feature that says which are valid."""
+    mask = torch.arange(size) < torch.tensor(lengths)[:, None]
+    tokens = torch.randn(len(lengths), 3, size, dtype=torch.float64).masked_fill(~mask[:, None], torch.nan)
+    return torch.cat([tokens, mask[:, None].double()], 1)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("response", RESPONSES)
+def test_masked_context_tokens_are_the_same_as_not_being_there(response, normalization, padded):
+    torch.manual_seed(0)
+    layer = make("masked_tokens", response, normalization, heads=2, bias=True)
+    context = masked_tokens(5, 2, 0)
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    mask = torch.arange(6) < torch.tensor([[6], [4], [1]]) if padded else None
+    z, logdet = layer.forward_and_logdet(x, context, mask=mask)
+    back, inverse_logdet = layer.inverse_and_logdet(z, context, mask=mask)
+    torch.testing.assert_close(back, x, atol=1e-9, rtol=0)
+    torch.testing.assert_close(inverse_logdet, -logdet, atol=1e-8, rtol=0)
+    for i, count in enumerate((5, 2, 0)):
+        tokens = 6 if mask is None else int(mask[i].sum())
+        sample, given = x[i : i + 1, :, :tokens], context[i : i + 1, :, :count]
+        alone, alone_logdet = layer.forward_and_logdet(sample, given)
+        torch.testing.assert_close(z[i : i + 1, :, :tokens], alone)
+        torch.testing.assert_close(logdet[i : i + 1], alone_logdet)
+        jacobian = torch.autograd.functional.jacobian(lambda s, g=given: layer(s, g), sample)
+        size = 4 * tokens
+        torch.testing.assert_close(logdet[i], torch.linalg.slogdet(jacobian.reshape(size, size)).logabsdet)
+
+
+def test_masked_context_tokens_are_those_of_a_layer_without_a_mask():
+    torch.manual_seed(1)
+    masked, plain = make("masked_tokens"), make("tokens")
+    plain.load_state_dict(masked.state_dict())
+    x, context = torch.randn(2, 4, 5, dtype=torch.float64), masked_tokens(5, 5)
+    torch.testing.assert_close(masked(x, context), plain(x, context[:, :3]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_gradient_ascent_with_masked_context_tokens_stays_below_the_bound(normalization):
+    torch.manual_seed(2)
+    layer = make("masked_tokens", normalization=normalization, bias=True)
+    context = masked_tokens(3, size=8).nan_to_num(1e3)
+
+    class Given(GivenContext):
+        def branch(self, x):
+            return self.layer.branch(x, torch.cat([self.context, context[:, 3:]], 1).expand(len(x), -1, -1))
+
+    x = torch.randn(3, 4, 3, dtype=torch.float64)
+    assert 0.3 < attack_layer(Given(layer, context[:, :3]), x, steps=60).worst_ratio <= 1 + ROUNDING

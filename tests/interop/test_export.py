@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
+
 import pytest
 import torch
 from torch.nn.utils import parametrize
@@ -14,7 +17,8 @@ RESPONSES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 
 def make(response="embedded_gaussian", **arguments):
     torch.manual_seed(0)
-    layer = ia.InvertibleAttention(4, response, **({"constraint": ia.Certified(0.8)} | arguments)).eval()
+    arguments = {"constraint": ia.Certified(0.8)} | copy.deepcopy(arguments)
+    layer = ia.InvertibleAttention(4, response, **arguments).eval()
     layer.initialize(2 * torch.randn(4, 4, 6))
     return layer
 
@@ -27,6 +31,10 @@ def make(response="embedded_gaussian", **arguments):
         {"constraint": ia.Relaxed(0.7, 0.5, True)},
         {"context_channels": 3},
         {"position_prior": ia.TorusPrior(1)},
+        {"normalization": "all", "heads": 2, "causal": True},
+        {"context_channels": 3, "context_kind": "tokens"},
+        {"context_channels": 3, "context_kind": "tokens", "position_prior": ia.TorusPrior(1), "heads": 2},
+        {"normalization": "row", "causal": True, "position_prior": ia.TorusPrior(1)},
     ],
 )
 @pytest.mark.parametrize("response", RESPONSES)
@@ -37,7 +45,10 @@ def test_plain_is_the_same_map(response, arguments):
             parameter.add_(torch.randn_like(parameter))
     plain = to_plain(layer)
     x = torch.randn(3, 4, 6, dtype=torch.float64)
-    context = torch.randn(3, 3, dtype=torch.float64) if "context_channels" in arguments else None
+    context = None
+    if "context_channels" in arguments:
+        sources = (5,) if arguments.get("context_kind") == "tokens" else ()
+        context = torch.randn(3, 3, *sources, dtype=torch.float64)
     z, logdet = layer.forward_and_logdet(x, context)
     plain_z, plain_logdet = plain.forward_and_logdet(x, context)
     torch.testing.assert_close(plain_z, z, atol=1e-12, rtol=0)
@@ -48,9 +59,31 @@ def test_plain_is_the_same_map(response, arguments):
     assert not any(parametrize.is_parametrized(module) for module in plain.modules())
     state = {name for name, _ in plain.named_parameters()}
     assert {"branch.value_weight", "branch.out_weight"} <= state
+    mask = torch.arange(6) < torch.tensor([6, 2, 3])[:, None]
+    torch.testing.assert_close(plain(x, context, mask=mask), layer(x, context, mask=mask), atol=1e-12, rtol=0)
+    few = x[..., :2]  # the scale may depend on the number of tokens
+    torch.testing.assert_close(plain(few, context), layer(few, context), atol=1e-12, rtol=0)
 
 
-def test_plain_flows_and_what_stays_as_it_is():
+@pytest.mark.parametrize("normalization", ["column", "row", "all"])
+def test_no_norm_is_computed_at_run_time(normalization, monkeypatch):
+    layer = make(normalization=normalization, position_prior=ia.TorusPrior(1))
+    plain = to_plain(layer)
+    x = torch.randn(2, 4, 5)
+    z = layer(x)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a norm was computed")
+
+    for name in ("branch", "responses"):
+        module = importlib.import_module(f"invertible_attention.attention.{name}")
+        monkeypatch.setattr(module, "spectral_norm_upper_bound", refuse)
+    with pytest.raises(AssertionError, match="norm"):
+        layer(x)
+    torch.testing.assert_close(plain(x), z)
+
+
+def test_plain_flows():
     flow = ia.flows.InvertibleResNet(
         (1, 4, 4), hidden_channels=4, blocks=(1, 1), attention=ia.InvertibleAttention
     ).eval()
@@ -61,9 +94,6 @@ def test_plain_flows_and_what_stays_as_it_is():
     torch.testing.assert_close(plain.inverse(plain(x)), x, atol=1e-4, rtol=1e-4)
     assert not any(parametrize.is_parametrized(module) for module in plain.modules())
     assert any(parametrize.is_parametrized(module) for module in flow.modules())
-    layer = make(normalization="all")
-    x = torch.randn(2, 4, 5)
-    torch.testing.assert_close(to_plain(layer)(x), layer(x))
     with pytest.raises(ValueError, match="once"):
         to_plain(ia.InvertibleAttention(4))
 

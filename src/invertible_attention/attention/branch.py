@@ -95,10 +95,6 @@ class AttentionBranch(nn.Module):
         self.value_bias = nn.Parameter(torch.zeros(channels)) if bias else None
         self.out_bias = nn.Parameter(torch.zeros(channels)) if bias else None
         self.context = make_context(context_kind, context_channels, channels)
-        if position_prior is not None and (causal or isinstance(self.context, ContextTokens)):
-            raise ValueError(
-                "a position prior is over all pairs of tokens: no causal order, no context tokens"
-            )
         self._constrain(constraint)
 
     def _constrain(self, constraint: Constraint) -> None:
@@ -204,7 +200,8 @@ class AttentionBranch(nn.Module):
         """Upper bound of the Lipschitz constant in the Euclidean norm; ``inf`` where nothing is promised."""
         with exact_arithmetic(self.initialized):
             log_bound = self._log_bound()
-            if self.normalization == "column" and isinstance(self.context, ContextTokens):
+            tokens = isinstance(self.context, ContextTokens)
+            if self.normalization == "column" and tokens and self.position_prior is None:
                 # There may be any number of context tokens for each token: only the constraint's own limit holds.
                 log_bound = torch.full_like(log_bound, torch.inf)
             return self.constraint.lipschitz_bound(log_bound)
@@ -244,7 +241,8 @@ class AttentionBranch(nn.Module):
             radius=radius,
             log_out=torch.log(out_norm.clamp_min(torch.finfo(out_norm.dtype).tiny)),
             normalization=normalization,
-            causal=self.causal,
+            # With a prior what is seen of it is measured, in causal order too.
+            causal=self.causal and self.position_prior is None,
         )
 
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 __all__ = ["Context", "ContextKind", "ContextTokens", "ContextVector", "Given", "make_context"]
 
-ContextKind = Literal["vector", "tokens"]
+ContextKind = Literal["vector", "tokens", "masked_tokens"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Given:
         value: Added to tokens seen as values.
         out: Added to the output of the branch.
         sources: Further tokens, seen as keys and values, ``(batch, sources, channels)``.
+        source_mask: True where such a token is valid; ``None`` if all are.
     """
 
     query: Float[Tensor, "batch 1 channels"] | None = None
@@ -43,6 +44,7 @@ class Given:
     value: Float[Tensor, "batch 1 channels"] | None = None
     out: Float[Tensor, "batch 1 channels"] | None = None
     sources: Float[Tensor, "batch sources channels"] | None = None
+    source_mask: Bool[Tensor, "batch sources"] | None = None
 
 
 class Context(nn.Module, ABC):
@@ -64,11 +66,16 @@ class Context(nn.Module, ABC):
     def forward(self, context: Tensor, dtype: torch.dtype) -> Given:
         """Return what the context adds, in the given dtype."""
 
+    @property
+    def rows(self) -> int:
+        """Length of a context's second axis."""
+        return self.features
+
     def check(self, context: Tensor | None, batch: int) -> None:
         """Raise :class:`ValueError` for a context that is missing or of another shape."""
         if context is None:
             raise ValueError(f"this layer is given a context {self.expected}, got None")
-        if context.ndim != self.axes or context.shape[:2] != (batch, self.features):
+        if context.ndim != self.axes or context.shape[:2] != (batch, self.rows):
             shape = self.expected.replace("B", str(batch), 1)
             raise ValueError(f"expected a context {shape}, got shape {tuple(context.shape)}")
         if not context.is_floating_point():
@@ -99,20 +106,32 @@ class ContextTokens(Context):
     Args:
         features: Number of features :math:`K`.
         channels: Number of channels of the tokens.
+        masked: Whether samples have unequally many. Then contexts are ``(B, K + 1, M)``, and the last feature says
+            which tokens are valid: 1 where they are, 0 where not. The others are not seen, whatever they contain.
     """
 
-    def __init__(self, features: int, channels: int) -> None:
-        super().__init__(features, 3, f"(B, {features}, M)")
+    def __init__(self, features: int, channels: int, masked: bool = False) -> None:
+        super().__init__(features, 3, f"(B, {features + masked}, M)")
+        self.masked = masked
         limit = 1 / math.sqrt(features)
         self.weight = nn.Parameter(torch.empty(channels, features).uniform_(-limit, limit))
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-limit, limit))
 
-    def forward(self, context: Float[Tensor, "batch features sources"], dtype: torch.dtype) -> Given:
+    @property
+    def rows(self) -> int:
+        """Length of a context's second axis."""
+        return self.features + self.masked
+
+    def forward(self, context: Float[Tensor, "batch rows sources"], dtype: torch.dtype) -> Given:
         """Return the embedded tokens."""
+        mask = None
+        if self.masked:
+            mask = context[:, -1] > 0.5
+            context = context[:, :-1].masked_fill(~mask[:, None], 0.0)
         embedded = nn.functional.linear(
             context.to(dtype).transpose(1, 2), self.weight.to(dtype), self.bias.to(dtype)
         )
-        return Given(sources=embedded)
+        return Given(sources=embedded, source_mask=mask)
 
 
 def make_context(kind: str, features: int | None, channels: int) -> Context | None:
@@ -122,7 +141,9 @@ def make_context(kind: str, features: int | None, channels: int) -> Context | No
         ValueError: If the kind is unknown or the number of features not positive.
     """
     if kind not in get_args(ContextKind):
-        raise ValueError(f"context_kind must be 'vector' or 'tokens', got {kind!r}")
+        raise ValueError(f"context_kind must be one of {get_args(ContextKind)}, got {kind!r}")
     if features is None:
         return None
-    return (ContextVector if kind == "vector" else ContextTokens)(features, channels)
+    if kind == "vector":
+        return ContextVector(features, channels)
+    return ContextTokens(features, channels, masked=kind == "masked_tokens")

@@ -14,7 +14,7 @@ from invertible_attention.attention.context import Context, Given
 from invertible_attention.attention.functional import attend
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Response
-from invertible_attention.attention.visibility import Visibility
+from invertible_attention.attention.visibility import Spread, Visibility
 from invertible_attention.lipschitz.certificate import (
     Normalization,
     ScoreBounds,
@@ -41,19 +41,22 @@ class Norms:
     normalization: Normalization
     causal: bool
 
-    def log_bound(self, crowding: Tensor | float = 1.0) -> Float[Tensor, "*batch"]:
-        """Logarithm of ‖W_L‖₂ L(A); for ``"all"`` with the factor 1/N still missing."""
-        crowding = crowding[:, None] if isinstance(crowding, Tensor) else crowding
+    def log_bound(self, spread: Spread | None = None) -> Float[Tensor, "*batch"]:
+        """Logarithm of ‖W_L‖₂ L(A), per sample if the spread is; without one the factor 1/N of ``"all"`` is missing."""
+        spread = Spread() if spread is None else spread
         per_head = attention_log_bound(
             self.scores,
             self.value,
             self.value_bias,
             self.radius,
             self.normalization,
-            crowding=crowding,
+            crowding=spread.crowding,
+            spread=spread.spread,
             causal=self.causal,
         )
-        return combine_heads(per_head) + self.log_out + log_rounding_allowance(per_head.dtype)
+        return (
+            combine_heads(per_head - spread.log_count) + self.log_out + log_rounding_allowance(per_head.dtype)
+        )
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,14 @@ class Evaluation:
             mask = flat_mask(mask, x)
             tokens = tokens.masked_fill(~mask[..., None], 0.0)
         sources = 0 if given.sources is None else given.sources.shape[1]
-        visibility = Visibility(tokens.shape[1], sources, self.causal, mask)
-        attended = self._attend(tokens, given, visibility, x)
+        visibility = Visibility(tokens.shape[1], sources, self.causal, mask, given.source_mask)
+        prior = None
+        if self.position_prior is not None:
+            prior = self.position_prior(x.shape[2:]).expand(self.heads, -1, -1)
+        log_prior = visibility.log_prior(dtype, x.device, prior)
+        attended = self._attend(tokens, given, visibility, log_prior)
         out = attended.transpose(1, 2).flatten(2)
-        gain = self._gain(visibility)
+        gain = self._gain(visibility, log_prior)
         if isinstance(gain, Tensor) and gain.ndim:
             out, gain = out * gain.to(dtype)[:, None, None], 1.0
         out = linear(out, weights.out * gain, weights.out_bias)
@@ -125,7 +132,7 @@ class Evaluation:
         return out.transpose(1, 2).reshape(x.shape)
 
     def _attend(
-        self, tokens: Tensor, given: Given, visibility: Visibility, x: Image
+        self, tokens: Tensor, given: Given, visibility: Visibility, log_prior: Tensor | None
     ) -> Float[Tensor, "batch heads tokens features"]:
         weights = self.weights
 
@@ -149,26 +156,26 @@ class Evaluation:
             combine=self.response.combine,
             phi=self.response.phi,
             normalization=self.normalization,
-            log_prior=self._log_prior(visibility, x, tokens.dtype),
+            log_prior=log_prior,
             mask=visibility.key_mask(),
             implementation=self.implementation,
         )
         return attended[:, :, : visibility.tokens] if visibility.square else attended
 
-    def _log_prior(self, visibility: Visibility, x: Image, dtype: torch.dtype) -> Tensor | None:
-        if self.position_prior is None:
-            return visibility.log_prior(dtype, x.device)
-        if visibility.mask is not None:
-            raise ValueError(
-                "a position prior is over all pairs of tokens: its bound does not hold under a mask"
-            )
-        return self.position_prior(x.shape[2:]).to(dtype)
-
-    def _gain(self, visibility: Visibility) -> Tensor | float:
+    def _gain(self, visibility: Visibility, log_prior: Tensor | None) -> Tensor | float:
         weights = self.weights
         log_bound = weights.log_bound
+        if weights.norms is not None and self.position_prior is not None and not visibility.complete:
+            assert log_prior is not None
+            seen = weights.norms.log_bound(visibility.spread(log_prior, self.normalization))
+            if self.normalization == "all":
+                return self.constraint.gain(seen)
+            # What was promised without knowing what is seen is kept, also where it is less than the limit.
+            return self.constraint.gain(log_bound) * (log_bound - seen).clamp_max(0.0).exp()
         if weights.norms is not None and visibility.sources and self.normalization == "column":
-            log_bound = weights.norms.log_bound(visibility.crowding())
+            crowding = visibility.crowding()
+            crowding = crowding[:, None] if isinstance(crowding, Tensor) else crowding
+            log_bound = weights.norms.log_bound(Spread(crowding))
         if self.normalization == "all":
             log_bound = log_bound - visibility.log_count()
         return self.constraint.gain(log_bound)

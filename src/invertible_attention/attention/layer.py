@@ -43,11 +43,14 @@ class InvertibleAttention(Residual):
         solver: Solves for the inverse; default :class:`~invertible_attention.Anderson`.
         logdet: Estimates the log-determinant; default :class:`~invertible_attention.RussianRoulette`, unbiased.
         position_prior: Doubly stochastic prior over pairs of positions the response is multiplied by, such as
-            :class:`TorusPrior`. It leaves the bound as it is.
+            :class:`TorusPrior`. It leaves the bound as it is. Under a mask, in causal order or with context tokens
+            only part of it is seen; the branch is scaled for what that costs.
         context_channels: Number of features :math:`K` of a context the layer is given at every call; ``None`` for
             no context. The certificate holds for every context.
         context_kind: ``"vector"``: a context ``(B, K)`` moves what is seen as query, key and value, and the output.
             ``"tokens"``: a context ``(B, K, M)`` is attended to, as :math:`M` more keys and values.
+            ``"masked_tokens"``: a context ``(B, K + 1, M)`` whose last feature is 1 where a token is valid and 0
+            where it is padding, for contexts of unequal length.
         causal: Whether a token attends to itself and those before it only, in row-major order; not with column
             normalization, for which no certificate exists then.
         implementation: How attention is computed, see

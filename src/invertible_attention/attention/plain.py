@@ -1,9 +1,9 @@
-"""An attention branch without constraints: what they computed is baked into ordinary weights."""
+"""An attention branch without run-time constraints: what they computed is baked into ordinary weights."""
 
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from invertible_attention.attention.branch import AttentionBranch
-from invertible_attention.attention.constraints import Unconstrained
+from invertible_attention.attention.constraints import Constraint, Unconstrained
 from invertible_attention.attention.context import ContextTokens
-from invertible_attention.attention.evaluation import Evaluation, Weights
+from invertible_attention.attention.evaluation import Evaluation, Norms, Weights
+from invertible_attention.lipschitz.certificate import Normalization, ScoreBounds
 
 __all__ = ["PlainAttentionBranch", "bake_parametrizations"]
 
@@ -23,35 +24,37 @@ Module = TypeVar("Module", bound=nn.Module)
 class PlainAttentionBranch(nn.Module):
     """The function of an :class:`AttentionBranch` as it is now, with weights that are used as they are stored.
 
-    Nothing is normed, bounded or scaled at run time. Changing the weights afterwards may break the contraction;
-    nothing would notice.
+    No weight is normed at run time. Changing the weights afterwards may break the contraction; nothing would notice.
+
+    The scale of a certified branch is part of the weights too, unless it depends on how many tokens there are or
+    which are seen: with ``normalization="all"``, with context tokens and column normalization, and with a position
+    prior. Then the norms it is computed from are kept as numbers.
 
     Args:
         branch: The branch; it is left as it is.
 
     Raises:
-        ValueError: If the branch's scale depends on the number of tokens (``normalization="all"``, or context
-            tokens with column normalization), or it has not been initialized.
+        ValueError: If the branch has not been initialized.
     """
 
     radius: Tensor | None
+    norms: Tensor | None
     uses_mask = True
 
     def __init__(self, branch: AttentionBranch) -> None:
         super().__init__()
         if not bool(branch.initialized):
             raise ValueError("call the layer once on data first: its radius is not set")
-        tokens = isinstance(branch.context, ContextTokens) and branch.normalization == "column"
-        if branch.log_radius is not None and (tokens or branch.normalization == "all"):
-            raise ValueError(
-                f"the scale of normalization={branch.normalization!r}"
-                f"{' with context tokens' if tokens else ''} depends on the number of tokens: no fixed weights"
-            )
+        self.constraint: Constraint = Unconstrained()
         with torch.no_grad():
             weights = branch.bind().weights
             self.value_weight = nn.Parameter(weights.value.clone())
             self.value_bias = None if weights.value_bias is None else nn.Parameter(weights.value_bias.clone())
+            norms = weights.norms if _scale_depends_on_what_is_seen(branch) else None
             gain = branch.constraint.gain(weights.log_bound)
+            if norms is not None:
+                gain, self.constraint = 1.0, branch.constraint
+            self.register_buffer("norms", None if norms is None else _pack(norms))
             self.out_weight = nn.Parameter((weights.out * gain).clone())
             self.out_bias = None if weights.out_bias is None else nn.Parameter(weights.out_bias.clone())
             self.register_buffer("radius", None if weights.radius is None else weights.radius.clone())
@@ -68,19 +71,20 @@ class PlainAttentionBranch(nn.Module):
 
     def bind(self) -> Evaluation:
         """Return the branch as a function of ``x``."""
+        norms = None if self.norms is None else self._unpack(self.norms)
         weights = Weights(
             value=self.value_weight,
             value_bias=self.value_bias,
             out=self.out_weight,
             out_bias=self.out_bias,
             radius=self.radius,
-            norms=None,
-            log_bound=torch.zeros((), device=self.out_weight.device),
+            norms=norms,
+            log_bound=torch.zeros((), device=self.out_weight.device) if norms is None else norms.log_bound(),
         )
         return Evaluation(
             weights,
             self.response,
-            Unconstrained(),
+            self.constraint,
             self.normalization,
             self.heads,
             self.position_prior,
@@ -97,6 +101,37 @@ class PlainAttentionBranch(nn.Module):
     ) -> Float[Tensor, "batch channels *spatial"]:
         """Return ``g(x)``."""
         return self.bind()(x, context, mask)
+
+    def _unpack(self, packed: Float[Tensor, "6 heads"]) -> Norms:
+        assert self.radius is not None
+        query_slope, key_slope, log_range, value, value_bias, log_out = packed
+        return Norms(
+            scores=ScoreBounds(query_slope, key_slope, log_range),
+            value=value,
+            value_bias=value_bias,
+            radius=self.radius,
+            log_out=log_out[0],
+            normalization=cast(Normalization, self.normalization),
+            causal=self.causal and self.position_prior is None,
+        )
+
+
+def _pack(norms: Norms) -> Float[Tensor, "6 heads"]:
+    scores = norms.scores
+    parts = (
+        scores.query_slope,
+        scores.key_slope,
+        scores.log_range,
+        norms.value,
+        norms.value_bias,
+        norms.log_out,
+    )
+    return torch.stack([part.expand_as(norms.value) for part in parts])
+
+
+def _scale_depends_on_what_is_seen(branch: AttentionBranch) -> bool:
+    tokens = isinstance(branch.context, ContextTokens) and branch.normalization == "column"
+    return tokens or branch.normalization == "all" or branch.position_prior is not None
 
 
 def bake_parametrizations(module: Module) -> Module:

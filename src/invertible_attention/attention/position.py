@@ -4,6 +4,10 @@ The response is multiplied by a prior, :math:`R_{ij} \propto \pi_{ij} e^{\sigma_
 to one. Then :math:`R_{ij} \le M \pi_{ij}`, so row sums stay below :math:`M` and the bounds of
 :mod:`invertible_attention.lipschitz.certificate` hold unchanged, with :math:`M` taken over :math:`\sigma` alone: a
 head may be as sharp in position as it likes at no cost.
+
+Under a mask, in causal order and with context tokens the rows and columns that are seen no longer sum to one. What
+they do sum to is measured at every evaluation and enters the bound, so the certificate holds. The prior is that of the
+whole grid: a padded sample sees it wrap around where the grid does, not where the sample ends.
 """
 
 from __future__ import annotations

@@ -153,11 +153,15 @@ def to_plain(bijection: Bijection) -> Bijection:
 
     Parametrizations are replaced by their present values, and attention loses its bound and its scale: nothing is
     computed at run time but the map itself. Blocks keep the bound they had, for their inverses, as a number.
-    Attention whose scale depends on the number of tokens (``normalization="all"``, context tokens with column
-    normalization) stays as it is.
+    Where the scale of attention depends on how many tokens there are or which are seen
+    (``normalization="all"``, context tokens with column normalization, a position prior), the norms it is computed
+    from become numbers.
 
     Args:
         bijection: After its first batch.
+
+    Raises:
+        ValueError: If attention has not seen its first batch.
 
     Example:
         >>> import torch, invertible_attention as ia
@@ -174,11 +178,7 @@ def to_plain(bijection: Bijection) -> Bijection:
         bound = module.lipschitz_bound().item()
         branch = module.branch
         if isinstance(branch, AttentionBranch):
-            try:
-                branch = PlainAttentionBranch(branch)
-            except ValueError:
-                if not bool(branch.initialized):
-                    raise
+            branch = PlainAttentionBranch(branch)
         return Residual(branch, lipschitz=bound, solver=module.solver, logdet=module.logdet).train(
             module.training
         )

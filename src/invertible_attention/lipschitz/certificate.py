@@ -50,6 +50,20 @@ column normalisation **no bound without** :math:`N` **exists**: the last token g
 column :math:`j` even if all weights are equal, and moving it alone moves its own output by
 :math:`\mu_F\ell_q \sum_k (k^{-1} - k^{-2}) \approx \mu_F\ell_q \ln N` times as far.
 
+**Prior.** Let :math:`R_{ij} \propto \pi_{ij} e^{\sigma_{ij}}` with weights :math:`\pi_{ij} \ge 0` that do not depend on
+:math:`x`. Normalised as :math:`R` is, to :math:`\tilde\pi`, they give :math:`R_{ij} \le M \tilde\pi_{ij}`. Let
+:math:`r` be the largest row sum of :math:`\tilde\pi` over all keys, :math:`t` over those that are tokens, and :math:`s`
+the largest sum of a token's column. These take the place of the :math:`1/N` that were summed above:
+
+.. math::
+    \text{column:}\quad & L \le \sqrt{tM}\,c_F + \mu_F(r M\,\ell_q + \sqrt{r M}\,\ell_k) \\
+    \text{row:}\quad    & L \le \sqrt{sM}\,c_F + c_F\rho\,(\ell_q + \sqrt{sM}\,\ell_k)
+
+and with "all", :math:`\max(r, s)`, which then are sums of :math:`\pi / \sum_{ij} \pi_{ij}`, replaces :math:`1/N`. A
+doubly stochastic :math:`\pi` has :math:`r = t = s = 1`: the bounds are those above. Where some pairs are not seen,
+because of padding, causal order or further sources, the sums are computed from :math:`\pi`; this holds in causal order
+too, as a bound that depends on :math:`N` through them.
+
 **Padding.** Tokens that are neither queries nor keys are not there: :math:`N` is the number of valid ones.
 
 All bounds are returned as logarithms: :math:`M` is an exponential and would overflow long before its logarithm.
@@ -93,6 +107,7 @@ def attention_log_bound(
     normalization: Normalization,
     *,
     crowding: Tensor | float = 1.0,
+    spread: Tensor | float = 1.0,
     causal: bool = False,
 ) -> Float[Tensor, "*batch heads"]:
     r"""Logarithm of the bound per head; for ``"all"`` without the factor :math:`1/N`.
@@ -103,7 +118,9 @@ def attention_log_bound(
         value_bias_norm: :math:`\|b_F\|` (drops out for ``"row"``, whose weights sum to 1).
         radius: :math:`\rho`.
         normalization: Along which the weights are normalised.
-        crowding: :math:`r`, the number of keys for each query, where it is above 1; ``(batch, 1)`` or a number.
+        crowding: :math:`r`, the number of keys for each query, where it is above 1; ``(batch, 1)`` or a number. With
+            a prior the largest sum of a row, ``(batch, heads)``.
+        spread: With a prior :math:`t` for ``"column"``, :math:`s` for ``"row"``.
         causal: Whether a token attends to itself and those before it only.
 
     Raises:
@@ -122,13 +139,16 @@ def attention_log_bound(
     if normalization == "column":
         reach = reach + value_bias_norm
         from_keys = root * scores.key_slope * crowding**0.5
-        return log_range + _log(value_norm * root + reach * (scores.query_slope * crowding + from_keys))
+        from_values = value_norm * root * spread**0.5
+        return log_range + _log(from_values + reach * (scores.query_slope * crowding + from_keys))
     if normalization == "row" and causal:
         log_norm = math.log(2) + 0.75 * log_range
         from_queries = torch.exp(-log_norm) * scores.query_slope
         return log_norm + _log(value_norm + reach * (2 * scores.key_slope + from_queries))
     if normalization == "row":
-        return half + _log(value_norm + reach * (root * scores.query_slope + scores.key_slope))
+        from_queries = root * scores.query_slope / spread**0.5
+        log_norm = half + (spread.log() / 2 if isinstance(spread, Tensor) else math.log(spread) / 2)
+        return log_norm + _log(value_norm + reach * (from_queries + scores.key_slope))
     reach = reach + value_bias_norm
     return log_range + _log(value_norm + reach * (scores.query_slope + scores.key_slope))
 
