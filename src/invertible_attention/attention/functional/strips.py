@@ -79,15 +79,65 @@ def strip_map(function: StripFunction, rows: int, strips: Tensors, wholes: Tenso
     return _StripMap.apply(function, rows, len(strips), *strips, *wholes)  # type: ignore[return-value]
 
 
+Results = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
 def run(function: StripFunction, rows: int, strips: Tensors, wholes: Tensors) -> tuple[Tensor, ...]:
     """Do the work of :func:`strip_map`, without derivatives."""
+    length = next(tensor.shape[-2] for tensor in strips if tensor is not None)
+    parts = min(_parts(strips + wholes), length)
+    if parts == 1:
+        pieces, sums = _run(function, rows, strips, wholes)
+        return pieces + sums
+    remainder = length % parts
+    pieces, sums = _run_in_parts(function, parts, rows, _cut(strips, 0, length - remainder), wholes)
+    if remainder:
+        last, more = _run(function, rows, _cut(strips, length - remainder, remainder), wholes)
+        pieces = tuple(torch.cat(pair, -2) for pair in zip(pieces, last, strict=True))
+        sums = tuple(total + new for total, new in zip(sums, more, strict=True))
+    return pieces + sums
+
+
+def _parts(tensors: Tensors) -> int:
+    """Return how many parts of the rows are computed side by side.
+
+    PyTorch divides each operation among the cores by the leading axes. With fewer samples and heads than cores,
+    one operation gives a core other rows than the next, and the strip travels between their caches: where these are
+    far apart that takes longer than the arithmetic. A part for each core stays where it is.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    heads = {tensor.shape[1] for tensor in given}
+    if given[0].device.type != "cpu" or len(heads) > 1:
+        return 1
+    samples = max(tensor.shape[0] for tensor in given)
+    return max(1, torch.get_num_threads() // (samples * heads.pop()))
+
+
+def _run_in_parts(
+    function: StripFunction, parts: int, rows: int, strips: Tensors, wholes: Tensors
+) -> Results:
+    """Let every part of the rows be a head of its own."""
+    pieces, sums = _run(
+        function,
+        max(1, rows // parts),
+        tuple(
+            None if tensor is None else tensor.unflatten(-2, (parts, -1)).flatten(1, 2) for tensor in strips
+        ),
+        tuple(None if tensor is None else tensor.repeat_interleave(parts, 1) for tensor in wholes),
+    )
+    return (
+        tuple(piece.unflatten(1, (-1, parts)).flatten(2, 3) for piece in pieces),
+        tuple(total.unflatten(1, (-1, parts)).sum(2) for total in sums),
+    )
+
+
+def _run(function: StripFunction, rows: int, strips: Tensors, wholes: Tensors) -> Results:
+    """Call the function strip by strip."""
     length = next(tensor.shape[-2] for tensor in strips if tensor is not None)
     pieces: list[tuple[Tensor, ...]] = []
     sums: tuple[Tensor, ...] = ()
     for start in range(0, length, rows):
-        size = min(rows, length - start)
-        cut = tuple(None if tensor is None else tensor.narrow(-2, start, size) for tensor in strips)
-        piece, part = function(cut, wholes)
+        piece, part = function(_cut(strips, start, min(rows, length - start)), wholes)
         pieces.append(piece)
         if start == 0:
             sums = part
@@ -96,7 +146,11 @@ def run(function: StripFunction, rows: int, strips: Tensors, wholes: Tensors) ->
             sums = tuple(total + new for total, new in zip(sums, part, strict=True))
         else:
             sums = tuple(total.add_(new) for total, new in zip(sums, part, strict=True))
-    return tuple(torch.cat(parts, -2) for parts in zip(*pieces, strict=True)) + sums
+    return tuple(torch.cat(parts, -2) for parts in zip(*pieces, strict=True)), sums
+
+
+def _cut(strips: Tensors, start: int, size: int) -> Tensors:
+    return tuple(None if tensor is None else tensor.narrow(-2, start, size) for tensor in strips)
 
 
 class _StripMap(torch.autograd.Function):

@@ -40,7 +40,7 @@ FULL = Settings(
     most_backward_tokens=16384,
     memory_tokens=(1024, 4096, PAPER_TOKENS, 16384, 65536),
     repeats=15,
-    seconds=8.0,
+    seconds=15.0,
 )
 QUICK = Settings(
     tokens=(64, 256, 1024, 2048),

@@ -1,4 +1,7 @@
-"""Times that can be compared: contenders take turns, so that whatever slows the machine slows them alike."""
+"""Times that can be compared: contenders take turns, and the fastest turn of each is compared.
+
+A slow turn says what else the machine was doing (see :mod:`timeit`); the middle turn is kept beside it.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def interleaved(
 
 
 def median(times: Sequence[float]) -> float:
-    """Return the middle time: what a busy moment adds to one turn does not count."""
+    """Return the middle time."""
     return float(np.median(times))
 
 
