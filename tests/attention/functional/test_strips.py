@@ -53,21 +53,22 @@ def test_parts_change_nothing(form: Form, batch: int, heads: int, cores: list[in
     heads=st.integers(1, 2),
     queries=st.integers(1, 20),
     keys=st.integers(1, 20),
-    prior_heads=st.integers(1, 2),
+    shared=st.booleans(),
     masked=st.booleans(),
     threads=st.integers(1, 9),
     seed=st.integers(0, 999),
 )
 @settings(deadline=None, max_examples=40)
 def test_priors_and_masks_in_parts(
-    batch: int, heads: int, queries: int, keys: int, prior_heads: int, masked: bool, threads: int, seed: int
+    batch: int, heads: int, queries: int, keys: int, shared: bool, masked: bool, threads: int, seed: int
 ):
     form = Form("product", "exp", "column")
     if masked:
         keys = queries
     query, key, value = problem(form, batch=batch, heads=heads, queries=queries, keys=keys, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    prior = torch.randn(min(prior_heads, heads), queries, keys, generator=generator, dtype=torch.float64)
+    shape = (queries, keys) if shared else (heads, queries, keys)
+    prior = torch.randn(shape, generator=generator, dtype=torch.float64)
     prior.requires_grad_()
     mask = torch.rand(batch, queries, generator=generator) < 0.7 if masked else None
     results = []
