@@ -9,7 +9,7 @@ import numpy as np
 
 from ..files import write_text
 from ..report import COLORS, Figure, plot_style, render_page, render_png, save_figures
-from .attack_results import RANGE_NAMES, describe, headline
+from .attack_results import RANGE_NAMES, describe, format_ratio, headline
 
 __all__ = ["attack_page", "draw_attack", "write_attack_report"]
 
@@ -34,6 +34,7 @@ def attack_page(results: dict[str, Any], figure: Figure) -> str:
         headline=headline(results),
         ranges=RANGE_NAMES,
         cases=[case | {"layer": describe(case["structure"])} for case in results["tightest"]],
+        ratio=format_ratio,
         figure_=figure,
     )
 

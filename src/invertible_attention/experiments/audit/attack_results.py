@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from .search import ALLOWANCE, EDGES, RANGES
 
-__all__ = ["RANGE_NAMES", "collect", "headline", "print_attack"]
+__all__ = ["RANGE_NAMES", "collect", "describe", "format_ratio", "headline", "print_attack"]
 
 SCHEMA = "invertible-attention/attack/1"
 SHOWN = 20
@@ -89,7 +90,7 @@ def print_attack(console: Console, results: dict[str, Any]) -> None:
         table.add_column(name, justify="right")
     for kind in ("response", "normalization", "dtype"):
         for value, ratios in results["tightest_by"][kind].items():
-            table.add_row(value, *(f"{ratio:.6f}" for ratio in ratios))
+            table.add_row(value, *map(format_ratio, ratios))
         table.add_section()
     console.print(table)
     cases = Table(title="Tightest cases", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
@@ -110,6 +111,17 @@ def print_attack(console: Console, results: dict[str, Any]) -> None:
     if results["not_finite"]:
         console.print(f"{results['not_finite']} layers had a bound or a Jacobian that is not finite.")
     console.print(headline(results), highlight=False, soft_wrap=True)
+
+
+def format_ratio(ratio: float) -> str:
+    """Return a ratio with six decimals, rounded so that what is below 1 is not shown as 1.
+
+    Example:
+        >>> format_ratio(0.9999999), format_ratio(1.0000001)
+        ('0.999999', '1.000001')
+    """
+    rounded = math.floor(ratio * 1e6) if ratio <= 1 else math.ceil(ratio * 1e6)
+    return f"{rounded / 1e6:.6f}"
 
 
 def describe(structure: dict[str, Any]) -> str:

@@ -73,6 +73,11 @@ def exact_branch(block: Residual) -> nn.Module:
         return branch
     for part in branch.modules():
         if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # pyright: ignore[reportCallIssue, reportArgumentType]
-                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+            constrained: Any = part.parametrizations
+            for name, parametrization in constrained.items():
+                weight = getattr(part, name).detach()
+                # Not removed: that would change the class, which the copy shares with the original.
+                parametrization.original = nn.Parameter(weight.double())
+                for index in range(len(parametrization)):
+                    parametrization[index] = nn.Identity()
     return branch.double()

@@ -204,5 +204,5 @@ def _timed(campaign: Campaign, kind: str, number: int) -> tuple[Any, float]:
     if kind == "group":
         found = search_group(campaign.seed, number, campaign.budget)
     else:
-        found = search_network(campaign.seed, number)
+        found = search_network(campaign.seed, number, steps=campaign.budget.network_steps)
     return found, time.process_time() - start

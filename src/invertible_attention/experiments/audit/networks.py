@@ -80,13 +80,19 @@ def draw_network(
         for name, value in description.items()
         if name not in ("shape", "response", "normalization", "dtype")
     }
-    net = InvertibleResNet(
-        shape,
-        **settings,
-        attention=lambda channels: InvertibleAttention(
-            channels, response, Certified(description["coefficient"]), description["normalization"], bias=True
-        ),
-    ).double()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(network)
+        net = InvertibleResNet(
+            shape,
+            **settings,
+            attention=lambda channels: InvertibleAttention(
+                channels,
+                response,
+                Certified(description["coefficient"]),
+                description["normalization"],
+                bias=True,
+            ),
+        ).double()
     x = 10 ** number(-6, 6) * torch.randn(3, *shape, dtype=torch.float64, generator=generator)
     with torch.no_grad():
         net(x)  # normalization and radii are set from the first batch
@@ -135,7 +141,7 @@ def _worst_ratio(block: Block, steps: int, dtype: torch.dtype) -> float:
     """Return the largest ratio of the block's exact constant to its bound that is met."""
     branch: Any = exact_branch(block.module)
     x = block.x.double()
-    limit = float(block.module.lipschitz_bound())
+    limit = float(block.module.lipschitz_bound().detach())
     ratios = [_ratio(branch, x, limit)]
     for weights in (False, True) if dtype == torch.float64 else (False,):
         found = adversarial_lipschitz(
@@ -145,6 +151,7 @@ def _worst_ratio(block: Block, steps: int, dtype: torch.dtype) -> float:
             lr=0.1,
             parameters=list(branch.parameters()) if weights else None,
             bound=branch.lipschitz_bound if weights else lambda: torch.tensor(limit),
+            generator=torch.Generator().manual_seed(0),
         )
         if not weights:
             ratios.append(_ratio(branch, found.x, limit))

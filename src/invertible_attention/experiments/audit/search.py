@@ -38,6 +38,7 @@ class Budget:
             :data:`RANGES`.
         steps: steps of each ascent.
         lr: learning rate, relative to the scale of what is changed.
+        network_steps: steps of each ascent on a block of a network.
     """
 
     size: int = 100
@@ -45,6 +46,7 @@ class Budget:
     ascents: int = 8
     steps: int = 40
     lr: float = 0.05
+    network_steps: int = 40
 
 
 @dataclass
@@ -263,7 +265,9 @@ def _ascend(
         alive = constants.isfinite() & limits.isfinite() & (constants > 0) & (limits > 0)
         with torch.no_grad():
             ratios = torch.where(alive, _ratios(constants, limits), -1.0)
-            found.note(members, ratios, measure.score_ranges(parameters), constants, limits, state)
+            found.note(
+                members, ratios, measure.score_ranges(parameters), constants.detach(), limits.detach(), state
+            )
         if step == budget.steps or not bool(alive.any()):
             break
         optimizer.zero_grad()

@@ -1,0 +1,120 @@
+"""The long search: resumable, the same for any number of processes, and clear when it cannot run."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+from invertible_attention import InvertibleAttention
+from invertible_attention.experiments.audit import campaign as module
+from invertible_attention.experiments.audit.campaign import Campaign, run_campaign
+from invertible_attention.experiments.audit.search import Budget
+from invertible_attention.experiments.errors import ExperimentError
+from invertible_attention.experiments.files import read_json
+
+BUDGET = Budget(size=4, inputs=1, ascents=4, steps=2, network_steps=1)
+
+
+def run(
+    folder: Path, configurations: int = 16, networks: int = 1, **options: Any
+) -> tuple[dict[str, Any], str]:
+    stream = io.StringIO()
+    campaign = Campaign(configurations, networks, seed=3, budget=BUDGET)
+    console = Console(file=stream, width=120)
+    return run_campaign(campaign, output=folder, console=console, **options), stream.getvalue()
+
+
+def strip(results: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in results.items() if name != "run"}
+
+
+def test_the_results_say_what_was_searched(tmp_path):
+    results, printed = run(tmp_path)
+    assert results == read_json(tmp_path / "results.json")
+    assert (results["configurations"], results["groups"], results["networks"]) == (16, 4, 1)
+    assert sum(results["histogram"]["counts"]) == 16
+    assert results["violations"] == []
+    assert results["run"]["versions"]["torch"]
+    assert results["run"]["processor_seconds"] > 0
+    assert "16 configurations" in printed
+    assert "no bound was exceeded beyond an allowance of 1e-12" in printed
+    page = (tmp_path / "report.html").read_text()
+    assert "no bound was exceeded" in page
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
+    whole, _ = run(tmp_path / "whole")
+    search, calls = module.search_group, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return search(*arguments)
+
+    monkeypatch.setattr(module, "search_group", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts")
+    assert read_json(tmp_path / "parts" / "results.json")["groups"] == 2
+    resumed, _ = run(tmp_path / "parts", resume=True)
+    assert strip(resumed) == strip(whole)
+    assert len(calls) == 3 + 2
+
+
+def test_more_can_be_added_to_a_finished_search(tmp_path):
+    run(tmp_path / "parts", 8, 0)
+    more, _ = run(tmp_path / "parts", 16, 1, resume=True)
+    whole, _ = run(tmp_path / "whole", 16, 1)
+    assert strip(more) == strip(whole)
+
+
+@pytest.mark.slow
+def test_processes_do_not_change_what_is_found(tmp_path):
+    one, _ = run(tmp_path / "one")
+    two, _ = run(tmp_path / "two", jobs=2)
+    assert strip(two) == strip(one)
+
+
+def test_violations_are_reported_and_their_weights_kept(tmp_path, monkeypatch):
+    bound = InvertibleAttention.lipschitz_bound
+    monkeypatch.setattr(InvertibleAttention, "lipschitz_bound", lambda self: bound(self) * 0.5)
+    results, printed = run(tmp_path, networks=0)
+    assert results["violations"]
+    violation = results["violations"][0]
+    assert violation["ratio"] > 1
+    assert "BOUNDS WERE EXCEEDED" in printed
+    assert "EXCEEDED" in (tmp_path / "report.html").read_text()
+    kept = load_file(tmp_path / "violations" / f"{violation['group']}.safetensors")
+    assert "layer.branch.out_weight" in kept
+
+
+def test_another_seed_or_a_foreign_state_is_one_clear_error(tmp_path):
+    run(tmp_path, 4, 0)
+    with pytest.raises(ExperimentError, match="seed was 3, now 4"):
+        run_campaign(Campaign(4, 0, seed=4, budget=BUDGET), output=tmp_path, resume=True)
+    with pytest.raises(ExperimentError, match="already holds this run"):
+        run(tmp_path, 4, 0)
+    before = (tmp_path / "results.json").read_bytes()
+    (tmp_path / "search.json").write_text(json.dumps({"groups": 3}))
+    with pytest.raises(ExperimentError, match=r"search\.json is not a search"):
+        run(tmp_path, 4, 0, resume=True)
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments", [{"configurations": -1}, {"networks": -2}, {"seed": -3}])
+def test_numbers_out_of_range_are_named(arguments):
+    with pytest.raises(ValueError, match=f"must not be negative, got {next(iter(arguments.values()))}"):
+        Campaign(**arguments)
+
+
+def test_nothing_to_search():
+    with pytest.raises(ValueError, match="nothing to search"):
+        Campaign(0, 0)
