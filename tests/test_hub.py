@@ -1,19 +1,21 @@
 from __future__ import annotations
 
+import importlib
 import json
+import pickle
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import invertible_attention as ia
 
-pytest.importorskip(
-    "huggingface_hub", reason="needs huggingface_hub: pip install 'invertible-attention[interop]'"
-)
-pytest.importorskip("safetensors", reason="needs safetensors: pip install 'invertible-attention[interop]'")
-
-from invertible_attention import hub
+REASON = "needs huggingface_hub and safetensors: pip install 'invertible-attention[interop]'"
+huggingface_hub = pytest.importorskip("huggingface_hub", reason=REASON)
+safetensors = pytest.importorskip("safetensors", reason=REASON)
+hub = importlib.import_module("invertible_attention.hub")
 
 
 @pytest.mark.parametrize(
@@ -89,9 +91,110 @@ def test_a_configuration_can_only_name_what_the_library_offers(name, tmp_path):
         hub.InvertibleAttention.from_pretrained(tmp_path)
 
 
-def test_without_the_library_the_error_names_the_extra(monkeypatch):
-    import importlib
+@pytest.fixture
+def uploads(monkeypatch):
+    """What would be uploaded: the repository, the files with their contents, and how; nothing leaves the machine."""
+    calls = []
 
+    def create_repo(self, repo_id, **arguments):
+        calls.append(("create", repo_id, arguments))
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(self, *, repo_id, folder_path, **arguments):
+        files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+        calls.append(("upload", repo_id, arguments | {"files": files}))
+        return "uploaded"
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    return calls
+
+
+def test_what_is_pushed_is_what_is_loaded(uploads, tmp_path):
+    layer = hub.InvertibleAttention(4, heads=2, constraint=ia.Certified(0.8))
+    x = torch.randn(2, 4, 6)
+    z = layer(x)
+    layer.push_to_hub("someone/something", private=True, branch="test", commit_message="First")
+    (created, name, how), (uploaded, same_name, arguments) = uploads
+    assert (created, uploaded) == ("create", "upload")
+    assert name == same_name == "someone/something"
+    assert how["private"] is True
+    assert (arguments["revision"], arguments["commit_message"]) == ("test", "First")
+    files = arguments["files"]
+    assert (
+        {"config.json", "model.safetensors"}
+        <= set(files)
+        <= {"config.json", "model.safetensors", "README.md"}
+    )
+    for file, content in files.items():
+        (tmp_path / file).write_bytes(content)
+    torch.testing.assert_close(hub.InvertibleAttention.from_pretrained(tmp_path)(x), z)
+
+
+def test_from_the_hub_only_the_two_files_are_fetched(monkeypatch, tmp_path):
+    layer = hub.InvertibleAttention(4)
+    x = torch.randn(2, 4, 6)
+    z = layer(x)
+    layer.save_pretrained(tmp_path)
+    asked = {}
+
+    def snapshot_download(repo_id, **arguments):
+        asked.update(arguments, repo_id=repo_id)
+        return str(tmp_path)
+
+    def hf_hub_download(repo_id, filename, **arguments):
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", hf_hub_download)
+    loaded = hub.InvertibleAttention.from_pretrained("someone/something", revision="v1")
+    torch.testing.assert_close(loaded(x), z)
+    assert asked["repo_id"] == "someone/something"
+    assert asked["revision"] == "v1"
+    assert asked["allow_patterns"] == ["config.json", "model.safetensors"]
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt", "weights.pkl"])
+def test_pickles_are_refused(name, tmp_path):
+    folder, trace = tmp_path / "model", tmp_path / "trace"
+    hub.InvertibleAttention(4).save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Bomb(trace)))
+    with pytest.raises(ValueError, match=name):
+        hub.InvertibleAttention.from_pretrained(folder)
+    assert not trace.exists()
+
+
+def test_a_pickle_under_another_name_is_not_read(tmp_path):
+    folder, trace = tmp_path / "model", tmp_path / "trace"
+    hub.InvertibleAttention(4).save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(trace)))
+    with pytest.raises(safetensors.SafetensorError):
+        hub.InvertibleAttention.from_pretrained(folder)
+    assert not trace.exists()
+    pickle.loads((folder / "model.safetensors").read_bytes())
+    assert trace.exists()  # it would have
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(name, tmp_path):
+    hub.InvertibleAttention(4).save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        hub.InvertibleAttention.from_pretrained(tmp_path)
+
+
+def test_without_the_library_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.delitem(sys.modules, "invertible_attention.hub")
     with pytest.raises(ImportError, match=r"invertible-attention\[interop\]"):

@@ -37,6 +37,7 @@ __all__ = ["InvertibleAttention", "InvertibleResNet", "with_hub"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _OWN = "invertible_attention"
+_PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 _PLAIN = (str, int, float, bool, type(None))
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -67,6 +68,7 @@ class _HubMixin(PyTorchModelHubMixin):
         if not folder.is_dir():
             wanted = {name: given[name] for name in download if given.get(name) is not None}
             folder = Path(snapshot_download(model_id, allow_patterns=[CONFIG, WEIGHTS], **wanted))
+        _check_files(folder, model_id)
         configuration = {k: _decode(v) for k, v in json.loads((folder / CONFIG).read_text()).items()}
         # The mixin reads config.json too and passes it on undecoded; what the caller gives is decoded already.
         changed = {k: v for k, v in arguments.items() if not isinstance(v, dict) and k not in configuration}
@@ -84,7 +86,8 @@ def with_hub(kind: type[Module]) -> type[Module]:
             objects (constraints, solvers, estimators), or its modules' classes by name.
 
     Returns:
-        The subclass, of the same name.
+        The subclass, of the same name. Its ``from_pretrained`` reads ``config.json`` and ``model.safetensors`` and
+        nothing else: neither can run code. It raises :class:`ValueError` where the weights are pickled.
     """
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -94,6 +97,19 @@ def with_hub(kind: type[Module]) -> type[Module]:
 
     members = {"__init__": __init__, "__doc__": kind.__doc__, "__module__": __name__, "hub_arguments": {}}
     return type(kind.__name__, (kind, _HubMixin), members)  # pyright: ignore[reportReturnType]
+
+
+def _check_files(folder: Path, model_id: str) -> None:
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if not missing:
+        return
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if WEIGHTS in missing and pickles:
+        raise ValueError(
+            f"the weights in {model_id!r} are pickled ({', '.join(pickles)}), and loading a pickle can run any code: "
+            f"only {WEIGHTS} is read"
+        )
+    raise FileNotFoundError(f"{model_id!r} lacks {' and '.join(missing)}")
 
 
 def _encode(value: Any, name: str) -> Any:

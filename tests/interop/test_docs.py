@@ -17,6 +17,7 @@ NEEDS = {
     "freia": ("FrEIA",),
     "distributions": (),
     "pyro": ("pyro",),
+    "masks": ("nflows",),
     "export": ("huggingface_hub", "safetensors"),
 }
 

@@ -4,15 +4,13 @@ import pytest
 import torch
 
 import invertible_attention as ia
-from invertible_attention.interop import from_freia, to_freia
+from invertible_attention.interop import FreiaAttention, FreiaModule, from_freia, to_freia
 
 from .conftest import GAUSSIAN_NATS, attention, check_bijection
 
 pytest.importorskip("FrEIA", reason="needs FrEIA: pip install 'invertible-attention[interop]'")
 import FrEIA.framework as Ff
 import FrEIA.modules as Fm
-
-from invertible_attention.interop.freia import FreiaAttention, FreiaModule
 
 
 def subnet(n_in: int, n_out: int) -> torch.nn.Module:
