@@ -29,6 +29,9 @@ wheel: $(VENV)/test.stamp
 	PYTHONPATH=build/wheel $(BIN)/python -c "import invertible_attention as ia; assert 'build/wheel' in ia.__file__, ia.__file__"
 	PYTHONPATH=build/wheel build/wheel/bin/invertible-attention --help
 
+docs: $(VENV)/docs.stamp
+	$(BIN)/sphinx-build -b html -n -W --keep-going -q docs docs/_build/html
+
 $(VENV)/python.stamp:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
@@ -41,5 +44,9 @@ $(VENV)/test.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	$(PIP) --editable ".[experiments,camouflage,interop,dev]"
 	touch $@
 
+$(VENV)/docs.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	$(PIP) --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist runs docs/_build

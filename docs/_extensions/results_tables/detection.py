@@ -1,0 +1,48 @@
+"""Tables of the camouflaged object detection experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from results_tables.markdown import Table, grid, provenance, read
+
+__all__ = ["TABLES"]
+
+MEASURES = {"s_measure": "S ↑", "mean_f": "F ↑", "mean_e": "E ↑", "mae": "MAE ↓"}
+
+
+def scores(path: Path) -> str:
+    """One table per dataset tested on: means over seeds."""
+    content = read(path)
+    datasets = dict.fromkeys(name for row in content["summary"] for name in row["scores"])
+    parts = []
+    for dataset in datasets:
+        rows = [
+            [
+                row["title"],
+                str(len(row["seeds"])),
+                *(_cell(row["scores"][dataset].get(name)) for name in MEASURES),
+            ]
+            for row in content["summary"]
+            if dataset in row["scores"]
+        ]
+        parts += [f"**{dataset}**", grid(["attention", "seeds", *MEASURES.values()], rows)]
+    return "\n\n".join([*parts, provenance(content.get("run"))])
+
+
+def _cell(score: dict[str, float | None] | None) -> str:
+    if not score or score["mean"] is None:
+        return "–"
+    spread = "" if score.get("deviation") is None else f" ± {score['deviation']:.3f}"
+    return f"{score['mean']:.3f}{spread}"
+
+
+TABLES = (
+    Table(
+        "camouflage",
+        "camouflage",
+        ("results.json", "*/results.json"),
+        "invertible-attention camouflage",
+        scores,
+    ),
+)

@@ -1,0 +1,74 @@
+"""How the site is built: ``make docs``. Nothing is fetched from the network while building."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_extensions"))
+
+# One thread: pages are read one after another anyway, and figures come out the same everywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+project = "invertible-attention"
+author = "The invertible-attention developers"
+release = version = installed_version("invertible-attention")
+language = "en"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "public_api",
+    "references",
+    "results_tables",
+    "code_tables",
+]
+exclude_patterns = ["_build", "_extensions", "figures", "jupyter_execute", "**/.ipynb_checkpoints"]
+
+# Warnings become errors on the command line (-W); here everything that can warn is made to.
+nitpicky = True
+nitpick_ignore_regex = [
+    # Other projects' names are shown as they are: their inventories would have to be fetched.
+    (r"py:.*", r"(torch|jaxtyping|typing|collections|abc|numpy|zuko|nflows|normflows|FrEIA|pyro)\b.*"),
+    # Names of axes inside shapes.
+    (r"py:class", r"'[^']*'"),
+]
+
+html_theme = "furo"
+html_title = "invertible-attention"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+html_copy_source = False
+html_show_sourcelink = False
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_heading_anchors = 3
+myst_dmath_double_inline = True
+
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints = "signature"
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 90
+python_use_unqualified_type_names = True
+
+# "cache": a page is run again when its code changed. A cell that prints a warning fails the build.
+nb_execution_mode = "cache"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_output_stderr = "error"
+nb_merge_streams = False
+nb_number_source_lines = False
+
+copybutton_exclude = ".linenos, .gp"

@@ -1,0 +1,69 @@
+"""The pages name what exists, and their code runs."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="docs/ is not part of this copy")
+
+sys.path.insert(0, str(DOCS / "_extensions"))
+
+ROLE = re.compile(r"\{(?:py:)?(?:obj|class|func|meth|mod|attr|data)\}`(?:[^`<]*<)?~?([\w.]+)>?`")
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts]
+
+
+def found(page: Path) -> list[str]:
+    return ROLE.findall(page.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def references():
+    pytest.importorskip("sphinx", reason="needs the extra docs")
+    import references
+
+    return references
+
+
+def test_the_paper_page_names_an_object_for_every_table_and_algorithm():
+    text = (DOCS / "paper.md").read_text(encoding="utf-8")
+    for item in (
+        "Table 1",
+        "Theorem 1",
+        "Eq. 4",
+        "Eq. 15",
+        "Algorithm 1",
+        *(f"Appendix {a}" for a in "BCDE"),
+    ):
+        row = next(line for line in text.splitlines() if line.startswith("|") and item in line)
+        assert ROLE.search(row), row
+    for item in ("Tables 2 and 5", "Table 3", "Table 4", "Figures 3 and 4", "Figure 5", "Figures 6 and 7"):
+        row = next(line for line in text.splitlines() if line.startswith("|") and item in line)
+        assert ROLE.search(row), row
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if found(page)], ids=lambda page: page.stem)
+def test_every_object_a_page_names_exists(page: Path, references):
+    missing = [name for name in found(page) if references.find(name) is references.MISSING]
+    assert not missing
+
+
+def test_a_name_that_does_not_exist_is_missing(references):
+    assert references.find("invertible_attention.Nothing") is references.MISSING
+    assert references.find("invertible_attention.InvertibleAttention.nothing") is references.MISSING
+
+
+def test_the_quick_start_runs(tmp_path: Path):
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (DOCS / "quickstart.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert len(blocks) > 3
+    script = tmp_path / "quickstart.py"
+    script.write_text("\n".join(blocks))
+    runpy.run_path(str(script))

@@ -1,0 +1,121 @@
+"""Tables are written from results, whatever is there of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="docs/ is not part of this copy")
+sys.path.insert(0, str(DOCS / "_extensions"))
+
+
+@pytest.fixture(scope="module")
+def tables():
+    pytest.importorskip("sphinx", reason="needs the extra docs")
+    import results_tables
+
+    return results_tables
+
+
+def cells(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_every_table_of_this_copy_is_well_formed(tables):
+    for name in tables.TABLES:
+        grids = [part for part in tables.render(name).split("\n\n") if part.startswith("|")]
+        for grid in grids:
+            widths = {len(row) for row in cells(grid)}
+            assert len(widths) == 1, name
+
+
+def test_an_absent_folder_names_the_command(tables, tmp_path: Path):
+    for name, table in tables.TABLES.items():
+        text = tables.render(name, tmp_path)
+        assert table.command in text
+        assert "|" not in text
+
+
+def test_pages_ask_for_tables_that_exist(tables):
+    for page in DOCS.glob("*.md"):
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if line.startswith("```{results}"):
+                assert line.removeprefix("```{results}").strip() in tables.TABLES, page
+
+
+def test_reconstruction_shows_what_the_file_says(tables, tmp_path: Path):
+    source = ROOT / "results" / "reconstruct" / "cifar10" / "results.json"
+    if not source.is_file():
+        pytest.skip("results/ is not part of this copy")
+    content = json.loads(source.read_text(encoding="utf-8"))
+    entry = next(
+        e for e in content["summary"] if (e["response"], e["constraint"]) == ("gaussian", "certified")
+    )
+    entry["v_score"]["mean"] = 12.34
+    copy = tmp_path / "reconstruct" / "cifar10"
+    copy.mkdir(parents=True)
+    (copy / "results.json").write_text(json.dumps(content))
+    row = next(
+        row for row in cells(tables.render("reconstruction-cifar10", tmp_path)) if row[1] == "certified"
+    )
+    assert row[3] == "12.3"
+
+
+def test_benchmark_tables_from_what_the_benchmark_writes(tables, tmp_path: Path):
+    from invertible_attention.experiments.benchmark.summary import claims, growth
+
+    record = {"response": "gaussian", "tokens": 64, "batch": 1, "backward": False, "fastest": 1.0, "turns": 3}
+    content = {
+        "times": [
+            record | {"contender": "auto", "seconds": 0.002},
+            record | {"contender": "reference", "seconds": 0.006},
+        ],
+        "memory": [record | {"contender": "auto", "bytes": 2_000_000}],
+        "released": [],
+        "growth": [],
+    }
+    content["growth"] = growth(content)
+    content["claims"] = claims(content, 64)
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "benchmark.json").write_text(json.dumps(content))
+    assert cells(tables.render("attention-times", tmp_path))[-1][3:] == ["2", "3 ×", "–"]
+    assert cells(tables.render("attention-memory", tmp_path))[-1][4] == "2"
+    assert "3 | ≥ 3.5 | **no**" in tables.render("attention-claims", tmp_path)
+
+
+def test_density_and_detection_tables_from_what_the_experiments_write(tables, tmp_path: Path):
+    spread = {"mean": 2.5, "standard_error": 0.01, "values": [2.5]}
+    row = {
+        "variant": "base", "parameters": 10, "parameters_relative": 1.0, "processor_seconds": 60.0,
+        "bits_per_dim": spread, "difference": spread, "difference_at_equal_time": spread,
+        "spectral_radius": None, "skipped_steps": 0, "failed_samples": 0,
+    }  # fmt: skip
+    study = {
+        "base": {"steps": 1, "batch_size": 2},
+        "data": {"title": "digits", "train_images": 3, "test_images": 4, "shape": [1, 8, 8]},
+        "seeds": 1,
+        "rows": [row],
+    }
+    (tmp_path / "density" / "digits").mkdir(parents=True)
+    (tmp_path / "density" / "digits" / "study.json").write_text(json.dumps(study))
+    assert "| base |" in tables.render("density", tmp_path)
+    scores = {
+        "CAMO": {name: {"mean": 0.5, "deviation": None} for name in ("s_measure", "mean_f", "mean_e", "mae")}
+    }
+    (tmp_path / "camouflage").mkdir()
+    summary = [{"title": "Base", "seeds": [0, 1], "scores": scores}]
+    (tmp_path / "camouflage" / "results.json").write_text(json.dumps({"summary": summary}))
+    assert cells(tables.render("camouflage", tmp_path))[-1] == [
+        "Base",
+        "2",
+        "0.500",
+        "0.500",
+        "0.500",
+        "0.500",
+    ]
