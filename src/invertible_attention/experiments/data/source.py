@@ -15,6 +15,9 @@ __all__ = ["ImageSource", "decode", "open_image"]
 
 MAX_PIXELS = 100_000_000
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pixels only: Pillow would hand PostScript, which is a program, to an interpreter."""
+
 
 class ImageSource(ABC):
     """Images by index, read only when asked for.
@@ -65,7 +68,8 @@ def decode(content: bytes, name: str, mode: str | None = "RGB") -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns above 90 million pixels; the limit below is the one that counts here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
+            Image.init()  # with formats chosen, Pillow does not go looking for their plugins itself
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise ExperimentError(f"{name} is too large: {image.width}×{image.height} pixels")
         if mode is not None:
