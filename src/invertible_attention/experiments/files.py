@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ExperimentError
 
-__all__ = ["atomic_path", "read_json", "write_bytes", "write_json", "write_text"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "atomic_path",
+    "read_json",
+    "read_tensors",
+    "write_bytes",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+"""What a disk answers that is full, failing or not ours."""
+
+WRITERS = ("PytorchStreamWriter", "unexpected pos", "I/O error")
+"""How torch and safetensors say that their file could not be written: not with an OSError."""
 
 
 @contextmanager
@@ -24,6 +42,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Args:
         path: the file to replace or create; its folder is made if absent.
 
+    Raises:
+        ExperimentError: naming the file, when the disk is full or refuses; the old file is kept.
+
     Example:
         >>> folder = Path(tempfile.mkdtemp())
         >>> with atomic_path(folder / "note.txt") as temporary:
@@ -31,11 +52,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         >>> (folder / "note.txt").read_text(), len(list(folder.iterdir()))
         ('whole', 1)
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -44,8 +66,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except Exception as error:
+        if reason := _disk_error(error):
+            raise ExperimentError(
+                f"cannot write {path} ({reason}): mend that and go on with --resume"
+            ) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _disk_error(error: Exception) -> str | None:
+    """Return what the disk said, ``None`` for an error of another kind."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in DISK else None
+    message = str(error).strip().partition("\n")[0]
+    return message if any(writer in message for writer in WRITERS) else None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -76,5 +113,31 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExperimentError(f"{path} is damaged ({error}): delete it and run again") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, whole or not at all."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata=metadata)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of safetensors; no code in it is run.
+
+    Raises:
+        ExperimentError: naming the file, when it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ExperimentError(f"there is no file {path}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ExperimentError(f"{path} is damaged or not a file of weights ({error})") from error

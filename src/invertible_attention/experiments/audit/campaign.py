@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
 
 from ..errors import ExperimentError
-from ..files import atomic_path, read_json, write_json
+from ..files import read_json, write_json, write_tensors
 from ..metadata import run_metadata
 from ..output import OutputFolder
 from ..progress import RunProgress
@@ -146,9 +145,7 @@ class _State:
         known[number] = found.to_json()
         self.processor_seconds += seconds
         if found.violations and kind == "group":
-            path = output / "violations" / f"{number}.safetensors"
-            with atomic_path(path) as temporary:
-                save_file({name: value.contiguous() for name, value in found.worst.items()}, temporary)
+            write_tensors(output / "violations" / f"{number}.safetensors", found.worst)
 
     def to_json(self) -> dict[str, Any]:
         return {

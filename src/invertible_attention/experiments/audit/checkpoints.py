@@ -8,11 +8,10 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import ExperimentError
-from ..files import read_json
+from ..files import read_json, read_tensors
 from ..output import CONFIGURATION
 from .blocks import Block, trace_blocks
 
@@ -98,8 +97,8 @@ def _reconstruct(file: Path, samples: int) -> Subject:
     result = read_json(folder / "result.json")
     cell = Cell(*(result[name] for name in ("response", "constraint", "normalization", "repeat")))
     network = build_network(cell, configuration, seed=0)
-    network.load_state_dict(load_file(file))
-    x = load_file(folder / IMAGES)["original"][:samples]
+    network.load_state_dict(read_tensors(file))
+    x = read_tensors(folder / IMAGES)["original"][:samples]
     network.eval()
     return Subject(
         cell.folder, "reconstruct", "test images of the run", trace_blocks(network, lambda: network(x))
@@ -114,7 +113,7 @@ def _density(file: Path, samples: int, data_dir: Path | None) -> Subject:
     configuration = Configuration.from_json(read_json(file.parent / CONFIGURATION))
     data = load_data(configuration, data_dir)
     model: Any = build_model(configuration, data.shape, data.levels)
-    model.load_state_dict(load_file(file))
+    model.load_state_dict(read_tensors(file))
     blocks = _traced(model.eval(), data.test[:samples])
     if not blocks:
         raise ExperimentError(f"{file} has no residual blocks: {configuration.model} is not made of them")

@@ -11,12 +11,11 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 
 from ...flows import Flow
 from ...logdet import Exact, LogDetEstimator, RussianRoulette
 from ..errors import ExperimentError
-from ..files import atomic_path, read_json, write_bytes, write_json
+from ..files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from ..metadata import run_metadata
 from ..output import CONFIGURATION, OutputFolder
 from ..progress import RunProgress
@@ -99,7 +98,7 @@ def train_run(
             )
             if training is None:
                 return {}
-            _save(output / "model.safetensors", model)
+            write_tensors(output / "model.safetensors", model.state_dict())
             results = _results(configuration, data, model, training, place)
             progress.stage("evaluating", None)
             results["untrained"] = _final_score(untrained, data, draws=1, device=place)
@@ -188,7 +187,10 @@ def _load(
     configuration = Configuration.from_json(read_json(stored))
     data = load_data(configuration, data_dir)
     model = cast(Flow, build_model(configuration, data.shape, data.levels))
-    model.load_state_dict(load_file(weights))
+    try:
+        model.load_state_dict(read_tensors(weights))
+    except RuntimeError as error:
+        raise ExperimentError(f"{weights} does not hold the weights of this configuration") from error
     return configuration, model.to(place).eval(), data
 
 
@@ -235,12 +237,6 @@ def _pictures(
     if whole:
         write_bytes(output / "interpolation.png", tile(torch.stack(whole), 9, levels=data.levels))
     return {"drawn": count, "converged": len(samples), "walks": pairs, "whole_walks": len(whole) // 9}
-
-
-def _save(path: Path, model: Flow) -> None:
-    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary)
 
 
 def _say(console: Console, line: str) -> None:
