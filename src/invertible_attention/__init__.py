@@ -5,25 +5,31 @@ certified Lipschitz bounds, inverses that report per sample, exact attention in 
 log-determinants.
 """
 
-from importlib.metadata import version
+from __future__ import annotations
 
-from invertible_attention import flows, interop, lipschitz, logdet, solvers
-from invertible_attention.attention import (
-    Attention,
-    Certified,
-    Concatenation,
-    DotProduct,
-    EmbeddedGaussian,
-    Gaussian,
-    InvertibleAttention,
-    Relaxed,
-    TorusPrior,
-)
-from invertible_attention.bijection import Bijection
-from invertible_attention.lipschitz.audit import AuditReport, audit
-from invertible_attention.logdet import Exact, PowerSeries, RussianRoulette
-from invertible_attention.residual import Residual
-from invertible_attention.solvers import Anderson, ConvergenceError, FixedPoint, NewtonKrylov, Solution
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from invertible_attention._lazy import lazily
+
+if TYPE_CHECKING:
+    from invertible_attention import attention, flows, interop, lipschitz, logdet, solvers
+    from invertible_attention.attention import (
+        Attention,
+        Certified,
+        Concatenation,
+        DotProduct,
+        EmbeddedGaussian,
+        Gaussian,
+        InvertibleAttention,
+        Relaxed,
+        TorusPrior,
+    )
+    from invertible_attention.bijection import Bijection
+    from invertible_attention.lipschitz.audit import AuditReport, audit
+    from invertible_attention.logdet import Exact, PowerSeries, RussianRoulette
+    from invertible_attention.residual import Residual
+    from invertible_attention.solvers import Anderson, ConvergenceError, FixedPoint, NewtonKrylov, Solution
 
 __version__ = version("invertible-attention")
 
@@ -48,6 +54,7 @@ __all__ = [
     "RussianRoulette",
     "Solution",
     "TorusPrior",
+    "attention",
     "audit",
     "flows",
     "interop",
@@ -55,3 +62,37 @@ __all__ = [
     "logdet",
     "solvers",
 ]
+
+# The command line and whoever needs the version only should not wait for torch.
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "Anderson": "solvers",
+        "Attention": "attention",
+        "AuditReport": "lipschitz.audit",
+        "Bijection": "bijection",
+        "Certified": "attention",
+        "Concatenation": "attention",
+        "ConvergenceError": "solvers",
+        "DotProduct": "attention",
+        "EmbeddedGaussian": "attention",
+        "Exact": "logdet",
+        "FixedPoint": "solvers",
+        "Gaussian": "attention",
+        "InvertibleAttention": "attention",
+        "NewtonKrylov": "solvers",
+        "PowerSeries": "logdet",
+        "Relaxed": "attention",
+        "Residual": "residual",
+        "RussianRoulette": "logdet",
+        "Solution": "solvers",
+        "TorusPrior": "attention",
+        "attention": "attention",
+        "audit": "lipschitz.audit",
+        "flows": "flows",
+        "interop": "interop",
+        "lipschitz": "lipschitz",
+        "logdet": "logdet",
+        "solvers": "solvers",
+    },
+)

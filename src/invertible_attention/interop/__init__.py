@@ -7,8 +7,9 @@ has a module of its own: :mod:`.distributions` (PyTorch's own, no extra), :mod:`
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from invertible_attention._lazy import lazily
 
 if TYPE_CHECKING:
     from invertible_attention.interop.distributions import from_distribution, to_distribution
@@ -43,35 +44,28 @@ __all__ = [
     "to_zuko",
 ]
 
-_MODULES = {
-    "FixedInverse": "export",
-    "compile_branches": "export",
-    "to_plain": "export",
-    "Inverse": "views",
-    "MaskInContext": "views",
-    "OnVectors": "views",
-    "from_distribution": "distributions",
-    "FreiaAttention": "freia",
-    "FreiaModule": "freia",
-    "from_freia": "freia",
-    "from_nflows": "nflows",
-    "from_normflows": "normflows",
-    "from_zuko": "zuko",
-    "to_distribution": "distributions",
-    "to_freia": "freia",
-    "to_nflows": "nflows",
-    "to_normflows": "normflows",
-    "to_pyro": "pyro",
-    "to_pyro_conditional": "pyro",
-    "to_zuko": "zuko",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "FixedInverse": "export",
+        "compile_branches": "export",
+        "to_plain": "export",
+        "Inverse": "views",
+        "MaskInContext": "views",
+        "OnVectors": "views",
+        "from_distribution": "distributions",
+        "FreiaAttention": "freia",
+        "FreiaModule": "freia",
+        "from_freia": "freia",
+        "from_nflows": "nflows",
+        "from_normflows": "normflows",
+        "from_zuko": "zuko",
+        "to_distribution": "distributions",
+        "to_freia": "freia",
+        "to_nflows": "nflows",
+        "to_normflows": "normflows",
+        "to_pyro": "pyro",
+        "to_pyro_conditional": "pyro",
+        "to_zuko": "zuko",
+    },
+)

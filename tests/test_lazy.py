@@ -1,0 +1,54 @@
+"""Importing the package is cheap, and every name it promises is there."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ("invertible_attention", "invertible_attention.interop")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import invertible_attention; invertible_attention.__version__; dir(invertible_attention)",
+        "from invertible_attention.cli import main; assert main(['--version']) == 0",
+        "from invertible_attention.cli import main; assert main(['--help']) == 0",
+    ],
+)
+def test_torch_is_not_imported(program):
+    program += "; import sys; print('torch' in sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_name_is_there(package):
+    if package.endswith("interop"):
+        for library in ("zuko", "nflows", "normflows", "pyro", "FrEIA"):
+            pytest.importorskip(library, reason="needs pip install 'invertible-attention[interop]'")
+    module = import_module(package)
+    assert set(module.__all__) <= set(dir(module))
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert getattr(value, "__name__", name).rpartition(".")[2] == name
+        assert vars(module)[name] is value  # asked for once
+    with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_type_checkers_and_documentation_see_the_same_names(package):
+    module = import_module(package)
+    assert module.__file__ is not None
+    tree = ast.parse(Path(module.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    assert isinstance(block.test, ast.Name)
+    assert block.test.id == "TYPE_CHECKING"
+    imported = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    assert {alias.name for node in imported for alias in node.names} == set(module.__all__)
