@@ -57,7 +57,7 @@ def attention_to(layer: ia.InvertibleAttention, x: Tensor, token: tuple[int, int
 
 
 def show(axes: Axes, image: Tensor, title: str, **options: object) -> None:
-    axes.imshow(image, interpolation="nearest", **options)
+    axes.imshow(image.numpy(), interpolation="nearest", **options)
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
 
