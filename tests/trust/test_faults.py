@@ -1,0 +1,321 @@
+"""Disks, folders, images and checkpoints that fail a run: one clear error each, and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import save_file
+
+from invertible_attention.cli import main
+from invertible_attention.experiments import files
+from invertible_attention.experiments.audit.campaign import Campaign, run_campaign
+from invertible_attention.experiments.audit.search import Budget
+from invertible_attention.experiments.density.configuration import Configuration as Density
+from invertible_attention.experiments.density.run import evaluate_run, sample_run, train_run
+from invertible_attention.experiments.errors import ExperimentError
+from invertible_attention.experiments.files import atomic_path, read_tensors, write_json, write_tensors
+
+KILLS = int(os.environ.get("INVERTIBLE_ATTENTION_KILLS", "2"))
+"""How often each run is killed; 50 by hand."""
+
+TINY = Density.choose(
+    quick=True,
+    blocks=(1,),
+    hidden_channels=4,
+    train_images=32,
+    test_images=4,
+    batch_size=16,
+    steps=6,
+    evaluate_every=3,
+    warmup=1,
+)
+
+
+def train(folder: Path, configuration: Density = TINY, **options: Any) -> dict[str, Any]:
+    console = Console(file=io.StringIO())
+    return train_run(configuration, output=folder, device="cpu", draws=1, console=console, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("density") / "run"
+    train(folder)
+    return folder
+
+
+def copy_of(folder: Path, to: Path, *names: str) -> Path:
+    to.mkdir()
+    for name in names:
+        (to / name).write_bytes((folder / name).read_bytes())
+    return to
+
+
+# Kill −9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["reconstruct", "density"])
+def test_a_run_killed_at_random_moments_ends_as_one_left_alone(experiment: str) -> None:
+    program = [sys.executable, str(Path(__file__).with_name("killing.py")), experiment]
+    program += ["--moments", str(KILLS), "--seed", str(random.randrange(2**31))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{program}\n{done.stderr}"
+    assert json.loads(done.stdout)["moments"] == KILLS
+
+
+# Full disks
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.json"
+    write_json(path, {"old": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(
+        ExperimentError, match=r"cannot write .*results\.json \(No space left on device\).*--resume"
+    ):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def limited(write: Any) -> None:
+    """Call with files limited to 4 kB, as a disk is that has no more room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def save_safetensors(path: Path) -> None:
+    write_tensors(path, {"weight": torch.zeros(10_000)})
+
+
+def save_checkpoint(path: Path) -> None:
+    with atomic_path(path) as temporary:
+        torch.save({"weight": torch.zeros(10_000)}, temporary)
+
+
+def save_picture(path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    with atomic_path(path) as temporary:
+        Image.fromarray(noise).save(temporary)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (save_safetensors, "model.safetensors"),
+        (save_checkpoint, "training.ckpt"),
+        (save_picture, "map.png"),
+        (lambda path: write_json(path, [0.5] * 10_000), "results.json"),
+    ],
+)
+def test_whatever_is_written_a_disk_without_room_is_one_clear_error(
+    tmp_path: Path, write: Any, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    with pytest.raises(ExperimentError, match=f"cannot write .*{name}"):
+        limited(lambda: write(path))
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    write(path)
+    assert path.stat().st_size > 4096
+
+
+def test_a_run_that_filled_the_disk_goes_on_when_there_is_room(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room runs out at every file in turn: each time the run ends in one error, and the next goes further."""
+    folder, sync, room = tmp_path / "run", os.fsync, [0]
+
+    def fsync(descriptor: int) -> None:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    messages: list[str] = []
+    for attempt in range(20):
+        room[0] = attempt
+        resume = (folder / "configuration.json").is_file()
+        try:
+            train(folder, resume=resume)
+            break
+        except ExperimentError as error:
+            messages.append(str(error))
+    assert len(messages) > 3
+    assert all("No space left on device" in message for message in messages)
+    assert (folder / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert (folder / "results.json").is_file()
+
+
+# Folders that cannot be used
+
+COMMANDS = {
+    "reconstruct": ["reconstruct", "--quick", "--device", "cpu"],
+    "density": ["density", "train", "--quick", "--device", "cpu"],
+    "camouflage": ["camouflage", "train", "--quick", "--device", "cpu"],
+    "audit": ["audit", "--attack", "--quick"],
+}
+
+
+def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail with one line on standard error, and return the line."""
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("invertible-attention: error: ")
+    return error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_that_cannot_be_a_folder(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command == "camouflage":
+        pytest.importorskip("transformers")
+    (tmp_path / "file").write_text("mine")
+    line = fail(capsys, *COMMANDS[command], "--output", str(tmp_path / "file"))
+    assert "file" in line
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_in_use_by_another_process(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from filelock import FileLock
+
+    if command == "camouflage":
+        pytest.importorskip("transformers")
+    with FileLock(tmp_path / ".lock"):
+        line = fail(capsys, *COMMANDS[command], "--output", str(tmp_path))
+    assert "in use by another run" in line
+    assert [entry.name for entry in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write to read-only folders")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_read_only_output(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        assert "cannot write to" in fail(capsys, *COMMANDS[command], "--output", str(tmp_path / "run"))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_two_searches_cannot_share_a_folder(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".lock"), pytest.raises(ExperimentError, match="in use by another run"):
+        run_campaign(Campaign(1, 0, budget=Budget(size=1)), output=tmp_path)
+
+
+# Checkpoints that cannot be used
+
+
+def test_a_density_of_another_configuration_is_refused_and_kept(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+    other = Density(**TINY.to_json() | {"seed": 1})
+    for resume in (False, True):
+        with pytest.raises(ExperimentError, match="seed was 0, now 1"):
+            train(finished, other, resume=resume)
+    assert {path: path.read_bytes() for path in finished.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_a_damaged_checkpoint_of_training(damage: str, finished: Path, tmp_path: Path) -> None:
+    folder = copy_of(finished, tmp_path / "run", "configuration.json")
+    whole = io.BytesIO()
+    torch.save({"state_dict": {"a": torch.zeros(1000)}}, whole)
+    content = {"truncated": whole.getvalue()[:2000], "empty": b"", "text": b"hello"}[damage]
+    (folder / "training.ckpt").write_bytes(content)
+    with pytest.raises(ExperimentError, match=r"training\.ckpt is damaged or not a checkpoint"):
+        train(folder, resume=True)
+    assert (folder / "training.ckpt").read_bytes() == content
+
+
+@pytest.mark.parametrize("use", [evaluate_run, sample_run])
+@pytest.mark.parametrize("damage", ["truncated", "text", "foreign"])
+def test_damaged_weights_of_a_density(damage: str, use: Any, finished: Path, tmp_path: Path) -> None:
+    folder = copy_of(finished, tmp_path / "run", "configuration.json", "model.safetensors")
+    path = folder / "model.safetensors"
+    if damage == "foreign":
+        save_file({"weight": torch.zeros(2)}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-100] if damage == "truncated" else b"hello")
+    with pytest.raises(ExperimentError, match=r"model\.safetensors"):
+        use(folder, device="cpu", console=Console(file=io.StringIO()))
+
+
+def test_damaged_tensors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    for content in (b"", b"hello", b"\xff" * 64):
+        path.write_bytes(content)
+        with pytest.raises(ExperimentError, match=r"x\.safetensors is damaged or not a file of weights"):
+            read_tensors(path)
+    with pytest.raises(ExperimentError, match=r"there is no file .*absent"):
+        read_tensors(tmp_path / "absent")
+
+
+# Images that cannot be used
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "bomb"])
+@pytest.mark.parametrize("command", ["reconstruct", "density"])
+def test_an_image_that_cannot_be_read_is_named(
+    command: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(4):
+        noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(images / f"{number}.png")
+    whole = (images / "2.png").read_bytes()
+    if damage == "bomb":
+        Image.new("1", (20_000, 20_000)).save(images / "2.png")
+    else:
+        (images / "2.png").write_bytes(
+            {"truncated": whole[: len(whole) // 2], "text": b"?", "empty": b""}[damage]
+        )
+    arguments = [
+        "--dataset",
+        "folder",
+        "--data-dir",
+        str(images),
+        "--train-images",
+        "2",
+        "--test-images",
+        "2",
+    ]
+    arguments += (
+        ["--size", "16", "16", "--whole-images"] if command == "reconstruct" else ["--size", "16", "16"]
+    )
+    line = fail(capsys, *COMMANDS[command], *arguments, "--output", str(tmp_path / "out"))
+    assert "2.png" in line
+    assert ("too large" if damage == "bomb" else "cannot be read as an image") in line
