@@ -119,6 +119,44 @@ def test_any_evaluations_shrink_the_residual_as_promised(lipschitz: float, seed:
         assert (ratio[~ratio.isnan()] <= lipschitz ** ((n - 1) / 2) * (1 + 1e-9)).all()
 
 
+class Preconditioned:
+    """A branch with a preconditioner of a given factor, which only some branches deserve."""
+
+    def __init__(self, branch, factor: float):
+        self.branch, self.factor = branch, factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.branch(x)
+
+    def precondition(self, residual: Tensor) -> Tensor:
+        return self.factor * residual
+
+
+def test_exact_preconditioner_solves_at_once():
+    z = torch.randn(5, 4, dtype=torch.float64)
+    solution = Anderson().solve(Preconditioned(lambda x: -0.9 * x, 10.0), z, lipschitz=0.9)
+    assert solution.converged.all()
+    assert (solution.evaluations == 2).all()
+
+
+@pytest.mark.parametrize("factor", [-3.0, 0.0, 1e30, float("nan")])
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**31))
+def test_wrong_preconditioner_costs_one_evaluation_and_breaks_no_promise(factor: float, seed: int):
+    z = torch.randn(100, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    for branch in (misleading, lambda x: 0.9 * x.roll(1, 1).sin()):
+        solution = Anderson().solve(Preconditioned(branch, factor), z, lipschitz=0.9)
+        plain = Anderson().solve(branch, z, lipschitz=0.9)
+        assert solution.converged.all()
+        assert solution.trace is not None
+        best = solution.trace.nan_to_num(nan=torch.inf).cummin(dim=0).values
+        n = torch.arange(1, len(best), dtype=torch.float64)[:, None]
+        shrunk = best[1:] - 1e-14 <= best[0] * 0.9 ** ((n - 1) / 2) * (1 + 1e-9)
+        assert (shrunk | solution.trace[1:].isnan()).all()
+        if branch is not misleading:
+            assert (solution.evaluations <= plain.evaluations + 1).all()
+
+
 @pytest.mark.parametrize("memory", [1, 3])
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**31))

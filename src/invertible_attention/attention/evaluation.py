@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from invertible_attention._mask import flat_mask
 from invertible_attention.attention.constraints import Constraint
-from invertible_attention.attention.context import Context, Given
+from invertible_attention.attention.context import Context, ContextTokens, Given
 from invertible_attention.attention.functional import attend
+from invertible_attention.attention.mean_field import invert_mean_field
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Response
 from invertible_attention.attention.visibility import Spread, Visibility
@@ -102,6 +103,44 @@ class Evaluation:
         """Return ``g(x)``; see :meth:`.branch.AttentionBranch.forward`."""
         with exact_arithmetic(x):
             return self._evaluate(x, context, mask)
+
+    def precondition(
+        self,
+        residual: Image,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        transposed: bool = False,
+    ) -> Image:
+        r"""Return about :math:`(I + J_g)^{-1} r`: exactly that where all attention weights are equal.
+
+        In causal order, with context tokens, or with a prior of which not all is seen, weights are never equal and
+        ``residual`` itself is returned.
+
+        Args:
+            residual: :math:`r`.
+            context: As in the forward pass.
+            mask: Likewise.
+            transposed: Whether to return about :math:`(I + J_g)^{-\top} r`.
+        """
+        if self.causal or isinstance(self.context, ContextTokens):
+            return residual
+        if mask is not None:
+            if self.position_prior is not None:
+                return residual
+            mask = flat_mask(mask, residual)
+        weights = self.weights
+        dtype = torch.promote_types(working_dtype(residual.dtype), weights.value.dtype)
+        with exact_arithmetic(residual):
+            tokens = residual.flatten(2).transpose(1, 2).to(dtype)
+            gain = torch.as_tensor(
+                self._gain(Visibility(tokens.shape[1], mask=mask), None), dtype=dtype, device=tokens.device
+            )
+            if self.normalization == "all":
+                gain = gain / (tokens.shape[1] if mask is None else mask.sum(1).clamp_min(1))
+            weight = weights.out.to(dtype) @ weights.value.to(dtype)
+            solved = invert_mean_field(tokens, weight.mT if transposed else weight, gain, mask)
+            return solved.transpose(1, 2).reshape(residual.shape)
 
     def _evaluate(self, x: Image, context: Tensor | None, mask: Tensor | None) -> Image:
         weights = self.weights

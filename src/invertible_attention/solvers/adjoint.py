@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -43,7 +44,11 @@ def solve_adjoint(
     scale = torch.where(known & (norm > 0), norm, 1.0).to(point.dtype)[:, None]
     unit = torch.where(known[:, None], flat / scale, torch.nan).reshape(point.shape)
     samples = torch.arange(point.shape[0], device=point.device)
-    solution = solver.solve(VectorJacobian(branch, point, args), unit, (samples,))
+    system = VectorJacobian(branch, point, args)
+    bound = branch.bind() if isinstance(branch, _Bindable) else branch
+    if hasattr(bound, "precondition"):
+        system = _Preconditioned(system, bound)
+    solution = solver.solve(system, unit, (samples,))
     if not bool((solution.converged | ~known).all()):
         raise ConvergenceError(solution, "the adjoint system of the implicit gradient")
     return (solution.value.flatten(1) * scale).reshape(point.shape)
@@ -71,14 +76,44 @@ class VectorJacobian:
     def __call__(self, u: Float[Tensor, "active *event"], samples: Int[Tensor, " active"]) -> Tensor:
         """Return ``Jᵀu``."""
         if self._samples is None or not torch.equal(samples, self._samples):
-            args = [arg if arg is None else arg[samples] for arg in self._args]
+            args = self.args_of(samples)
             self._pullback = _pullback(lambda x: self._branch(x, *args), self._point[samples])
             self._samples = samples
         return self._pullback(u)
 
+    def args_of(self, samples: Int[Tensor, " active"]) -> list[Tensor | None]:
+        """Return the further arguments of some samples."""
+        return [arg if arg is None else arg[samples] for arg in self._args]
+
     def jvp(self, u: Tensor, tangent: Tensor, samples: Int[Tensor, " active"]) -> Tensor:
         """Return the Jacobian product of this linear map, which does not depend on ``u``."""
         return self(tangent, samples)
+
+
+@runtime_checkable
+class _Bindable(Protocol):
+    """A module that computes what does not depend on its input once, for many evaluations."""
+
+    def bind(self) -> Branch:
+        """Return the branch around it."""
+        ...
+
+
+class _Preconditioned:
+    """The linear branch with the preconditioner of the branch it is the derivative of."""
+
+    def __init__(self, system: VectorJacobian, bound: Branch) -> None:
+        self._bound = bound
+        self._system, self.jvp = system, system.jvp
+
+    def __call__(self, u: Tensor, samples: Tensor) -> Tensor:
+        """Return ``Jᵀu``."""
+        return self._system(u, samples)
+
+    def precondition(self, v: Tensor, samples: Tensor) -> Tensor:
+        """Return about ``(I + J)⁻ᵀ v``."""
+        args = self._system.args_of(samples)
+        return self._bound.precondition(v, *args, transposed=True)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _pullback(branch: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[Tensor], Tensor]:

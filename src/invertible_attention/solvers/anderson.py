@@ -35,7 +35,8 @@ class _State:
         x: the iterate the next difference is taken from.
         residual: the residual there.
         best: the smallest residual norm before the newest evaluation.
-        extrapolated: whether the newest iterate came from the least-squares problem.
+        extrapolated: whether the newest iterate came from the least-squares problem or the preconditioner.
+        preconditioned: whether the preconditioner is used: until the first fallback.
         unimproved: evaluations since the residual last shrank enough, or since the last fallback.
         picard_steps: Picard steps taken from the present best iterate.
     """
@@ -49,6 +50,7 @@ class _State:
     residual: Float[Tensor, "active features"]
     best: Float[Tensor, " active"]
     extrapolated: Bool[Tensor, " active"]
+    preconditioned: Bool[Tensor, " active"]
     unimproved: Int[Tensor, " active"]
     picard_steps: Int[Tensor, " active"]
 
@@ -62,14 +64,15 @@ class Anderson(Solver):
 
     .. math::
         \gamma = \arg\min_\gamma \|r_k - \Delta R\,\gamma\|^2 + \lambda\|\gamma\|^2, \qquad
-        x_{k+1} = x_k - r_k - (\Delta X - \Delta R)\,\gamma,
+        x_{k+1} = x_k - \Delta X\,\gamma - P\,(r_k - \Delta R\,\gamma),
 
+    where :math:`P` is the branch's preconditioner if it has one, else the identity, and
     with the columns of :math:`\Delta R` scaled to norm 1, so that :math:`\lambda` is relative. The regularised
     system is never singular: constant branches, fewer dimensions than differences and repeated iterates
     are ordinary cases.
 
     **Safeguard.** When the accelerated iterates of a sample do not shrink its residual, the sample forgets its
-    differences and takes a Picard step from its best iterate.
+    differences and the preconditioner, and takes a Picard step from its best iterate.
 
     - With a certificate :math:`c < 1` an accelerated iterate is kept only if it shrinks the smallest residual so
       far by :math:`\sqrt c`; otherwise the Picard step, which shrinks it by :math:`c`, comes next. Any :math:`n`
@@ -127,6 +130,7 @@ class Anderson(Solver):
             residual=z,
             best=torch.full((batch,), torch.inf, **wide),
             extrapolated=count.bool(),
+            preconditioned=torch.full_like(count, problem.has_preconditioner, dtype=torch.bool),
             unimproved=count,
             picard_steps=count,
         )
@@ -142,8 +146,12 @@ class Anderson(Solver):
         gamma = self._coefficients(state, products).to(problem.z.dtype)[:, None]
         x = progress.x - progress.residual
         x -= (gamma @ state.x_differences)[:, 0] - (gamma @ state.residual_differences)[:, 0]
+        if problem.has_preconditioner:
+            remainder = progress.residual - (gamma @ state.residual_differences)[:, 0]
+            x = choose(state.preconditioned, x + (remainder - problem.precondition(remainder)), x)
         x = choose(fallback, progress.best_x - damping[:, None] * progress.best_residual, x)
-        extrapolated = state.valid.any(dim=1) & ~fallback
+        preconditioned = state.preconditioned & ~fallback
+        extrapolated = (state.valid.any(dim=1) | preconditioned) & ~fallback
         state = replace(
             state,
             x=choose(fallback, progress.best_x, progress.x),
@@ -151,6 +159,7 @@ class Anderson(Solver):
             valid=state.valid & ~fallback[:, None],
             best=progress.best_norm,
             extrapolated=extrapolated,
+            preconditioned=preconditioned,
             picard_steps=state.picard_steps + ~extrapolated,
         )
         return Step(x, state)

@@ -15,7 +15,12 @@ from invertible_attention.solvers.batched import choose, sample_norm, wide_dtype
 __all__ = ["Branch", "Problem", "Progress", "select"]
 
 Branch = Callable[..., Tensor]
-"""A callable ``branch(x, *args) -> g(x)``; see the map of the code."""
+"""A callable ``branch(x, *args) -> g(x)``; see the map of the code.
+
+It may have a method ``precondition(residual, *args)`` that returns about ``(I + J)^-1 residual``, linear in the
+residual and cheap beside an evaluation, or about ``(I + J)^-T residual`` if it is called with ``transposed=True``.
+Solvers that use it judge the step it leads to, so it need not be good.
+"""
 
 State = TypeVar("State")
 
@@ -67,6 +72,19 @@ class Problem:
         # (x - z) first: near the solution it cancels branch(x), and its rounding is that of branch(x),
         # where (x + branch(x)) would be rounded to the precision of z.
         return (x - self.z).add_(self.evaluate(x))
+
+    @property
+    def has_preconditioner(self) -> bool:
+        """Whether the branch knows about what ``I + J`` is."""
+        return hasattr(self.branch, "precondition")
+
+    def precondition(self, residual: Float[Tensor, "active features"]) -> Float[Tensor, "active features"]:
+        """Return about ``(I + J)^-1 residual`` by the branch's own ``precondition``, the residual if it has none."""
+        if not self.has_preconditioner:
+            return residual
+        shaped = residual.reshape(residual.shape[0], *self.event_shape)
+        about = self.branch.precondition(shaped, *self.args)  # pyright: ignore[reportFunctionMemberAccess]
+        return about.reshape(residual.shape).to(residual.dtype)
 
     def select(self, keep: Int[Tensor, " kept"]) -> Problem:
         """Return the problem of some of the active samples."""
