@@ -41,7 +41,7 @@ $(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
-	$(PIP) --editable ".[experiments,camouflage,interop,dev]"
+	$(PIP) --editable ".[experiments,camouflage,interop,demo,dev]"
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt

@@ -66,6 +66,12 @@ COMMANDS = (
         "Put result folders on one page, beside the paper's tables and figures.",
         f"{EXPERIMENTS}.summary.command:COMMAND",
     ),
+    Command(
+        "demo",
+        "Try invertible attention on your own pictures, on a page served on this machine only.",
+        f"{EXPERIMENTS}.demo.command:COMMAND",
+        extra="demo",
+    ),
 )
 
 

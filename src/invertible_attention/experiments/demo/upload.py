@@ -1,0 +1,83 @@
+"""Reading a picture that somebody sends: limits before anything is decoded, and no word about where files are."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import ExperimentError
+
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "read_picture"]
+
+MAX_BYTES = 10 * 2**20
+"""Largest file that is accepted."""
+
+MAX_PIXELS = 25_000_000
+"""Most pixels that are decoded; the file says how many there are before that."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+"""Formats that are read, by Pillow's names; its rarer decoders are not offered to strangers' files."""
+
+SMALLEST = 8
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """Read a picture in RGB, the right way up; of an animation, the first frame.
+
+    Args:
+        path: the file. No error names it: it is a place on the server.
+
+    Raises:
+        ExperimentError: saying in plain words why the file is not taken.
+    """
+    try:
+        size = Path(path).stat().st_size
+        if size > MAX_BYTES:
+            raise ExperimentError(
+                f"this file has {size / 2**20:.1f} MB, and at most {MAX_BYTES // 2**20} MB are taken: "
+                "choose a smaller one"
+            )
+        content = Path(path).read_bytes()
+    except OSError:
+        raise ExperimentError("this file could not be read: choose it again") from None
+    return _decode(content)
+
+
+def _decode(content: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures; the limit below is lower than where it begins to.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise ExperimentError(_too_large(f"{image.width}×{image.height} pixels"))
+        if min(image.size) < SMALLEST:
+            raise ExperimentError(
+                f"this picture has {image.width}×{image.height} pixels: choose one of at least {SMALLEST}×{SMALLEST}"
+            )
+        return _on_white(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        raise ExperimentError(_too_large("far too many pixels")) from None
+    except UnidentifiedImageError:
+        raise ExperimentError(
+            f"this is not a picture in a format that is read here: choose one of {', '.join(FORMATS)}"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError):
+        raise ExperimentError("this picture is damaged and cannot be shown: choose another") from None
+
+
+def _too_large(what: str) -> str:
+    return (
+        f"this picture has {what}, and at most {MAX_PIXELS // 10**6} million are taken: choose a smaller one"
+    )
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return the picture in RGB, what is transparent in white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+    return image.convert("RGB")

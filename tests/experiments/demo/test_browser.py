@@ -1,0 +1,217 @@
+"""The page in a real browser: a picture is uploaded, the results appear, a pixel is chosen by mouse and keyboard.
+
+Screenshots at the widths of a desktop and of a phone are left in the test's temporary folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from PIL import Image
+
+from .conftest import drawn_picture
+
+pytest.importorskip("gradio", reason="the page needs the extra demo")
+pytest.importorskip("selenium", reason="the browser is driven by selenium, of the extra dev")
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.skipif(DRIVER is None, reason="needs its driver: apt-get install chromium-driver"),
+]
+
+PATIENCE = 240
+"""Seconds until something is taken not to happen, on a machine that does much else."""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "invertible_attention", "demo", "--no-browser", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("Open http://127.0.0.1:"), line
+            yield line.split()[1]
+        finally:
+            process.send_signal(signal.SIGINT)
+            status = process.wait(timeout=60)
+    assert status in (0, 130)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER or ""
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_page_load_timeout(PATIENCE)
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def wait(browser: Any, found: Callable[[Any], Any]) -> Any:
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    ignored = (StaleElementReferenceException,)
+    return WebDriverWait(browser, PATIENCE, ignored_exceptions=ignored).until(found)
+
+
+def find(browser: Any, selector: str) -> Any:
+    return wait(browser, lambda b: b.find_elements("css selector", selector))[0]
+
+
+def texts(browser: Any, selector: str) -> list[str]:
+    return [element.text for element in browser.find_elements("css selector", selector)]
+
+
+def resize(browser: Any, width: int, height: int = 900) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def screenshot(browser: Any, path: Path, width: int) -> None:
+    resize(browser, width)
+    time.sleep(1)
+    resize(browser, width, browser.execute_script("return document.documentElement.scrollHeight") + 20)
+    time.sleep(1)
+    browser.save_screenshot(str(path))
+
+
+def upload_and_run(browser: Any, path: Path) -> None:
+    clear = browser.find_elements("css selector", "#upload button[aria-label='Clear']")
+    if clear:
+        clear[0].click()
+    find(browser, "#upload input[type=file]").send_keys(str(path))
+    wait(browser, lambda b: path.stem in find(b, "#upload").text)
+    before = find(browser, "#results").text
+    find(browser, "#run").click()
+    wait(browser, lambda b: texts(b, ".ia-verdict, .ia-error") and find(b, "#results").text != before)
+
+
+@pytest.fixture(scope="module")
+def finished(browser: Any, address: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The page after a picture went through."""
+    folder = tmp_path_factory.mktemp("page")
+    resize(browser, 1280)
+    browser.get(address)
+    path = folder / "pattern.png"
+    drawn_picture().save(path)
+    find(browser, "#run")
+    upload_and_run(browser, path)
+    wait(browser, lambda b: b.find_elements("css selector", "#attention img"))
+    return browser
+
+
+def test_results_appear(finished: Any) -> None:
+    verdicts = texts(finished, ".ia-verdict")
+    assert "Certified: the picture came back" in verdicts[0]
+    assert "authors’ released setting" in verdicts[1]
+    headings = [*texts(finished, ".ia-results h2"), *texts(finished, ".ia-results h3")]
+    assert headings == [
+        "There and back",
+        "What is promised, and what was measured",
+        "How the inverse is found",
+        "Certified",
+        "The authors’ released setting",
+    ]
+    images = finished.find_elements("css selector", ".ia-results img")
+    assert len(images) == 11
+    assert all(image.get_attribute("naturalWidth") != "0" for image in images)
+    rows = texts(finished, ".ia-results tbody tr")
+    assert any(row.startswith("certified Lipschitz constant 0.9") for row in rows)
+
+
+def test_a_clicked_pixel_attends(finished: Any) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    before = find(finished, "#attention figcaption").text
+    picture = find(finished, "#picture img")
+    finished.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    ActionChains(finished).move_to_element_with_offset(picture, 30, -40).click().perform()
+    wait(finished, lambda b: find(b, "#attention figcaption").text != before)
+    assert find(finished, "#attention figcaption").text.startswith("The block at row")
+
+
+def test_a_pixel_can_be_chosen_from_the_keyboard(finished: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    slider = find(finished, "input[type=range][aria-label*='Row of the pixel']")
+    before = find(finished, "#attention figcaption").text
+    slider.send_keys(Keys.ARROW_UP * 6)
+    wait(finished, lambda b: find(b, "#attention figcaption").text != before)
+
+
+def test_everything_can_be_reached_and_named(finished: Any) -> None:
+    script = """
+    const name = (e) => e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.title
+        || (e.labels && [...e.labels].map((l) => l.textContent.trim()).join('')) || e.textContent.trim()
+        || (e.closest('fieldset') && e.closest('fieldset').textContent.trim()) || '';
+    return [...document.querySelectorAll('button, input, select, textarea, a[href]')]
+        .filter((e) => e.getClientRects().length && !name(e)).map((e) => e.outerHTML.slice(0, 200));
+    """
+    assert finished.execute_script(script) == []
+    assert finished.execute_script("return document.documentElement.lang")
+    unnamed = "return [...document.querySelectorAll('img')].filter((e) => !e.alt).map((e) => e.outerHTML.slice(0, 200))"
+    assert finished.execute_script(unnamed) == []
+
+
+def test_it_fits_a_phone(finished: Any, tmp_path: Path) -> None:
+    for name, width in (("desktop", 1280), ("phone", 390)):
+        screenshot(finished, tmp_path / f"{name}.png", width)
+        assert finished.execute_script("return document.documentElement.scrollWidth") <= width
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width == width
+            assert len(image.convert("L").getcolors(256) or ()) > 50
+    resize(finished, 1280)
+
+
+def test_nothing_outside_this_machine_is_asked_for(finished: Any, address: str) -> None:
+    asked = set()
+    for entry in finished.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            asked.add(message["params"]["request"]["url"])
+    assert any(url.startswith(address) for url in asked)
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    assert [entry for entry in finished.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_the_page_is_for_this_machine_only(address: str) -> None:
+    with urlopen(address, timeout=PATIENCE) as response:
+        policy = response.headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
+    with pytest.raises(OSError, match="400"):
+        urlopen(Request(address, headers={"Host": "elsewhere.example"}), timeout=PATIENCE)
+
+
+def test_an_unusable_picture_is_explained(finished: Any, tmp_path: Path) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    upload_and_run(finished, path)
+    (message,) = texts(finished, ".ia-error")
+    assert message.startswith(("This is not a picture", "This picture is damaged"))
+    assert "/" not in message
