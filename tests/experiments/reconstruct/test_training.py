@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from invertible_attention.experiments.errors import ExperimentError
@@ -92,6 +96,21 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path, stop: int) -
     resumed = Network()
     assert run(tmp_path / "resumed", resumed) == losses
     assert resumed.calls == 25 - stop
+    assert torch.equal(weights(resumed), weights(expected))
+
+
+@settings(deadline=None, max_examples=6)
+@example(stops=[5, 3]).via("the last batch of an epoch, then the middle of the next")
+@given(stops=st.lists(st.integers(1, 8), min_size=2, max_size=5))
+def test_a_run_that_is_resumed_many_times_ends_as_an_uninterrupted_one(stops: list[int]) -> None:
+    expected = Network()
+    with tempfile.TemporaryDirectory() as folder:
+        losses = run(Path(folder) / "whole", expected)
+        for stop in stops:
+            with contextlib.suppress(Stop):
+                run(Path(folder) / "resumed", Network(stop))
+        resumed = Network()
+        assert run(Path(folder) / "resumed", resumed) == losses
     assert torch.equal(weights(resumed), weights(expected))
 
 

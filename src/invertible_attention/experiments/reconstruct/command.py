@@ -87,6 +87,9 @@ def reconstruct(
     device: Device = "auto",
     quick: Quick = False,
     resume: Resume = False,
+    reevaluate: Annotated[
+        bool, typer.Option("--reevaluate", help="With --resume: invert what is trained already once more.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Run the reconstruction experiment as the options say."""
@@ -114,6 +117,8 @@ def reconstruct(
         raise typer.BadParameter(str(error)) from error
     if resume and overwrite:
         raise typer.BadParameter("--resume goes on and --overwrite starts anew: give one of them")
+    if reevaluate and not resume:
+        raise typer.BadParameter("--reevaluate is about an earlier run: give --resume too")
     if data_dir is not None and not data_dir.is_dir():
         raise ExperimentError(f"there is no folder {data_dir}")
 
@@ -125,6 +130,7 @@ def reconstruct(
         data_dir=data_dir,
         device=device,
         resume=resume,
+        reevaluate=reevaluate,
         overwrite=overwrite,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ...flows import Sequential
 from ..data import Images, draw_images
@@ -30,6 +30,7 @@ from .training import train
 __all__ = ["run", "run_cell"]
 
 RESULT = "result.json"
+MODEL = "model.safetensors"
 OWNED = ("cells", "figures", "report.html", "results.json")
 
 
@@ -40,6 +41,7 @@ def run(
     data_dir: Path | None = None,
     device: str = "auto",
     resume: bool = False,
+    reevaluate: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def run(
         data_dir: local data.
         device: name of the device.
         resume: go on with an interrupted run of the same configuration.
+        reevaluate: invert and study the networks that are trained already once more, with today's solvers.
         overwrite: delete an earlier run's results first.
         console: where progress and the table are shown; the terminal by default.
 
@@ -80,6 +83,7 @@ def run(
                     folder=output / "cells" / cell.folder,
                     device=place,
                     progress=progress,
+                    reevaluate=reevaluate,
                 )
                 finished.append(result)
                 progress.finish_cell(_line(cell, result))
@@ -113,38 +117,33 @@ def run_cell(
     folder: Path,
     device: torch.device,
     progress: RunProgress,
+    reevaluate: bool = False,
 ) -> dict[str, Any]:
     """Train, invert and study one network; return its result, from disk where it is done already.
+
+    With ``reevaluate`` only the training is taken from disk.
 
     Raises:
         ExperimentError: when the stored result belongs to other images.
     """
-    if (folder / RESULT).is_file():
-        return _finished(folder / RESULT, images)
+    earlier = _finished(folder / RESULT, images) if (folder / RESULT).is_file() else None
+    if earlier is not None and not reevaluate:
+        return earlier
     seed = configuration.seed_of(cell.repeat)
     start = time.perf_counter()
     network = build_network(cell, configuration, seed=seed)
-    first = EpochBatches(images.train, batch_size=configuration.batch_size, seed=seed, epoch=0)
-    initialize(network, next(iter(first)))
-    micro_batch = choose_micro_batch(configuration)
-    steps = configuration.epochs * -(-configuration.train_images // configuration.batch_size)
-    losses = train(
-        network,
-        images.train,
-        configuration,
-        seed=seed,
-        micro_batch=micro_batch,
-        device=device,
-        folder=folder,
-        report=progress.stage("training", steps),
-    )
-    trained = time.perf_counter()
+    if earlier is None:
+        training = _train(network, images, configuration, seed, folder, device, progress)
+    else:
+        training = {"run": earlier["run"]} | earlier["training"]
+        network.load_state_dict(load_file(folder / MODEL))
+        network.to(device)
     evaluation = evaluate(
         network,
         images.test,
         configuration,
         seed=seed,
-        micro_batch=micro_batch,
+        micro_batch=choose_micro_batch(configuration),
         device=device,
         report=progress.stage("inverting", configuration.test_images),
     )
@@ -157,12 +156,7 @@ def run_cell(
         "repeat": cell.repeat,
         "seed": seed,
         "images": images.fingerprint(),
-        "training": {
-            "steps": len(losses),
-            "first_loss": losses[0],
-            "last_loss": losses[-1],
-            "seconds": trained - start,
-        },
+        "training": training,
         "reconstruction": evaluation.scores.summary() | {"histogram": histogram(evaluation.scores.mse)},
         "inverse": evaluation.inverse,
         "study": details,
@@ -170,6 +164,37 @@ def run_cell(
     }
     _store(folder, network, evaluation, result)
     return result
+
+
+def _train(
+    network: Sequential,
+    images: Images,
+    configuration: Configuration,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    progress: RunProgress,
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    first = EpochBatches(images.train, batch_size=configuration.batch_size, seed=seed, epoch=0)
+    initialize(network, next(iter(first)))
+    steps = configuration.epochs * -(-configuration.train_images // configuration.batch_size)
+    losses = train(
+        network,
+        images.train,
+        configuration,
+        seed=seed,
+        micro_batch=choose_micro_batch(configuration),
+        device=device,
+        folder=folder,
+        report=progress.stage("training", steps),
+    )
+    return {
+        "steps": len(losses),
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "seconds": time.perf_counter() - start,
+    }
 
 
 def _finished(path: Path, images: Images) -> dict[str, Any]:
@@ -185,7 +210,7 @@ def _store(folder: Path, network: Sequential, evaluation: Evaluation, result: di
     state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     images = {name: tensor.contiguous() for name, tensor in vars(evaluation.samples).items()}
     errors = {name: tensor.contiguous() for name, tensor in vars(evaluation.scores).items()}
-    _save(folder / "model.safetensors", state)
+    _save(folder / MODEL, state)
     _save(folder / "images.safetensors", images | errors)
     # Last: its presence says that the cell is done.
     write_json(folder / RESULT, result)
