@@ -92,6 +92,20 @@ class CheckpointEvery(lightning.Callback):
         self.path = path
         self.steps = steps
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin the next epoch where the checkpoint was written after the last batch of one.
+
+        Lightning then counts that epoch as done, but not the next as begun: a second resumption would take it for
+        done as well and go back to its first batch.
+        """
+        loop = trainer.fit_loop
+        if (
+            loop.restarted_mid_epoch
+            and loop.epoch_progress.total.ready == loop.epoch_progress.total.processed
+        ):
+            loop.epoch_progress.increment_ready()
+            loop.epoch_progress.increment_started()
+
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
