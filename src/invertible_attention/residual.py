@@ -157,8 +157,8 @@ class Residual(Bijection):
 
     def _solve(self, z: Batch, args: tuple[Tensor | None, ...]) -> Solution:
         with torch.no_grad(), parametrize.cached():
-            bound = self.lipschitz_bound()
-            solution = self.solver.solve(self._bind(), z, args, lipschitz=bound)
+            branch, bound = self._constrained()
+            solution = self.solver.solve(branch, z, args, lipschitz=bound)
         if not self._needs_gradient(z, args):
             return solution
         value = implicit_gradient(self.branch, solution.value, z, args, solver=self.solver)
@@ -183,12 +183,13 @@ class Residual(Bijection):
     def _logdet(self, x: Batch, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         self._initialize(x, mask)
         # Bound, so that a memory-saving backward evaluates the branch again but not the constraint.
+        branch, bound = self._constrained()
         return self.logdet(
-            self._bind(),
+            branch,
             x,
             self._args(context, mask),
             parameters=tuple(self.branch.parameters()),
-            lipschitz=self.lipschitz_bound(),
+            lipschitz=bound,
             training=self.training,
         )
 
@@ -197,6 +198,13 @@ class Residual(Bijection):
         if not getattr(self.branch, "_initialized", True):
             given = () if mask is None else (mask,)
             self.branch.initialize(batch, *given)  # pyright: ignore[reportCallIssue]
+
+    def _constrained(self) -> tuple[Callable[..., Tensor], Float[Tensor, ""]]:
+        """Return the branch with its weights computed, and its bound: they come from the same norms."""
+        branch = self._bind()
+        own = getattr(branch, "lipschitz_bound", None)
+        known = self.lipschitz is not None or type(self).lipschitz_bound is not Residual.lipschitz_bound
+        return branch, self.lipschitz_bound() if known or own is None else own()
 
     def _bind(self) -> Callable[..., Tensor]:
         bind = getattr(self.branch, "bind", None)

@@ -142,9 +142,48 @@ def test_compiled_forward_and_inverse_agree():
         inverse = FixedInverse(layer, steps=10)
         compiled = torch.compile(inverse, fullgraph=True)
         torch.testing.assert_close(compiled(z), inverse(z), atol=1e-6, rtol=0)
-        fast = compile_branches(layer)
-        torch.testing.assert_close(fast.inverse(z), layer.inverse(z), atol=2e-6, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"heads": 2, "bias": True, "context_channels": 3, "context_kind": "tokens"},
+        {"constraint": ia.Relaxed(0.5), "response": "gaussian"},
+    ],
+)
+def test_compiled_branches_are_the_same_inside_solvers(arguments):
+    layer = make(**arguments)
+    x = torch.randn(3, 4, 6)
+    context = torch.randn(3, 3, 5) if "context_channels" in arguments else None
+    mask = torch.arange(6) < torch.tensor([[6], [4], [2]])
+    fast = compile_branches(layer, backend="aot_eager")
+    with torch.no_grad():
+        for given in ({}, {"mask": mask}):
+            z = layer(x, context, **given)
+            found, expected = (
+                fast.solve_inverse(z, context, **given),
+                layer.solve_inverse(z, context, **given),
+            )
+            torch.testing.assert_close(found.value, expected.value, atol=2e-6, rtol=0)
+            assert torch.equal(found.evaluations, expected.evaluations)
         assert torch.equal(fast.lipschitz_bound(), layer.lipschitz_bound())
+    # Gradients of any order are those of the branch itself.
+    z, logdet = fast.train().forward_and_logdet(x, context)
+    (z.sum() + logdet.sum()).backward()
+    assert all(parameter.grad is not None for parameter in fast.parameters())
+
+
+def test_the_norms_are_computed_once_per_call(monkeypatch):
+    layer = make(logdet=ia.Exact())
+    x = torch.randn(2, 4, 6)
+    calls = []
+    norms = type(layer.branch)._norms
+    monkeypatch.setattr(type(layer.branch), "_norms", lambda self: calls.append(0) or norms(self))
+    z, _ = layer.forward_and_logdet(x)
+    assert len(calls) == 1
+    layer.eval().requires_grad_(False).inverse(z.detach())
+    assert len(calls) == 2
 
 
 @pytest.mark.slow

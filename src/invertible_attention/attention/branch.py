@@ -199,16 +199,19 @@ class AttentionBranch(nn.Module):
     def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Upper bound of the Lipschitz constant in the Euclidean norm; ``inf`` where nothing is promised."""
         with exact_arithmetic(self.initialized):
-            log_bound = self._log_bound()
-            tokens = isinstance(self.context, ContextTokens)
-            if self.normalization == "column" and tokens and self.position_prior is None:
-                # There may be any number of context tokens for each token: only the constraint's own limit holds.
-                log_bound = torch.full_like(log_bound, torch.inf)
-            return self.constraint.lipschitz_bound(log_bound)
+            return self._promise(self._log_bound())
+
+    def _promise(self, log_bound: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        tokens = isinstance(self.context, ContextTokens)
+        if self.normalization == "column" and tokens and self.position_prior is None:
+            # There may be any number of context tokens for each token: only the constraint's own limit holds.
+            log_bound = torch.full_like(log_bound, torch.inf)
+        return self.constraint.lipschitz_bound(log_bound)
 
     def _weights(self) -> Weights:
         with exact_arithmetic(self.initialized):
             norms = self._norms()
+            log_bound = self._log_bound(norms)
             return Weights(
                 value=working(self.value_weight),
                 value_bias=None if self.value_bias is None else working(self.value_bias),
@@ -216,7 +219,8 @@ class AttentionBranch(nn.Module):
                 out_bias=None if self.out_bias is None else working(self.out_bias),
                 radius=None if self.log_radius is None else working(self.log_radius).exp(),
                 norms=norms,
-                log_bound=self._log_bound(norms),
+                log_bound=log_bound,
+                lipschitz_bound=self._promise(log_bound),
             )
 
     def _log_bound(self, norms: Norms | None = None) -> Float[Tensor, ""]:

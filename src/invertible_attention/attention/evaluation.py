@@ -71,6 +71,7 @@ class Weights:
     radius: Float[Tensor, ""] | None
     norms: Norms | None
     log_bound: Float[Tensor, ""]
+    lipschitz_bound: Float[Tensor, ""]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ class Evaluation:
     context: Context | None
     causal: bool
     implementation: str
+
+    def lipschitz_bound(self) -> Float[Tensor, ""]:
+        """What the branch promises, from the norms its scale is computed from."""
+        return self.weights.lipschitz_bound
 
     def __call__(self, x: Image, context: Tensor | None = None, mask: Tensor | None = None) -> Image:
         """Return ``g(x)``; see :meth:`.branch.AttentionBranch.forward`."""

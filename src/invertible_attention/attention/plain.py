@@ -80,6 +80,7 @@ class PlainAttentionBranch(nn.Module):
             radius=self.radius,
             norms=norms,
             log_bound=torch.zeros((), device=self.out_weight.device) if norms is None else norms.log_bound(),
+            lipschitz_bound=torch.full((), torch.inf, device=self.out_weight.device),
         )
         return Evaluation(
             weights,

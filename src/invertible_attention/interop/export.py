@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,7 +94,9 @@ class FixedInverse(nn.Module):
 
 
 class CompiledBranch(nn.Module):
-    """A residual branch whose evaluation is compiled; its constraint is computed outside, once per solve.
+    """A residual branch that is compiled where no gradient is wanted of it, as inside solvers.
+
+    The constraint is compiled apart from the evaluation, and computed once per solve.
 
     Args:
         branch: The branch, with or without ``bind()``.
@@ -105,7 +108,14 @@ class CompiledBranch(nn.Module):
         self.branch = branch
         self.uses_context = getattr(branch, "uses_context", False)
         self.uses_mask = getattr(branch, "uses_mask", False)
-        self._run: Callable[..., Tensor] = torch.compile(_run, **arguments)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+        def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+            return torch.compile(function, **arguments)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+        self._run: Callable[..., Tensor] = compiled(_run)
+        self._precondition: Callable[..., Tensor] = compiled(_precondition)
+        # Other branches are bound to functions, which no compiled function can return.
+        self._bind = compiled(_bind) if isinstance(branch, AttentionBranch) else _bind
 
     def __getattr__(self, name: str) -> Any:
         # Layers ask their branch for the number of channels and the like.
@@ -115,10 +125,10 @@ class CompiledBranch(nn.Module):
             return getattr(super().__getattr__("branch"), name)
 
     def bind(self) -> Callable[..., Tensor]:
-        """Compute the constrained weights once; return the compiled function of ``x``."""
-        bind = getattr(self.branch, "bind", None)
-        bound = self.branch if bind is None else bind()
-        return lambda *arguments: self._run(bound, *arguments)
+        """Compute the constrained weights once; return the branch as a function of ``x``."""
+        if torch.is_grad_enabled():
+            return _bind(self.branch)
+        return _CompiledEvaluation(self._bind(self.branch), self)
 
     def forward(self, x: Tensor, *args: Tensor | None) -> Tensor:
         """Return ``g(x)``."""
@@ -127,6 +137,21 @@ class CompiledBranch(nn.Module):
     def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Bound of the branch."""
         return Residual(self.branch).lipschitz_bound()
+
+
+class _CompiledEvaluation:
+    """A branch whose weights are computed, compiled; it offers what the branch does."""
+
+    def __init__(self, bound: Callable[..., Tensor], compiled: CompiledBranch) -> None:
+        self._bound, self._compiled = bound, compiled
+
+    def __call__(self, *args: Tensor | None) -> Tensor:
+        return self._compiled._run(self._bound, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "precondition" and hasattr(self._bound, name):
+            return partial(self._compiled._precondition, self._bound)
+        return getattr(self._bound, name)
 
 
 def compile_branches(bijection: Bijection, **arguments: object) -> Bijection:
@@ -186,8 +211,17 @@ def to_plain(bijection: Bijection) -> Bijection:
     return _as_bijection(bake_parametrizations(_replace(copy.deepcopy(bijection), plain)))
 
 
+def _bind(branch: nn.Module) -> Callable[..., Tensor]:
+    bind = getattr(branch, "bind", None)
+    return branch if bind is None else bind()
+
+
 def _run(bound: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
     return bound(*arguments)
+
+
+def _precondition(bound: Any, residual: Tensor, *arguments: Tensor | None, **options: bool) -> Tensor:
+    return bound.precondition(residual, *arguments, **options)
 
 
 def _steps_needed(block: Residual, tolerance: float) -> int:
