@@ -40,9 +40,7 @@ def audit(
     networks: Annotated[
         int | None, typer.Option(min=0, help="Random residual networks to attack.", show_default="20")
     ] = None,
-    steps: Annotated[
-        int, typer.Option(min=1, help="Steps of gradient ascent on each block of a checkpoint.")
-    ] = 50,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each gradient ascent of an attack.")] = 40,
     samples: Annotated[int, typer.Option(min=1, help="Inputs per trained network.")] = 8,
     data_dir: DataDir = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes of the search.")] = 1,
@@ -76,6 +74,7 @@ def audit(
         )
         return
     from .campaign import Campaign, run_campaign
+    from .search import Budget
 
     chosen = QUICK if quick else (10_000, 20)
     try:
@@ -83,6 +82,7 @@ def audit(
             chosen[0] if configurations is None else configurations,
             chosen[1] if networks is None else networks,
             seed,
+            Budget.of_steps(steps),
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

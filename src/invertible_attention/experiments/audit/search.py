@@ -48,6 +48,11 @@ class Budget:
     lr: float = 0.05
     network_steps: int = 40
 
+    @classmethod
+    def of_steps(cls, steps: int) -> Budget:
+        """Return a budget with as many steps per ascent, which together go as far as the default's do."""
+        return cls(steps=steps, lr=cls.lr * cls.steps / steps, network_steps=steps)
+
 
 @dataclass
 class Group:
