@@ -95,6 +95,41 @@ def conditional() -> dict[str, Any]:
     }
 
 
+def conditional_over_seeds() -> dict[str, Any]:
+    old = conditional()
+    kept = {name: old[name] for name in ("data", "log_determinant")}
+    run = {name: old[name] for name in ("unconditional", "conditional")}
+    return kept | {
+        "bits_per_dim": {"unconditional": 2.5, "conditional": 2.25},
+        "gain": 0.25,
+        "gain_standard_error_over_seeds": 0.02,
+        "seeds": {"0": run},
+        "metadata": RUN,
+    }
+
+
+def logdet() -> dict[str, Any]:
+    row = {
+        "estimator": "PowerSeries(terms=5)",
+        "calls": 100,
+        "mean_error": 0.5,
+        "standard_error": 0.1,
+        "deviation": 6.5,
+        "evaluation_relative": 2.5,
+        "training_relative": 5.5,
+    }
+    return {
+        "schema": "invertible-attention/logdet/1",
+        "layer": "a layer",
+        "dim": 64,
+        "exact": -33.0,
+        "lipschitz_bound": 0.9,
+        "truncation_bound_of_5_terms": 56.5,
+        "rows": [row],
+        "run": RUN,
+    }
+
+
 def camouflage() -> dict[str, Any]:
     measures = (
         "s_measure",
@@ -217,6 +252,8 @@ CONTENTS = {
     "density": ("results.json", density),
     "density-study": ("study.json", study),
     "conditional": ("digits.json", conditional),
+    "conditional-seeds": ("digits.json", conditional_over_seeds),
+    "logdet": ("results.json", logdet),
     "camouflage": ("results.json", camouflage),
     "benchmark": ("benchmark.json", benchmark),
     "audit": ("results.json", audit),

@@ -69,7 +69,7 @@ class Page(HTMLParser):
 def page(tmp_path_factory: pytest.TempPathFactory, reconstructions: Path) -> Page:
     folder = tmp_path_factory.mktemp("all")
     paths = [write(folder / kind, kind) for kind in CONTENTS]
-    return Page(build_page(find_results([reconstructions, *paths])))
+    return Page(build_page(*find_results([reconstructions, *paths])))
 
 
 def test_the_page_needs_nothing_else(page: Page) -> None:
@@ -105,7 +105,7 @@ def test_every_published_number_stands_beside_ours(page: Page) -> None:
 
 
 def test_table_5_is_shown_for_its_size(tmp_path: Path, reconstructions: Path) -> None:
-    (result,) = find_results([reconstructions / "celeba-format"])
+    (result,), _ = find_results([reconstructions / "celeba-format"])
     result.content["data"]["size"] = result.content["configuration"]["size"] = [218, 178]
     rows = {name: row._asdict() for name, row in TABLE_5.items()}
     result.content["published"] = {"table": "Table 5", "rows": rows}
@@ -117,7 +117,7 @@ def test_table_5_is_shown_for_its_size(tmp_path: Path, reconstructions: Path) ->
 
 
 def test_measured_numbers_are_those_of_the_files(page: Page, reconstructions: Path) -> None:
-    (result,) = find_results([reconstructions / "cifar10"])
+    (result,), _ = find_results([reconstructions / "cifar10"])
     for cell in result.content["cells"]:
         if cell["constraint"] == "certified":
             label = f"certified, {cell['normalization']}"
@@ -143,6 +143,14 @@ def test_measured_numbers_are_those_of_the_files(page: Page, reconstructions: Pa
     assert page.rows("gaussian") == [["gaussian", "0.999999", "0.500000"]]
     assert "1 of 2 blocks passed" in page.text
     assert "12,345 random layers and 6 blocks of 2 networks: no bound was exceeded" in page.text
+    assert [row[1] for row in page.rows("conditional")] == [
+        "2.2500 ± 0.0100",
+        "2.2500 ± 0.0100",
+        "conditional density",
+    ]
+    assert "Knowing the class saves 0.2500 ± 0.0100 (standard error over images)" in page.text
+    assert "Knowing the class saves 0.2500 ± 0.0200 (standard error over seeds)" in page.text
+    assert page.rows("PowerSeries(terms=5)")[0][1:] == ["+0.5000 ± 0.1000", "6.5", "2.5×", "5.5×", "100"]
     assert page.rows("level 4")[0][2] == "2 of 2"
     (ours,) = [row for row in page.rows("camouflage") if len(row) == 6 and row[1] == "0.550 ± 0.071"][:1]
     assert ours[-1] == "2"
@@ -164,7 +172,7 @@ def test_numbers_come_with_commit_seed_and_machine(page: Page) -> None:
 
 
 def test_tables_without_a_result_are_named(folders: Folders) -> None:
-    page = Page(build_page(find_results(folders("benchmark"))))
+    page = Page(build_page(*find_results(folders("benchmark"))))
     for number in (2, 3, 4, 5):
         assert f"Table {number}: " in page.text.partition("Time and memory")[2].partition("1 of 1 claims")[0]
 
@@ -177,7 +185,7 @@ def test_an_incomplete_result_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ExperimentError, match=r"half/results\.json is not a whole result \(lacks 'samples'\)"
     ):
-        build_page(find_results([tmp_path]))
+        build_page(*find_results([tmp_path]))
 
 
 def test_figures_of_a_run_are_taken_in(folders: Folders) -> None:
@@ -185,7 +193,7 @@ def test_figures_of_a_run_are_taken_in(folders: Folders) -> None:
 
     (folder,) = folders("density")
     Image.new("RGB", (40, 20), "red").save(folder / "samples.png")
-    page = Page(build_page(find_results([folder])))
+    page = Page(build_page(*find_results([folder])))
     (samples,) = [image for image in page.images if "generated images" in (image["alt"] or "")]
     assert samples["width"] == "40"
 
@@ -208,6 +216,11 @@ def test_conditions_that_agree_are_said_once() -> None:
         "x, y: commit abc, seed not recorded, m",
         "z: commit not recorded, seed 1, m",
     ]
+
+
+def test_what_was_left_out_is_said(folders: Folders) -> None:
+    found, _ = find_results(folders("benchmark"))
+    assert "kinds this page does not know: one, two." in Page(build_page(found, ["one", "two"])).text
 
 
 def test_rows_must_fit_their_table() -> None:

@@ -16,13 +16,13 @@ Folders = Callable[..., list[Path]]
 
 @pytest.mark.parametrize("kind", CONTENTS)
 def test_a_folder_is_recognised_by_its_file(folders: Folders, kind: str) -> None:
-    (result,) = find_results(folders(kind))
-    assert (result.kind, result.name) == (kind, kind)
+    (result,), _ = find_results(folders(kind))
+    assert (result.kind, result.name) == (kind.removesuffix("-seeds"), kind)
     assert result.kind in KINDS
 
 
 def test_published_results_are_recognised(reconstructions: Path) -> None:
-    found = find_results([reconstructions.parent])
+    found, _ = find_results([reconstructions.parent])
     assert {result.kind for result in found} >= {"reconstruct", "conditional"}
     assert {result.folder for result in found} >= {
         path for path in reconstructions.iterdir() if path.is_dir()
@@ -31,20 +31,20 @@ def test_published_results_are_recognised(reconstructions: Path) -> None:
 
 def test_every_folder_counts_once(folders: Folders, tmp_path: Path) -> None:
     paths = folders("density", "benchmark")
-    found = find_results([*paths, tmp_path, *paths])
+    found, _ = find_results([*paths, tmp_path, *paths])
     assert [result.name for result in found] == ["density", "benchmark"]
 
 
 def test_runs_inside_a_study_are_not_results_of_their_own(tmp_path: Path) -> None:
     study = write(tmp_path / "study", "density-study")
     write(study / "cells" / "one", "density")
-    assert [result.kind for result in find_results([tmp_path])] == ["density-study"]
+    assert [result.kind for result in find_results([tmp_path])[0]] == ["density-study"]
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for path in ("a/run", "b/run", "b/other"):
         write(tmp_path / path, "density")
-    assert [result.name for result in find_results([tmp_path])] == ["a/run", "other", "b/run"]
+    assert [result.name for result in find_results([tmp_path])[0]] == ["a/run", "other", "b/run"]
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
@@ -63,6 +63,15 @@ def test_an_unknown_kind_is_named(tmp_path: Path, content: object) -> None:
     (folder / "results.json").write_text(json.dumps(content))
     with pytest.raises(ExperimentError, match=r"strange holds a results\.json of a kind this version"):
         find_results([tmp_path])
+    with pytest.raises(ExperimentError, match=r"strange holds"):
+        find_results([folder / "results.json"])
+    # Beside results that are known it is left out, and said to be; unless it was asked for.
+    write(tmp_path / "known", "density")
+    found, left_out = find_results([tmp_path])
+    assert [result.name for result in found] == ["known"]
+    assert left_out == ["strange"]
+    with pytest.raises(ExperimentError, match=r"strange holds"):
+        find_results([tmp_path / "known", folder])
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

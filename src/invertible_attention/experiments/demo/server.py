@@ -22,6 +22,9 @@ __all__ = ["HOST", "serve", "serving"]
 HOST = "127.0.0.1"
 """The only address that is listened on."""
 
+UPLOADS = "invertible-attention-demo-"
+"""How the name of the folder for uploads begins."""
+
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
@@ -55,7 +58,7 @@ def serve(port: int, *, open_browser: bool, say: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def serving(port: int = 0) -> Iterator[str]:
-    """Serve the page in a thread of its own while the block runs; yield its address. Once per process.
+    """Serve the page in a thread of its own while the block runs, once per process; yield its address.
 
     Uploads go to a folder that is deleted at the end.
 
@@ -65,13 +68,11 @@ def serving(port: int = 0) -> Iterator[str]:
     Raises:
         ExperimentError: when the port is taken.
     """
-    os.environ.update(SETTINGS)
-    application = _application()
-    listener = _listen(port)
-    with tempfile.TemporaryDirectory(
-        prefix="invertible-attention-demo-", ignore_cleanup_errors=True
-    ) as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
+    with tempfile.TemporaryDirectory(prefix=UPLOADS, ignore_cleanup_errors=True) as uploads:
+        # Gradio reads both when it is imported.
+        os.environ.update(SETTINGS, GRADIO_TEMP_DIR=uploads)
+        application = _application()
+        listener = _listen(port)
         import uvicorn
 
         server = uvicorn.Server(uvicorn.Config(application, log_level="error", access_log=False))

@@ -36,7 +36,7 @@ def _happened(side: Side) -> str:
     if side.constraint == "certified":
         end = "came back" if side.recovered and side.converged else "did NOT come back"
         return (
-            f"Certified: the picture {end} after {side.evaluations} evaluations, {error}. Its distance to the true "
+            f"Certified: the picture {end} after {side.evaluations} evaluations, {error}. Its distance from the true "
             f"inverse is at most {format_number(side.error_bound, 2)}: proved, not only measured."
         )
     name = TITLES[side.constraint]
@@ -49,7 +49,7 @@ def _happened(side: Side) -> str:
     if side.converged:
         return (
             f"{name}: FAILED. The iteration converged, but to another picture ({error}), which the network maps to the "
-            "same latent: what came in cannot be told from what came out."
+            "same latent, to within the solver’s tolerance: the latent does not tell which of the two it was."
         )
     return (
         f"{name}: FAILED. After {side.evaluations} evaluations the equation is not solved (relative residual "

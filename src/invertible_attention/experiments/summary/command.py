@@ -31,10 +31,12 @@ def report(
 
     if output.is_dir():
         raise ExperimentError(f"{output} is a folder: --output is the page, such as {output / 'report.html'}")
-    results = find_results(folders)
-    write_text(output, build_page(results))
+    results, left_out = find_results(folders)
+    write_text(output, build_page(results, left_out))
     for result in results:
         typer.echo(f"{result.name}: {KINDS[result.kind]}")
+    for name in left_out:
+        typer.echo(f"{name}: left out, of a kind this version does not know")
     typer.echo(f"Report: {output}")
 
 

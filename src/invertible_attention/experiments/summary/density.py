@@ -1,4 +1,4 @@
-"""Table 3: bits per dimension, published and ours, and what a context is worth."""
+"""Table 3: bits per dimension, published and ours."""
 
 from __future__ import annotations
 
@@ -36,21 +36,17 @@ STUDY_COLUMNS = (
     "steps left out",
     "samples not inverted",
 )
-CONDITIONAL_COLUMNS = ("", "bits/dim", "largest reconstruction error", "parameters", "seconds")
 
 
 def sections(results: Sequence[Result]) -> list[Section]:
-    """Return the paper's table, then one section per data set of runs, per study and per conditional density."""
-    found = []
-    if any(result.kind != "conditional" for result in results):
-        found.append(_published(results))
+    """Return the paper's table, then one section per data set of runs and one per study."""
+    found = [_published(results)]
     by_data: dict[str, list[Result]] = {}
     for result in results:
         if result.kind == "density":
             by_data.setdefault(result.content["data"]["title"], []).append(result)
     found += [_runs(title, members) for title, members in by_data.items()]
     found += [_study(result) for result in results if result.kind == "density-study"]
-    found += [_conditional(result) for result in results if result.kind == "conditional"]
     return found
 
 
@@ -177,45 +173,6 @@ def _study(result: Result) -> Section:
         tables=[Table(caption, STUDY_COLUMNS, (RowGroup("", rows),), (source,))],
         pictures=pictures,
         notes=[note],
-    )
-
-
-def _conditional(result: Result) -> Section:
-    content = result.content
-    source = Source(
-        result.name,
-        "conditional density",
-        (),
-        (content["arguments"]["seed"],),
-        f"{content['machine']}, torch {content['torch']}",
-    )
-    rows = tuple(
-        Row(
-            (
-                label,
-                f"{values['bits_per_dim']:.4f} ± {values['standard_error']:.4f}",
-                format_number(values["largest_reconstruction_error"], 2),
-                f"{values['parameters']:,}",
-                format_number(values["seconds"]),
-            ),
-            "certified" if label == "conditional" else "",
-        )
-        for label in ("unconditional", "conditional")
-        for values in (content[label],)
-    )
-    lead = (
-        f"Knowing the class saves {content['gain_bits_per_dim']:.4f} ± {content['gain_standard_error']:.4f} bits per "
-        f"dimension with the same number of parameters, on {content['data']}."
-    )
-    caption = (
-        "Bits per dimension with and without the class as context; log-determinants "
-        f"{content['log_determinant']}."
-    )
-    return Section(
-        "Conditional density",
-        lead=[lead],
-        tables=[Table(caption, CONDITIONAL_COLUMNS, (RowGroup("", rows),), (source,))],
-        notes=["The paper has no conditional density."],
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import ExperimentError
 from ..report import render_page
-from . import audit, benchmark, camouflage, density, reconstruction
+from . import audit, benchmark, camouflage, conditional, density, logdet, reconstruction
 from .content import Section, describe
 from .recognition import Result
 
@@ -17,7 +17,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 BUILDERS: dict[tuple[str, ...], Callable[[Sequence[Result]], list[Section]]] = {
     ("reconstruct",): reconstruction.sections,
-    ("density", "density-study", "conditional"): density.sections,
+    ("density", "density-study"): density.sections,
+    ("conditional",): conditional.sections,
+    ("logdet",): logdet.sections,
     ("camouflage",): camouflage.sections,
     ("benchmark",): benchmark.sections,
     ("audit", "attack"): audit.sections,
@@ -51,8 +53,13 @@ def build_sections(results: Sequence[Result]) -> list[Section]:
     return found
 
 
-def build_page(results: Sequence[Result]) -> str:
-    """Return the page as HTML."""
+def build_page(results: Sequence[Result], left_out: Sequence[str] = ()) -> str:
+    """Return the page as HTML.
+
+    Args:
+        results: what is shown.
+        left_out: names of folders that are not, because of their kind.
+    """
     sections = build_sections(results)
     sources = {
         source.name: source
@@ -69,6 +76,7 @@ def build_page(results: Sequence[Result]) -> str:
         sections=sections,
         sources=list(sources.values()),
         missing=missing,
+        left_out=left_out,
         describe=describe,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ KINDS = {
     "density": "density (Table 3)",
     "density-study": "comparison of densities (Table 3)",
     "conditional": "conditional density",
+    "logdet": "log-determinant estimators",
     "camouflage": "camouflaged objects (Table 4)",
     "benchmark": "time and memory",
     "audit": "audit of trained networks",
@@ -29,18 +30,20 @@ SCHEMAS = {
     "invertible-attention/reconstruct/1": "reconstruct",
     "invertible-attention/density-study/1": "density-study",
     "invertible-attention/camouflage/1": "camouflage",
+    "invertible-attention/logdet/1": "logdet",
     "invertible-attention/audit/1": "audit",
     "invertible-attention/attack/1": "attack",
 }
-KEYS = {
-    "density": {"name", "configuration", "evaluation", "curve", "run"},
-    "conditional": {"unconditional", "conditional", "gain_bits_per_dim"},
-    "benchmark": {"times", "memory", "growth", "claims", "metadata"},
-}
+KEYS = (
+    ("density", {"name", "configuration", "evaluation", "curve", "run"}),
+    ("conditional", {"data", "log_determinant", "unconditional", "conditional"}),
+    ("conditional", {"data", "log_determinant", "bits_per_dim", "seeds", "gain"}),
+    ("benchmark", {"times", "memory", "growth", "claims", "metadata"}),
+)
 """What files without a schema are known by."""
 
 MAIN_FILES = ("results.json", "study.json", "benchmark.json")
-"""Files that cannot be anything but results: one of them that is not known is an error."""
+"""Files that cannot be anything but results, known or not."""
 
 
 @dataclass(frozen=True)
@@ -76,53 +79,65 @@ def kind_of(content: Any) -> str | None:
         return None
     if "schema" in content:
         return SCHEMAS.get(content["schema"])
-    return next((kind for kind, keys in KEYS.items() if keys <= content.keys()), None)
+    return next((kind for kind, keys in KEYS if keys <= content.keys()), None)
 
 
-def find_results(paths: Sequence[Path]) -> list[Result]:
+def find_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
     """Return the results in folders; a folder that holds none itself is searched.
 
     Args:
         paths: folders, or result files.
 
     Returns:
-        What was found, in the order of the folders, each once.
+        What was found, in the order of the folders, each once; and the names of folders found by searching that
+        hold a result of an unknown kind.
 
     Raises:
-        ExperimentError: naming a folder that does not exist, holds no result, or one of an unknown kind.
+        ExperimentError: naming a folder that does not exist, holds no result, or itself holds one of an unknown
+            kind.
     """
     found: dict[Path, Result] = {}
+    left_out: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
             raise ExperimentError(f"there is no folder {path}")
-        known = list(_within(path.resolve()))
-        if not known:
+        here = path.resolve()
+        known, unknown = _within(here)
+        if not known and not unknown:
             raise ExperimentError(
                 f"{path} holds no results of this program: it looks for {', '.join(MAIN_FILES[:-1])} "
                 f"or {MAIN_FILES[-1]} as written by {', '.join(KINDS)}"
             )
+        for file in unknown:
+            if not known or file.parent == here or file == here:
+                raise _unknown(file)
         for result in known:
             found.setdefault(result.path, result)
-    return _named(list(found.values()))
+        left_out |= dict.fromkeys(file.parent for file in unknown)
+    return _named(list(found.values())), [folder.name for folder in left_out]
 
 
-def _within(path: Path) -> Iterator[Result]:
+def _within(path: Path) -> tuple[list[Result], list[Path]]:
+    """Return the results in a folder or below it, and the files of unknown kinds."""
     if path.is_file():
         result = _read(path)
-        if result is None:
-            raise _unknown(path)
-        yield result
-        return
-    here = [result for file in sorted(path.glob("*.json")) if (result := _read(file)) is not None]
-    yield from here
-    if not here:
-        for entry in sorted(path.iterdir()):
-            if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
-                yield from _within(entry)
+        return ([], [path]) if result is None else ([result], [])
+    files = sorted(path.glob("*.json"))
+    known = [result for file in files if (result := _read(file)) is not None]
+    taken = {result.path for result in known}
+    unknown = [file for file in files if file.name in MAIN_FILES and file not in taken]
+    if known or unknown:
+        return known, unknown
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
+            below, strange = _within(entry)
+            known += below
+            unknown += strange
+    return known, unknown
 
 
 def _read(file: Path) -> Result | None:
-    """Read a result; ``None`` for a file that is none, such as a run's configuration."""
+    """Read a result; ``None`` for a file that is none this version knows."""
     if file.name in MAIN_FILES:
         content = read_json(file)
     else:
@@ -131,8 +146,6 @@ def _read(file: Path) -> Result | None:
         except (OSError, ValueError):
             return None
     kind = kind_of(content)
-    if kind is None and file.name in MAIN_FILES:
-        raise _unknown(file)
     return None if kind is None else Result(kind, file.parent.name, file, content)
 
 
