@@ -260,3 +260,14 @@ def test_a_sample_without_a_valid_token_is_left_alone():
     assert torch.equal(z[0], x[0])
     assert logdet[0] == 0
     assert (layer.inverse(z, mask=mask) - x).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("response", RESPONSES)
+def test_ordinary_attention_under_a_mask(response):
+    layer = ia.Attention(4, response, heads=2, bias=True).double()
+    mask = lengths_mask(6, 2, 4)
+    x = torch.randn(3, 4, 6, dtype=torch.float64).masked_fill(~mask[:, None], torch.nan)
+    z = layer(x, mask)
+    for i, length in enumerate((6, 2, 4)):
+        torch.testing.assert_close(z[i : i + 1, :, :length], layer(x[i : i + 1, :, :length]))
+    assert z.isnan().equal(x.isnan())
