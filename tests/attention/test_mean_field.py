@@ -98,16 +98,29 @@ def test_where_weights_cannot_be_equal_nothing_is_changed():
     assert torch.equal(tokens.branch.bind().precondition(residual, context), residual)
 
 
-@pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
-def test_saves_evaluations_in_both_directions(response: str, monkeypatch: pytest.MonkeyPatch):
-    built = layer(response=response, constraint=ia.Certified(0.95))
+def like_trained(constraint: ia.Certified | ia.Relaxed, response: str, solver: ia.Solver):
+    """What training on images does: the whole budget against the mean, little of it on the scores."""
+    built = layer(response=response, constraint=constraint, solver=solver)
     with torch.no_grad():
-        # What training on images does: the whole budget against the mean, little of it on the scores.
-        built.branch.value_weight.copy_(torch.diag(torch.linspace(0.2, 1.0, 6)))
-        built.branch.out_weight.copy_(-20 * torch.eye(6))
+        value, out = torch.diag(torch.linspace(0.2, 1.0, 6)).double(), -20 * torch.eye(6).double()
+        if isinstance(constraint, ia.Certified):
+            built.branch.value_weight.copy_(value)
+            built.branch.out_weight.copy_(out)
+        else:
+            built.branch.value_weight, built.branch.out_weight = value, out
         for parameter in built.branch.response.parameters():
             parameter.mul_(0.1)
-    x = torch.rand(8, 6, 8, 8, dtype=torch.float64)
+    return built
+
+
+@pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
+@pytest.mark.parametrize("solver", [ia.Anderson(), ia.NewtonKrylov()], ids=["anderson", "newton-krylov"])
+@pytest.mark.parametrize("constraint", [ia.Certified(0.95), ia.Relaxed(0.95)], ids=["certified", "relaxed"])
+def test_saves_evaluations_in_both_directions(
+    response: str, solver: ia.Solver, constraint, monkeypatch: pytest.MonkeyPatch
+):
+    built = like_trained(constraint, response, solver)
+    x = 0.3 * torch.rand(8, 6, 8, 8, dtype=torch.float64)
     z = built(x).detach().requires_grad_()
     with_it = built.solve_inverse(z)
     (gradient,) = torch.autograd.grad(with_it.value.square().sum(), z)

@@ -129,8 +129,14 @@ class NewtonKrylov(Solver):
         product = JacobianProduct(part, here.x, here.residual - (here.x - part.z))
         # One evaluation is kept for the iterate the direction leads to.
         limit = (budget[samples] - 1).clamp(max=min(self.krylov_dimension, part.z.shape[1]))
+
+        def preconditioned(vectors: Tensor, rows: Tensor) -> Tensor:
+            vectors = part.precondition(vectors, rows)
+            return vectors + product(vectors, rows)
+
+        # Preconditioned from the right: the residual that GMRES reports is that of the system itself.
         linear = gmres(
-            lambda vectors, rows: vectors + product(vectors, rows),
+            preconditioned,
             -here.residual,
             tolerance=forcing,
             limit=limit,
@@ -141,7 +147,7 @@ class NewtonKrylov(Solver):
             state,
             x=_put(state.x, samples, here.x),
             norm=_put(state.norm, samples, here.norm),
-            direction=_put(state.direction, samples, linear.x),
+            direction=_put(state.direction, samples, part.precondition(linear.x)),
             length=_put(state.length, samples, torch.ones_like(here.norm)),
             forcing=_put(state.forcing, samples, linear.residual),
         )

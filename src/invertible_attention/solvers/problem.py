@@ -19,7 +19,7 @@ Branch = Callable[..., Tensor]
 
 It may have a method ``precondition(residual, *args)`` that returns about ``(I + J)^-1 residual``, linear in the
 residual and cheap beside an evaluation, or about ``(I + J)^-T residual`` if it is called with ``transposed=True``.
-Solvers that use it judge the step it leads to, so it need not be good.
+It must be invertible; solvers judge the steps it leads to, so it need not be good.
 """
 
 State = TypeVar("State")
@@ -78,13 +78,21 @@ class Problem:
         """Whether the branch knows about what ``I + J`` is."""
         return hasattr(self.branch, "precondition")
 
-    def precondition(self, residual: Float[Tensor, "active features"]) -> Float[Tensor, "active features"]:
-        """Return about ``(I + J)^-1 residual`` by the branch's own ``precondition``, the residual if it has none."""
+    def precondition(
+        self, residual: Float[Tensor, "active features"], samples: Tensor | None = None
+    ) -> Float[Tensor, "active features"]:
+        """Return about ``(I + J)^-1 residual`` by the branch's own ``precondition``.
+
+        Samples for which the branch has none, or one that is not finite, get their residual back. ``samples`` says
+        which active samples the rows are.
+        """
         if not self.has_preconditioner:
             return residual
+        args = self.args if samples is None else _gather(self.args, samples)
         shaped = residual.reshape(residual.shape[0], *self.event_shape)
-        about = self.branch.precondition(shaped, *self.args)  # pyright: ignore[reportFunctionMemberAccess]
-        return about.reshape(residual.shape).to(residual.dtype)
+        about = self.branch.precondition(shaped, *args)  # pyright: ignore[reportFunctionMemberAccess]
+        about = about.reshape(residual.shape).to(residual.dtype)
+        return choose(torch.isfinite(about).all(dim=1), about, residual)
 
     def select(self, keep: Int[Tensor, " kept"]) -> Problem:
         """Return the problem of some of the active samples."""
