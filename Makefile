@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types unit wheel docs clean
+.PHONY: demo test lint types unit wheel dist docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/invertible-attention reconstruct --dataset photos --quick --output runs/demo --overwrite
@@ -22,12 +22,18 @@ unit: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 	$(BIN)/python -m pytest -n 2 --doctest-modules src
 
-wheel: $(VENV)/test.stamp
-	rm -rf build/wheel dist
-	$(BIN)/python -m build --wheel --outdir dist .
+wheel: dist
+	rm -rf build/wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
 	PYTHONPATH=build/wheel $(BIN)/python -c "import invertible_attention as ia; assert 'build/wheel' in ia.__file__, ia.__file__"
 	PYTHONPATH=build/wheel build/wheel/bin/invertible-attention --help
+
+# The wheel is built from the source distribution, which has no git: what is missing there fails here.
+dist: $(VENV)/test.stamp
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	DISTRIBUTIONS=dist $(BIN)/python -m pytest -q tests/docs/test_distribution.py
 
 docs: $(VENV)/docs.stamp
 	$(BIN)/sphinx-build -b html -n -W --keep-going -q docs docs/_build/html

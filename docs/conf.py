@@ -59,6 +59,8 @@ autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+# Shapes are no reStructuredText: "*event" would start emphasis.
+napoleon_attr_annotations = False
 python_maximum_signature_line_length = 90
 python_use_unqualified_type_names = True
 

@@ -22,20 +22,30 @@ def study(path: Path) -> str:
 def conditional(path: Path) -> str:
     """Compare a flow that is given the class with one that is not."""
     content = read(path)
-    head = ["flow", "bits per dimension", "standard error", "largest reconstruction error", "parameters"]
+    head = [
+        "seed",
+        "flow",
+        "bits per dimension",
+        "standard error",
+        "largest reconstruction error",
+        "parameters",
+    ]
     rows = [
         [
+            seed,
             name,
-            f"{content[name]['bits_per_dim']:.4f}",
-            f"{content[name]['standard_error']:.4f}",
-            f"{content[name]['largest_reconstruction_error']:.1e}",
-            f"{content[name]['parameters']:,}",
+            f"{run[name]['bits_per_dim']:.4f}",
+            f"{run[name]['standard_error']:.4f}",
+            f"{run[name]['largest_reconstruction_error']:.1e}",
+            f"{run[name]['parameters']:,}",
         ]
+        for seed, run in content["seeds"].items()
         for name in ("unconditional", "conditional")
     ]
-    gain = f"{content['gain_bits_per_dim']:.4f} ± {content['gain_standard_error']:.4f}"
+    error = content["gain_standard_error_over_seeds"]
+    gain = f"{content['gain']:.4f}" + ("" if error is None else f" ± {error:.4f} (standard error over seeds)")
     about = f"Paired gain {gain} bits per dimension. {content['data']}; {_lower(content['log_determinant'])}."
-    return f"{grid(head, rows)}\n\n*{about} PyTorch {content['torch']}, {content['machine']}.*"
+    return f"{grid(head, rows, text_columns=2)}\n\n*{about}* {provenance(content.get('metadata'))}"
 
 
 def _lower(text: Any) -> str:

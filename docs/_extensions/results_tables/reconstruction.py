@@ -82,9 +82,7 @@ def solvers(path: Path) -> str:
                 ]
             )
     more = f"evaluations until the median relative residual of {content['cells'][0]['study']['images']} images of "
-    more += (
-        f"{content['data']['title']} is below {small(SOLVED)}; products with the Jacobian count as one each"
-    )
+    more += f"{content['data']['title']} is below {small(SOLVED, 1)}; products with the Jacobian count as one each"
     return f"{grid(head, rows)}\n\n{provenance(content['run'], more=more)}"
 
 
