@@ -39,11 +39,14 @@ def conditional(path: Path) -> str:
             f"{run[name]['largest_reconstruction_error']:.1e}",
             f"{run[name]['parameters']:,}",
         ]
-        for seed, run in content["seeds"].items()
+        for seed, run in content.get("seeds", {"0": content}).items()
         for name in ("unconditional", "conditional")
     ]
-    error = content["gain_standard_error_over_seeds"]
-    gain = f"{content['gain']:.4f}" + ("" if error is None else f" ± {error:.4f} (standard error over seeds)")
+    if "seeds" in content:
+        value, error, over = content["gain"], content["gain_standard_error_over_seeds"], "seeds"
+    else:
+        value, error, over = content["gain_bits_per_dim"], content["gain_standard_error"], "images"
+    gain = f"{value:.4f}" + ("" if error is None else f" ± {error:.4f} (standard error over {over})")
     about = f"Paired gain {gain} bits per dimension. {content['data']}; {_lower(content['log_determinant'])}."
     return f"{grid(head, rows, text_columns=2)}\n\n*{about}* {provenance(content.get('metadata'))}"
 
@@ -57,7 +60,7 @@ TABLES = (
         "density",
         "density",
         ("study.json", "*/study.json", "*/*/study.json"),
-        "invertible-attention density-study",
+        "invertible-attention density study",
         study,
     ),
     Table(
