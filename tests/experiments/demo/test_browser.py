@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.skipif(DRIVER is None, reason="needs its driver: apt-get install chromium-driver"),
 ]
 
-PATIENCE = 120
+PATIENCE = 240
 """Seconds until something is taken not to happen, on a machine that does much else."""
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,6 +98,13 @@ def test_what_should_not_happen_is_told_to_the_terminal_only(
     assert "terminal of the demo" in html
     assert "/a/place" not in html
     assert "/a/place" in capsys.readouterr().err
+
+
+def test_a_computation_ends_with_the_demo(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "STOPPING", threading.Event())
+    page.stop(seconds=0)
+    assert "The demo is being ended" in give(page)[1]
+    assert not page.COMPUTING.locked()
 
 
 def test_a_click_finds_its_pixel(page: Any, outcome: Outcome) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from .options import CONSTRAINTS, NORMALIZATIONS, SIZES, STEPS, Options
 from .rendering import render_attention, render_error, render_results
 from .upload import FORMATS, MAX_BYTES, MAX_PIXELS, read_picture
 
-__all__ = ["build"]
+__all__ = ["build", "stop"]
 
 PICTURES = {
     "Astronaut": "skimage/data/astronaut.png",
@@ -54,6 +55,20 @@ ATTENTION = """## Where a pixel attends
 Click a pixel of the picture, or give its row and column."""
 
 FAILED = "something went wrong that should not have; the terminal of the demo says what"
+
+
+STOPPING = threading.Event()
+COMPUTING = threading.Lock()
+
+
+def stop(seconds: float) -> None:
+    """End a computation that is going on, and wait until it has ended, at most so long.
+
+    Threads that are within PyTorch when the interpreter ends would bring the process down with an error.
+    """
+    STOPPING.set()
+    if COMPUTING.acquire(timeout=seconds):
+        COMPUTING.release()
 
 
 def build() -> gr.Blocks:
@@ -175,18 +190,11 @@ def _run(
         options = Options(
             response, normalization, constraint, size, int(steps), 0 if seed is None else int(seed)
         )
-        outcome = compute(_picture(upload, picture), options, lambda share, what: progress(share, desc=what))
-        middle = size // 2
-        marked, figure = draw_attention(outcome, middle, middle)
-        return (
-            outcome,
-            render_results(outcome),
-            gr.Column(visible=True),
-            marked,
-            gr.Slider(maximum=size - 1, value=middle),
-            gr.Slider(maximum=size - 1, value=middle),
-            render_attention(figure),
-        )
+        with COMPUTING:
+            outcome = compute(
+                _picture(upload, picture), options, lambda share, what: _tell(progress, share, what)
+            )
+            return _shown(outcome)
     except ExperimentError as error:
         message = str(error)
     except Exception:
@@ -194,6 +202,27 @@ def _run(
         traceback.print_exc(file=sys.stderr)
         message = FAILED
     return (None, render_error(message), gr.Column(visible=False), None, gr.update(), gr.update(), "")
+
+
+def _tell(progress: Any, share: float, what: str) -> None:
+    if STOPPING.is_set():
+        raise ExperimentError("the demo is being ended")
+    progress(share, desc=what)
+
+
+def _shown(outcome: Outcome) -> tuple[Any, ...]:
+    size = outcome.options.size
+    middle = size // 2
+    marked, figure = draw_attention(outcome, middle, middle)
+    return (
+        outcome,
+        render_results(outcome),
+        gr.Column(visible=True),
+        marked,
+        gr.Slider(maximum=size - 1, value=middle),
+        gr.Slider(maximum=size - 1, value=middle),
+        render_attention(figure),
+    )
 
 
 def _picture(upload: str | None, name: str) -> Image.Image:

@@ -75,14 +75,21 @@ def serving(port: int = 0) -> Iterator[str]:
         listener = _listen(port)
         import uvicorn
 
-        server = uvicorn.Server(uvicorn.Config(application, log_level="error", access_log=False))
+        from .page import stop
+
+        # Open pages hold a connection for as long as they are open: it is not waited for.
+        settings = uvicorn.Config(
+            application, log_level="critical", access_log=False, timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             yield f"http://{HOST}:{listener.getsockname()[1]}/"
         finally:
             server.should_exit = True
-            thread.join(timeout=10)
+            stop(seconds=60)
+            thread.join(timeout=30)
             listener.close()
 
 
