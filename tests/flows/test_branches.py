@@ -28,6 +28,19 @@ def test_no_pair_of_points_exceeds_the_bound(spatial, activation, coefficient, g
     assert branch.lipschitz_bound().item() == pytest.approx(coefficient**3)
 
 
+@pytest.mark.parametrize("coefficient", [0.3, 0.5, 0.9, 0.97, 0.99])
+def test_the_bound_is_not_rounded_below_what_is_attained(coefficient):
+    branch = LipschitzLinearBranch(1, 1, coefficient=coefficient, activation="elu").double()
+    with torch.no_grad():
+        for layer in branch.layers:
+            layer.weight = torch.full((1, 1), 5.0, dtype=torch.float64)
+            layer.bias.fill_(10.0)
+    x = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(branch(x), x)
+    assert slope.item() == pytest.approx(coefficient**3, rel=1e-12)
+    assert slope.item() <= branch.lipschitz_bound().item()
+
+
 def test_lipswish_slope_is_at_most_one_whatever_beta():
     x = torch.linspace(-20, 20, 40_001, dtype=torch.float64, requires_grad=True)
     for beta in (-3.0, 0.5, 4.0):

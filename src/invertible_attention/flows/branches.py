@@ -61,7 +61,9 @@ class LipschitzBranch(nn.Module):
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Upper bound of the Lipschitz constant, the product of the layers' bounds."""
-        return torch.tensor(self.coefficient ** len(self.layers))
+        # Rounded down, the product would be below what layers of rank one attain.
+        rounding = torch.finfo(torch.get_default_dtype()).eps
+        return torch.tensor(self.coefficient ** len(self.layers) * (1 + rounding))
 
     def bind(self) -> Callable[..., Tensor]:
         """Compute the constrained weights once; return the branch as a function of ``x``."""
