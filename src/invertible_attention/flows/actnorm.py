@@ -154,6 +154,8 @@ class ActNorm(Bijection):
     def _check(self, x: Tensor) -> None:
         if x.ndim < 2 or x.shape[1] != self.channels:
             raise ValueError(f"expected (B, {self.channels}, ...), got shape {tuple(x.shape)}")
+        if x.is_complex():
+            raise ValueError(f"expected real numbers, got {x.dtype}")
 
     @staticmethod
     def _broadcast(vector: Tensor, x: Tensor) -> Tensor:
