@@ -1,0 +1,72 @@
+"""The command's arguments: what is run, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from invertible_attention.cli import main
+from invertible_attention.experiments.audit import campaign, checkpoint_audit
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        campaign, "run_campaign", lambda it, **options: calls.append({"campaign": it} | options)
+    )
+    monkeypatch.setattr(
+        checkpoint_audit,
+        "audit_checkpoint",
+        lambda path, **options: calls.append({"checkpoint": path} | options),
+    )
+    return calls
+
+
+def test_a_search(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    arguments = ["--configurations", "1000", "--networks", "3", "--seed", "7", "--jobs", "2", "--steps", "20"]
+    assert main(["audit", "--attack", *arguments, "--resume", "-o", str(tmp_path)]) == 0
+    (call,) = asked
+    search = call["campaign"]
+    assert (search.configurations, search.networks, search.seed) == (1000, 3, 7)
+    assert search.groups == 10
+    # As far in all, in half as many steps.
+    assert (search.budget.steps, search.budget.lr, search.budget.network_steps) == (20, 0.1, 20)
+    assert (call["jobs"], call["resume"], call["output"]) == (2, True, tmp_path)
+
+
+def test_a_checkpoint(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert main(["audit", str(tmp_path / "run"), "--samples", "3", "-o", str(tmp_path)]) == 0
+    assert main(["audit", str(tmp_path / "run"), "--attack", "--quick", "-o", str(tmp_path)]) == 0
+    assert [call["checkpoint"] for call in asked] == [tmp_path / "run"] * 2
+    assert [call["attack_steps"] for call in asked] == [0, 40]
+    assert [call["samples"] for call in asked] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a CHECKPOINT to audit, or --attack"),
+        (["--attack", "--resume", "--overwrite"], "give one of them"),
+        (["run", "--jobs", "2"], "are for --attack without a CHECKPOINT"),
+        (["run", "--configurations", "5"], "are for --attack without a CHECKPOINT"),
+        (["--attack", "--configurations", "0", "--networks", "0"], "nothing to search"),
+        (["--attack", "--configurations", "-1"], "should be greater than or equal to 0"),
+        (["--attack", "--seed", "x"], "should be a valid integer"),
+    ],
+)
+def test_arguments_that_make_no_sense(
+    arguments: list[str], message: str, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert asked == []
+
+
+def test_a_missing_checkpoint_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["audit", str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")]) == 1
+    assert "there is no checkpoint" in capsys.readouterr().err
