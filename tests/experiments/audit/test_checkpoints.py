@@ -67,6 +67,7 @@ def run(checkpoint: Path, output: Path, **options: Any) -> tuple[dict[str, Any],
     return audit_checkpoint(checkpoint, output=output, console=console, **options), stream.getvalue()
 
 
+@pytest.mark.slow
 def test_every_network_of_a_reconstruction_with_its_stored_images(
     reconstructed: Path, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_every_network_of_a_reconstruction_with_its_stored_images(
     assert (tmp_path / "audit" / "figures" / "lipschitz.png").is_file()
 
 
+@pytest.mark.slow
 def test_one_network_is_attacked(reconstructed: Path, tmp_path: Path) -> None:
     folder = reconstructed / "cells" / CELLS[0].folder
     results, printed = run(folder, tmp_path / "audit", samples=1, attack_steps=8)
@@ -123,6 +125,7 @@ def test_a_certificate_that_is_wrong_is_found(
     assert "1 CERTIFICATES WERE EXCEEDED" in printed
 
 
+@pytest.mark.slow
 def test_every_block_of_a_density(density: Path, tmp_path: Path) -> None:
     results, _ = run(density, tmp_path / "audit", samples=1, attack_steps=2)
     rows = results["blocks"]
