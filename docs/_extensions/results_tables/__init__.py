@@ -15,6 +15,8 @@ from results_tables.markdown import Table
 
 __all__ = ["RESULTS", "TABLES", "render", "setup"]
 
+UNKNOWN = "is in a format this page does not know"
+
 RESULTS = Path(__file__).resolve().parents[3] / "results"
 
 TABLES: dict[str, Table] = {
@@ -35,7 +37,15 @@ def render(name: str, results: Path = RESULTS) -> str:
     paths = table.files(results)
     if not paths:
         return f"*Not measured in this copy: `{table.command}` writes `results/{table.folder}`.*\n"
-    return "\n\n".join(table.write(path) for path in paths) + "\n"
+    return "\n\n".join(filter(None, (_write(table, path, results) for path in paths))) + "\n"
+
+
+def _write(table: Table, path: Path, results: Path) -> str:
+    try:
+        return table.write(path)
+    except (KeyError, TypeError):
+        # A page is not the place to find out; a test does.
+        return f"*`results/{path.relative_to(results)}` {UNKNOWN}.*"
 
 
 class Results(SphinxDirective):

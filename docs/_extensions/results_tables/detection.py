@@ -30,6 +30,27 @@ def scores(path: Path) -> str:
     return "\n\n".join([*parts, provenance(content.get("run"))])
 
 
+def costs(path: Path) -> str:
+    """Time and memory of a training step, by attention."""
+    content = read(path)
+    head = ["attention", "parameters", "training step, s", "evaluation, s", "peak memory of a step, MiB"]
+    rows = [
+        [
+            model["model"],
+            f"{model['parameters']:,}",
+            f"{min(model['step_seconds']):.1f}",
+            f"{model['evaluation_seconds']:.1f}",
+            f"{model['step_mib']:,.0f}",
+        ]
+        for model in content["models"]
+    ]
+    settings = content["configuration"]
+    size = f"{settings['size']}×{settings['size']}"
+    more = f"{settings['backbone']} with {settings['weights']} weights, {size}, batches of {settings['batch_size']}, "
+    more += f"attention at levels {', '.join(map(str, settings['levels']))}"
+    return f"{grid(head, rows)}\n\n{provenance(content['run'], more=more)}"
+
+
 def _cell(score: dict[str, float | None] | None) -> str:
     if not score or score["mean"] is None:
         return "–"
@@ -42,7 +63,14 @@ TABLES = (
         "camouflage",
         "camouflage",
         ("results.json", "*/results.json"),
-        "invertible-attention camouflage",
+        "invertible-attention camouflage study",
         scores,
+    ),
+    Table(
+        "camouflage-costs",
+        "camouflage",
+        ("resnet50-352.json",),
+        "invertible-attention camouflage measure",
+        costs,
     ),
 )

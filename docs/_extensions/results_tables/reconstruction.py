@@ -19,8 +19,9 @@ COMMAND = "invertible-attention reconstruct"
 
 def recovery(path: Path) -> str:
     """How well images are recovered: published, the authors' code, relaxed, certified."""
-    content = read(path)
-    published = (content["published"] or {}).get("rows", {})
+    contents = _with_sibling(path)
+    first = contents[0]
+    published = (first["published"] or {}).get("rows", {})
     head = [
         "response",
         "constraint",
@@ -33,15 +34,48 @@ def recovery(path: Path) -> str:
     ]
     rows = []
     for response, title in RESPONSES.items():
-        if response in published and "row" not in content["configuration"]["normalizations"]:
+        entries = [e for content in contents for e in content["summary"] if e["response"] == response]
+        if response in published and entries:
             row = published[response]
-            rows.append([title, content["published"]["table"] + " of the paper", "", f"{row['v_score']:.1f}"])
-            rows[-1] += [small(row["mse"]), f"{row['ssim']:.3f}", "", ""]
-        rows += [_recovered(title, entry) for entry in content["summary"] if entry["response"] == response]
+            rows.append([title, first["published"]["table"] + " of the paper", ""])
+            rows[-1] += [f"{row['v_score']:.1f}", small(row["mse"], 3), f"{row['ssim']:.3f}", "", ""]
+        rows += [_recovered(title, entry) for entry in entries]
+    images = first["cells"][0]["reconstruction"]["images"]
+    seen = f"{images:,} unseen images of {_data(first)}, {_training(first)}"
+    return f"{grid(head, rows, text_columns=3)}\n\n{provenance(first['run'], more=seen)}"
+
+
+def every_recovery(path: Path) -> str:
+    """The same under a title; runs whose folder ends in ``-row`` are in the table of their sibling."""
+    if path.parent.name.endswith("-row") and _sibling(path).is_file():
+        return ""
+    content = read(path)
+    return f"**{_data(content)[:1].upper()}{_data(content)[1:]}**\n\n{recovery(path)}"
+
+
+def _data(content: dict[str, Any]) -> str:
     size = "×".join(map(str, content["data"]["size"]))
-    images = content["cells"][0]["reconstruction"]["images"]
-    seen = f"{images:,} unseen images of {content['data']['title']} at {size}, {_training(content)}"
-    return f"{grid(head, rows, text_columns=3)}\n\n{provenance(content['run'], more=seen)}"
+    title = content["data"]["title"]
+    return title if size.replace("×", "x") in title else f"{title} at {size}"
+
+
+def _sibling(path: Path) -> Path:
+    name = path.parent.name
+    other = name.removesuffix("-row") if name.endswith("-row") else f"{name}-row"
+    return path.parent.with_name(other) / path.name
+
+
+def _with_sibling(path: Path) -> list[dict[str, Any]]:
+    """Read a run and its sibling, without what the first has of the second's rows already."""
+    contents = [read(found) for found in (path, _sibling(path)) if found.is_file()]
+    seen = {_kind(entry) for entry in contents[0]["summary"]}
+    for content in contents[1:]:
+        content["summary"] = [entry for entry in content["summary"] if _kind(entry) not in seen]
+    return contents
+
+
+def _kind(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return entry["response"], entry["constraint"], entry["normalization"]
 
 
 def _recovered(title: str, entry: dict[str, Any]) -> list[str]:
@@ -75,7 +109,7 @@ def solvers(path: Path) -> str:
             study = cell["study"]
             rows.append(
                 [
-                    f"{RESPONSES[cell['response']]}, {constraint}",
+                    f"{RESPONSES[cell['response']]}, {constraint}, {cell['normalization']}",
                     large(study["lipschitz_bound"]),
                     large(study["local_lipschitz"]["largest"]),
                     *(_needed(study["solvers"][name]["median"]) for name in SOLVERS),
@@ -95,10 +129,7 @@ def _needed(trace: list[float | None]) -> str:
 
 def responses(path: Path) -> str:
     """What each response costs under a certificate, by normalization where both were run."""
-    contents = [read(path)]
-    sibling = path.parent.with_name(path.parent.name + "-row") / path.name
-    if sibling.is_file():
-        contents.append(read(sibling))
+    contents = _with_sibling(path)
     head = [
         "response",
         "normalization",
@@ -110,11 +141,11 @@ def responses(path: Path) -> str:
     rows = []
     for response, title in RESPONSES.items():
         for content in contents:
-            cells = {(c["response"], c["constraint"]): c for c in content["cells"]}
+            cells = {(c["response"], c["constraint"], c["normalization"]): c for c in content["cells"]}
             for entry in content["summary"]:
                 if entry["response"] != response or entry["constraint"] != "certified":
                     continue
-                study = cells[response, "certified"].get("study")
+                study = cells[response, "certified", entry["normalization"]].get("study")
                 rows.append(
                     [
                         title,
@@ -134,13 +165,8 @@ def _reconstruction(name: str, folder: str, write: Any) -> Table:
 
 
 TABLES = (
+    Table("reconstruction", "reconstruct", ("*/results.json",), COMMAND, every_recovery),
     _reconstruction("reconstruction-cifar10", "cifar10", recovery),
-    _reconstruction("reconstruction-cifar10-row", "cifar10-row", recovery),
-    _reconstruction("reconstruction-svhn", "svhn", recovery),
-    _reconstruction("reconstruction-svhn-row", "svhn-row", recovery),
-    _reconstruction("reconstruction-celeba-format", "celeba-format", recovery),
-    _reconstruction("reconstruction-celeba-format-row", "celeba-format-row", recovery),
-    _reconstruction("reconstruction-celeba-full-size", "celeba-full-size", recovery),
     _reconstruction("solvers", "cifar10", solvers),
     _reconstruction("responses", "cifar10", responses),
 )

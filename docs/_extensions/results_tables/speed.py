@@ -9,6 +9,7 @@ from results_tables.markdown import RESPONSES, Table, grid, large, provenance, r
 
 __all__ = ["TABLES"]
 
+PAPER_TOKENS = 9701
 COMMAND = "invertible-attention benchmark"
 FILES = ("results.json", "benchmark.json", "*/results.json", "*/benchmark.json")
 
@@ -16,10 +17,21 @@ FILES = ("results.json", "benchmark.json", "*/results.json", "*/benchmark.json")
 def times(path: Path) -> str:
     """Times of this library, and how many times longer the others take."""
     content = read(path)
+    return _times(content, content["times"])
+
+
+def times_at_one_size(path: Path) -> str:
+    """The same at the paper's full size, or the largest below it that was measured."""
+    content = read(path)
+    sizes = {record["tokens"] for record in content["times"] if record["tokens"] <= PAPER_TOKENS}
+    return _times(content, [record for record in content["times"] if record["tokens"] == max(sizes)])
+
+
+def _times(content: dict[str, Any], records: list[dict[str, Any]]) -> str:
     head = ["response", "tokens", "pass", "this library, ms", "N×N takes", "fused softmax takes"]
-    by_key = {(*_key(record), record["contender"]): record["seconds"] for record in content["times"]}
+    by_key = {(*_key(record), record["contender"]): record["seconds"] for record in records}
     rows = []
-    for record in content["times"]:
+    for record in records:
         if record["contender"] != "auto":
             continue
         own = record["seconds"]
@@ -73,15 +85,31 @@ def claims(path: Path) -> str:
     return f"{grid(['claim', 'measured', 'aim', 'met'], rows)}\n\n{_from(content)}"
 
 
+def compiled(path: Path) -> str:
+    """What compiling the branch saves of an inverse."""
+    content = read(path)
+    rows = [
+        [
+            name,
+            large(case["eager_ms"]),
+            large(case["compiled_ms"]),
+            f"{case['ratio']:.2f} ×",
+            large(case["difference"]),
+        ]
+        for name, case in content["cases"].items()
+    ]
+    head = ["inverse", "eager, ms", "compiled, ms", "faster", "largest difference"]
+    return f"{grid(head, rows)}\n\n{provenance(content['metadata'], more=content['what'])}"
+
+
 def _from(content: dict[str, Any]) -> str:
     return provenance(content.get("run") or content.get("metadata"))
 
 
-TABLES = tuple(
-    Table(name, "benchmark", FILES, COMMAND, write)
-    for name, write in (
-        ("attention-times", times),
-        ("attention-memory", memory),
-        ("attention-claims", claims),
-    )
+TABLES = (
+    Table("attention-times", "benchmark", FILES, COMMAND, times),
+    Table("attention-times-at-9701", "benchmark", FILES, COMMAND, times_at_one_size),
+    Table("attention-memory", "benchmark", FILES, COMMAND, memory),
+    Table("attention-claims", "benchmark", FILES, COMMAND, claims),
+    Table("compiled", "compiled", ("inverse.json",), "python benchmarks/compiled_inverse.py", compiled),
 )
