@@ -176,7 +176,7 @@ def _iterations(by_response: dict[str, list[Group]], kinds: list[str]) -> Figure
         panel.set_xlabel("fixed-point steps")
     axes[0, 0].set_ylabel("mean squared error (0–255)")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    canvas.legend(handles, names, loc="outside upper center", ncols=4)
+    canvas.legend(handles, names, loc="outside upper center", ncols=4 if len(kinds) > 1 else 2)
     return Figure(
         "iterations",
         "Mean squared error after every step of the paper's Algorithm 1, on the studied test images of the "
@@ -205,7 +205,7 @@ def _histogram(by_response: dict[str, list[Group]], kinds: list[str]) -> Figure:
         panel.set_xlabel("mean squared error of an image")
     axes[0, 0].set_ylabel("test images (%)")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    canvas.legend(handles, names, loc="outside upper center", ncols=4)
+    canvas.legend(handles, names, loc="outside upper center", ncols=4 if len(kinds) > 1 else 2)
     return Figure(
         "histogram",
         "Errors of the single images, all repeats together, on the scale 0–255. Dashed: the V-score's limit "
