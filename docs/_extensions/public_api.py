@@ -103,6 +103,7 @@ def _link(package: str, name: str) -> str:
 
 def _first_line(found: Any) -> str:
     line = (inspect.getdoc(found) or "").partition("\n\n")[0].replace("\n", " ")
+    line = f"{line[:-1]}." if line.endswith(":") else line
     # Short names of methods mean something beside their class only.
     return re.sub(r":(?:meth|attr):`~?([^`]*)`", r"``\1``", line)
 

@@ -58,6 +58,13 @@ def documented() -> dict[int, str]:
     return names
 
 
+def inherited_from(found: Any) -> str | None:
+    """Return the documented name of a method under the class that defines it."""
+    owner, _, method = getattr(found, "__qualname__", "").rpartition(".")
+    defined = documented().get(id(find(f"{getattr(found, '__module__', '')}.{owner}"))) if owner else None
+    return f"{defined}.{method}" if defined else None
+
+
 def candidates(node: addnodes.pending_xref) -> Iterator[str]:
     """Yield the full names a reference may mean, the most likely first."""
     target = node["reftarget"].lstrip(".")
@@ -106,6 +113,8 @@ def resolve(
             parent = documented().get(id(find(owner)))
             target = f"{parent}.{attribute}" if parent else name
         entry = domain.objects.get(target)
+        if entry is None and (target := inherited_from(found)):
+            entry = domain.objects.get(target)
         if entry is None:
             return content
         return _link(app, node, entry, target, content)
