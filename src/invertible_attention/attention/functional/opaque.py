@@ -16,6 +16,12 @@ Compute = Callable[[Tensor, Tensor, Tensor, Form, Tensor | None, Tensor | None],
 
 _IMPLEMENTATIONS: dict[str, Compute] = {}
 
+# Written out, because torch cannot read the annotations of functions whose arguments are checked at run time.
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? log_prior, Tensor? mask, "
+    "str combine, str phi, str normalization, str implementation"
+)
+
 
 def register(name: str, compute: Compute) -> None:
     """Make an implementation callable by name.
@@ -27,7 +33,7 @@ def register(name: str, compute: Compute) -> None:
     _IMPLEMENTATIONS[name] = compute
 
 
-@torch.library.custom_op("invertible_attention::attend", mutates_args=())
+@torch.library.custom_op("invertible_attention::attend", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
 def attend(
     query: Tensor,
     key: Tensor,
@@ -49,7 +55,11 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
-@torch.library.custom_op("invertible_attention::attend_backward", mutates_args=())
+@torch.library.custom_op(
+    "invertible_attention::attend_backward",
+    mutates_args=(),
+    schema=f"(Tensor cotangent, {_ARGUMENTS}) -> Tensor[]",
+)
 def _attend_backward(
     cotangent: Tensor,
     query: Tensor,
