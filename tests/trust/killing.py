@@ -175,6 +175,7 @@ def kill_and_resume(experiment: str, moments: int, seed: int, scratch: Path) -> 
         check_files(folder)
         assert weights(folder) == expected, f"run {runs} of {experiment} ended with other weights"
         assert not list(folder.rglob("training.ckpt")), "a checkpoint is left behind"
+        print(f"{killed} kills in {runs} runs, each with the weights of the whole one", file=sys.stderr)
     return {"experiment": experiment, "moments": killed, "runs": runs, "seconds_whole": seconds, "at": at}
 
 
