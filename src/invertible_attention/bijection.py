@@ -62,7 +62,7 @@ class Bijection(nn.Module, ABC):
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f⁻¹(z)`` and ``log|det ∂f⁻¹/∂z|`` per sample."""
 
-    def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch *spatial"]:
+    def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch *output"]:
         """Return the mask of :meth:`forward`'s result for a mask of its input.
 
         Raises:

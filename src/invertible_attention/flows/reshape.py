@@ -105,7 +105,7 @@ class Squeeze(Bijection):
         """Return the tensor arranged back and zero."""
         return self.inverse(z), zero_logdet(z)
 
-    def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch *spatial"]:
+    def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch *output"]:
         """Return the mask of the blocks.
 
         Raises:

@@ -104,7 +104,7 @@ class Sequential(Bijection):
             total = total + logdet
         return z, total
 
-    def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch *spatial"]:
+    def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch *output"]:
         """Return the mask of ``f(x)``."""
         for bijection in self:
             mask = bijection.output_mask(mask)
