@@ -35,7 +35,8 @@ dist: $(VENV)/test.stamp
 	$(BIN)/python -m twine check --strict dist/*
 	DISTRIBUTIONS=dist $(BIN)/python -m pytest -q tests/docs/test_distribution.py
 
-docs: $(VENV)/docs.stamp
+docs: $(VENV)/test.stamp $(VENV)/docs.stamp
+	$(BIN)/python -m pytest -q tests/docs
 	$(BIN)/sphinx-build -b html -n -W --keep-going -q docs docs/_build/html
 
 $(VENV)/python.stamp:

@@ -43,7 +43,7 @@ def render(name: str, results: Path = RESULTS) -> str:
 def _write(table: Table, path: Path, results: Path) -> str:
     try:
         return table.write(path)
-    except (KeyError, TypeError):
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         # A page is not the place to find out; a test does.
         return f"*`results/{path.relative_to(results)}` {UNKNOWN}.*"
 

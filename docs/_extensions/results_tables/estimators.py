@@ -32,8 +32,8 @@ def costs(path: Path) -> str:
         for row in content["rows"]
     ]
     more = (
-        f"nats per sample of {content['dim']} values, exact log-determinant {content['exact']:.3f}; times in forward "
-        f"passes of the same layer"
+        f"nats per sample of {content['dim']} values, exact log-determinant {content['exact']:.3f}; processor times "
+        "in forward passes of the same layer"
     )
     return f"{grid(head, rows)}\n\n{provenance(content['run'], more=more)}"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESPONSES", "Table", "grid", "large", "provenance", "read", "small"]
+__all__ = ["RESPONSES", "Table", "fixed", "grid", "large", "provenance", "read", "small"]
 
 RESPONSES = {
     "gaussian": "Gaussian",
@@ -69,6 +69,11 @@ def small(value: float | None, digits: int = 2) -> str:
 def large(value: float | None, digits: int = 3) -> str:
     """Return a number, or a dash where it was not measured."""
     return MISSING if value is None else small(value, digits)
+
+
+def fixed(value: float | None, decimals: int) -> str:
+    """Return a number with so many decimals, or a dash where there is none."""
+    return MISSING if value is None else f"{value:.{decimals}f}"
 
 
 def provenance(run: dict[str, Any] | None, *, more: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from results_tables.markdown import RESPONSES, Table, grid, large, provenance, read, small
+from results_tables.markdown import RESPONSES, Table, fixed, grid, large, provenance, read, small
 
 __all__ = ["TABLES"]
 
@@ -83,11 +83,11 @@ def _recovered(title: str, entry: dict[str, Any]) -> list[str]:
         title,
         NAMES.get(entry["constraint"], entry["constraint"]),
         entry["normalization"],
-        f"{entry['v_score']['mean']:.1f}",
+        fixed(entry["v_score"]["mean"], 1),
         small(entry["mse"]["mean"]),
-        f"{entry['ssim']['mean']:.3f}",
+        fixed(entry["ssim"]["mean"], 3),
         f"{100 * entry['converged_share']['mean']:.1f}",
-        f"{entry['evaluations_mean']['mean']:.1f}",
+        fixed(entry["evaluations_mean"]["mean"], 1),
     ]
 
 
@@ -150,8 +150,8 @@ def responses(path: Path) -> str:
                     [
                         title,
                         entry["normalization"],
-                        f"{entry['evaluations_mean']['mean']:.1f}",
-                        f"{entry['v_score']['mean']:.1f}",
+                        fixed(entry["evaluations_mean"]["mean"], 1),
+                        fixed(entry["v_score"]["mean"], 1),
                         small(entry["mse"]["mean"]),
                         large(study and study["local_lipschitz"]["largest"]),
                     ]
