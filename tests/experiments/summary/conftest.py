@@ -248,6 +248,29 @@ def attack() -> dict[str, Any]:
     }
 
 
+def measure() -> dict[str, Any]:
+    model = {
+        "model": "certified-concatenation",
+        "parameters": 1234567,
+        "step_seconds": [3.0, 1.0, 2.0],
+        "evaluation_seconds": 0.5,
+        "step_mib": 2217.0,
+        "evaluation_mib": 1777.5,
+    }
+    settings = {"backbone": "resnet50", "size": 352, "batch_size": 6, "weights": "random"}
+    return {
+        "schema": "invertible-attention/camouflage-measure/1",
+        "configuration": settings,
+        "run": RUN,
+        "models": [model],
+    }
+
+
+def compiled() -> dict[str, Any]:
+    case = {"eager_ms": 9.5, "compiled_ms": 8.0, "ratio": 1.1875, "difference": 1e-7}
+    return {"what": "16 samples", "repeats": 100, "cases": {"Anderson": case}, "metadata": RUN}
+
+
 CONTENTS = {
     "density": ("results.json", density),
     "density-study": ("study.json", study),
@@ -255,6 +278,8 @@ CONTENTS = {
     "conditional-seeds": ("digits.json", conditional_over_seeds),
     "logdet": ("results.json", logdet),
     "camouflage": ("results.json", camouflage),
+    "camouflage-measure": ("resnet50-352.json", measure),
+    "compiled": ("inverse.json", compiled),
     "benchmark": ("benchmark.json", benchmark),
     "audit": ("results.json", audit),
     "attack": ("results.json", attack),

@@ -151,6 +151,9 @@ def test_measured_numbers_are_those_of_the_files(page: Page, reconstructions: Pa
     assert "Knowing the class saves 0.2500 ± 0.0100 (standard error over images)" in page.text
     assert "Knowing the class saves 0.2500 ± 0.0200 (standard error over seeds)" in page.text
     assert page.rows("PowerSeries(terms=5)")[0][1:] == ["+0.5000 ± 0.1000", "6.5", "2.5×", "5.5×", "100"]
+    (cost,) = [row for row in page.rows("Certified Concatenation") if len(row) == 6 and row[1] == "1,234,567"]
+    assert cost[2:] == ["2", "0.5", "2217", "1778"]
+    assert page.rows("Anderson") == [["Anderson", "9.5", "8", "1.19×", "1.0 × 10⁻⁷"]]
     assert page.rows("level 4")[0][2] == "2 of 2"
     (ours,) = [row for row in page.rows("camouflage") if len(row) == 6 and row[1] == "0.550 ± 0.071"][:1]
     assert ours[-1] == "2"

@@ -74,6 +74,15 @@ def test_an_unknown_kind_is_named(tmp_path: Path, content: object) -> None:
         find_results([tmp_path / "known", folder])
 
 
+def test_other_files_of_this_program_are_not_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "known", "density")
+    later = tmp_path / "later"
+    later.mkdir()
+    (later / "numbers.json").write_text('{"schema": "invertible-attention/later/1"}')
+    (tmp_path / "known" / "scores.json").write_text('{"schema": "invertible-attention/camouflage-scores/1"}')
+    assert find_results([tmp_path])[1] == ["later"]
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text("{")
     with pytest.raises(ExperimentError, match=r"study\.json is damaged"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import ExperimentError
 from ..report import render_page
-from . import audit, benchmark, camouflage, conditional, density, logdet, reconstruction
+from . import audit, benchmark, camouflage, conditional, costs, density, logdet, reconstruction
 from .content import Section, describe
 from .recognition import Result
 
@@ -21,6 +21,7 @@ BUILDERS: dict[tuple[str, ...], Callable[[Sequence[Result]], list[Section]]] = {
     ("conditional",): conditional.sections,
     ("logdet",): logdet.sections,
     ("camouflage",): camouflage.sections,
+    ("camouflage-measure", "compiled"): costs.sections,
     ("benchmark",): benchmark.sections,
     ("audit", "attack"): audit.sections,
 }

@@ -20,6 +20,8 @@ KINDS = {
     "conditional": "conditional density",
     "logdet": "log-determinant estimators",
     "camouflage": "camouflaged objects (Table 4)",
+    "camouflage-measure": "cost of the detector",
+    "compiled": "compiled solves",
     "benchmark": "time and memory",
     "audit": "audit of trained networks",
     "attack": "search for a layer above its bound",
@@ -30,6 +32,7 @@ SCHEMAS = {
     "invertible-attention/reconstruct/1": "reconstruct",
     "invertible-attention/density-study/1": "density-study",
     "invertible-attention/camouflage/1": "camouflage",
+    "invertible-attention/camouflage-measure/1": "camouflage-measure",
     "invertible-attention/logdet/1": "logdet",
     "invertible-attention/audit/1": "audit",
     "invertible-attention/attack/1": "attack",
@@ -38,6 +41,7 @@ KEYS = (
     ("density", {"name", "configuration", "evaluation", "curve", "run"}),
     ("conditional", {"data", "log_determinant", "unconditional", "conditional"}),
     ("conditional", {"data", "log_determinant", "bits_per_dim", "seeds", "gain"}),
+    ("compiled", {"what", "repeats", "cases", "metadata"}),
     ("benchmark", {"times", "memory", "growth", "claims", "metadata"}),
 )
 """What files without a schema are known by."""
@@ -125,7 +129,11 @@ def _within(path: Path) -> tuple[list[Result], list[Path]]:
     files = sorted(path.glob("*.json"))
     known = [result for file in files if (result := _read(file)) is not None]
     taken = {result.path for result in known}
-    unknown = [file for file in files if file.name in MAIN_FILES and file not in taken]
+    unknown = [
+        file
+        for file in files
+        if file not in taken and (file.name in MAIN_FILES or (not known and _ours(file)))
+    ]
     if known or unknown:
         return known, unknown
     for entry in sorted(path.iterdir()):
@@ -147,6 +155,16 @@ def _read(file: Path) -> Result | None:
             return None
     kind = kind_of(content)
     return None if kind is None else Result(kind, file.parent.name, file, content)
+
+
+def _ours(file: Path) -> bool:
+    """Tell whether a file was written by this program, in whatever version."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    schema = content.get("schema") if isinstance(content, dict) else None
+    return isinstance(schema, str) and schema.startswith("invertible-attention/")
 
 
 def _unknown(file: Path) -> ExperimentError:
