@@ -17,7 +17,7 @@ class Constraint(ABC):
     """Base of the constraints: small frozen objects, shared freely between layers."""
 
     @abstractmethod
-    def gain(self, log_bound: Float[Tensor, ""]) -> Tensor | float:
+    def gain(self, log_bound: Float[Tensor, "*batch"]) -> Tensor | float:
         """Factor the branch is multiplied by, given the logarithm of its bound without that factor."""
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Certified(Constraint):
         if self.radius is not None and not (self.radius > 0 and math.isfinite(self.radius)):
             raise ValueError(f"radius must be positive and finite, got {self.radius}")
 
-    def gain(self, log_bound: Float[Tensor, ""]) -> Tensor:
+    def gain(self, log_bound: Float[Tensor, "*batch"]) -> Tensor:
         r""":math:`\min(1, c / \text{bound})`."""
         return torch.exp((math.log(self.coefficient) - log_bound).clamp_max(0.0))
 
@@ -87,7 +87,7 @@ class Relaxed(Constraint):
         if not 0 < self.column_sum <= 1:
             raise ValueError(f"column_sum must be in (0, 1], got {self.column_sum}")
 
-    def gain(self, log_bound: Float[Tensor, ""]) -> float:
+    def gain(self, log_bound: Float[Tensor, "*batch"]) -> float:
         """The column sum."""
         return self.column_sum
 
@@ -100,7 +100,7 @@ class Relaxed(Constraint):
 class Unconstrained(Constraint):
     """No constraint: ordinary attention."""
 
-    def gain(self, log_bound: Float[Tensor, ""]) -> float:
+    def gain(self, log_bound: Float[Tensor, "*batch"]) -> float:
         """One."""
         return 1.0
 

@@ -36,7 +36,9 @@ __all__ = [
 ]
 
 Tokens = Float[Tensor, "batch tokens channels"]
+Sources = Float[Tensor, "batch sources channels"]
 PerHead = Float[Tensor, "batch heads tokens features"]
+SourcesPerHead = Float[Tensor, "batch heads sources features"]
 
 # Below this a range counts as zero: rescaling leaves such weights as they are.
 _TINY = 1e-30
@@ -56,7 +58,7 @@ class Response(nn.Module, ABC):
     phi: str
 
     @abstractmethod
-    def forward(self, tokens: Tokens, sources: Tokens) -> tuple[PerHead, PerHead]:
+    def forward(self, tokens: Tokens, sources: Sources) -> tuple[PerHead, SourcesPerHead]:
         """Return queries of ``tokens`` and keys of ``sources``, ``(batch, heads, tokens, features)`` each."""
 
     @abstractmethod
@@ -105,7 +107,7 @@ class Gaussian(Response):
         else:
             self.register_buffer("temperature", value)
 
-    def forward(self, tokens: Tokens, sources: Tokens) -> tuple[PerHead, PerHead]:
+    def forward(self, tokens: Tokens, sources: Sources) -> tuple[PerHead, SourcesPerHead]:
         """Return :math:`τ x_i` and :math:`x_j`, split into heads."""
         query = _split_heads(tokens, self.heads) * self.temperature.to(tokens.dtype)[:, None, None]
         return query, _split_heads(sources, self.heads)
@@ -139,7 +141,7 @@ class _Embedded(Response):
         self.query_bias = nn.Parameter(torch.zeros(heads, features)) if bias else None
         self.key_bias = nn.Parameter(torch.zeros(heads, features)) if bias else None
 
-    def forward(self, tokens: Tokens, sources: Tokens) -> tuple[PerHead, PerHead]:
+    def forward(self, tokens: Tokens, sources: Sources) -> tuple[PerHead, SourcesPerHead]:
         """Return :math:`W_1 x_i + b_1` and :math:`W_2 x_j + b_2`."""
         return (
             _embed(tokens, self.query_weight, self.query_bias),
@@ -257,7 +259,7 @@ class Concatenation(Response):
         self.key_weight = nn.Parameter(_uniform(heads, 1, channels))
         self.bias = nn.Parameter(torch.zeros(heads, 1)) if bias else None
 
-    def forward(self, tokens: Tokens, sources: Tokens) -> tuple[PerHead, PerHead]:
+    def forward(self, tokens: Tokens, sources: Sources) -> tuple[PerHead, SourcesPerHead]:
         r"""Return :math:`a \cdot x_i + \beta` and :math:`b \cdot x_j`, one feature each."""
         return _embed(tokens, self.query_weight, self.bias), _embed(sources, self.key_weight, None)
 
