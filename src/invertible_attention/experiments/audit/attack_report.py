@@ -53,8 +53,8 @@ def draw_attack(results: dict[str, Any]) -> Figure:
         "attack",
         f"Local Lipschitz constant divided by the bound, for {results['configurations']:,} random layers. Left: "
         "the share of them that come closer to their bound than a given distance, as drawn. Right: the closest "
-        "ones after gradient ascent in input and weights, by the range of the scores over the ball: 0 is equal "
-        "weights for all pairs.",
+        "ones after gradient ascent in input and weights, by the range of the scores over the ball in the sharpest "
+        "head: 0 is equal weights for all pairs.",
         "Two panels. All ratios are below one; the closest to it belong to layers with nearly equal weights.",
         png,
     )

@@ -98,7 +98,7 @@ def print_attack(console: Console, results: dict[str, Any]) -> None:
         cases.add_column(name, justify="left" if name == "layer" else "right")
     for case in results["tightest"][:8]:
         cases.add_row(
-            f"{case['ratio']:.9f}",
+            format_ratio(case["ratio"], 9),
             f"{case['bound']:.3g}",
             describe(case["structure"]),
             str(case["group"]),
@@ -113,15 +113,16 @@ def print_attack(console: Console, results: dict[str, Any]) -> None:
     console.print(headline(results), highlight=False, soft_wrap=True)
 
 
-def format_ratio(ratio: float) -> str:
-    """Return a ratio with six decimals, rounded so that what is below 1 is not shown as 1.
+def format_ratio(ratio: float, decimals: int = 6) -> str:
+    """Return a ratio with fixed decimals, rounded so that what is below 1 is not shown as 1.
 
     Example:
         >>> format_ratio(0.9999999), format_ratio(1.0000001)
         ('0.999999', '1.000001')
     """
-    rounded = math.floor(ratio * 1e6) if ratio <= 1 else math.ceil(ratio * 1e6)
-    return f"{rounded / 1e6:.6f}"
+    unit = 10**decimals
+    rounded = math.floor(ratio * unit) if ratio <= 1 else math.ceil(ratio * unit)
+    return f"{rounded / unit:.{decimals}f}"
 
 
 def describe(structure: dict[str, Any]) -> str:
