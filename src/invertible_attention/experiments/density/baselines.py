@@ -58,8 +58,14 @@ class ZukoBase(Base):
         super().__init__(dim)
         self.flow = flow
 
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
-        """Return the log-density in nats."""
+    def log_prob(self, z: Float[Tensor, "batch dim"], mask: Tensor | None = None) -> Float[Tensor, " batch"]:
+        """Return the log-density in nats.
+
+        Raises:
+            ValueError: for a mask: a flow of another library knows of no missing values.
+        """
+        if mask is not None:
+            raise ValueError(f"zuko flows take no mask, got one of shape {tuple(mask.shape)}")
         self._check(z)
         return self.flow().log_prob(z)
 
