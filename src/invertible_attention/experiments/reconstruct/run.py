@@ -121,7 +121,8 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train, invert and study one network; return its result, from disk where it is done already.
 
-    With ``reevaluate`` only the training is taken from disk.
+    With ``reevaluate`` only the training is taken from disk. The authors' layer goes on estimating norms whenever it
+    is evaluated, so its figures then differ a little.
 
     Raises:
         ExperimentError: when the stored result belongs to other images.

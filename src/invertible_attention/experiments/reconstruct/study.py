@@ -43,7 +43,8 @@ def study(
     tokens = squeeze(x)
     bound = finite(block.lipschitz_bound())
     with parametrize.cached():
-        local = local_lipschitz_estimate(_bound(block.branch), tokens)
+        start = torch.Generator().manual_seed(seed)
+        local = local_lipschitz_estimate(_bound(block.branch), tokens, generator=start)
         curves = solver_curves(block, block(tokens), tolerance=configuration.tolerance)
         errors = picard_errors(network, x)
     report = {
