@@ -144,10 +144,11 @@ class Anderson(Solver):
         # The first Picard step from an iterate is a full one; when the sample comes back to it, half as long.
         damping = torch.pow(2.0, -state.picard_steps).to(problem.z.dtype)
         gamma = self._coefficients(state, products).to(problem.z.dtype)[:, None]
+        explained = (gamma @ state.residual_differences)[:, 0]
         x = progress.x - progress.residual
-        x -= (gamma @ state.x_differences)[:, 0] - (gamma @ state.residual_differences)[:, 0]
+        x -= (gamma @ state.x_differences)[:, 0] - explained
         if problem.has_preconditioner:
-            remainder = progress.residual - (gamma @ state.residual_differences)[:, 0]
+            remainder = progress.residual - explained
             x = choose(state.preconditioned, x + (remainder - problem.precondition(remainder)), x)
         x = choose(fallback, progress.best_x - damping[:, None] * progress.best_residual, x)
         preconditioned = state.preconditioned & ~fallback
