@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from invertible_attention.attention.functional import fused
 from invertible_attention.attention.functional.form import Form
 from invertible_attention.attention.functional.fused import Kernel, PerRow, Rows, RowValues, Tokens, Values
+from invertible_attention.attention.functional.strips import StripFunction, Tensors
+from invertible_attention.attention.functional.strips import run as run_strips
 from invertible_attention.attention.functional.weighting import Weighting
 
 __all__ = ["LogSumKernel", "PortableKernel", "attend", "kernel_for"]
@@ -74,10 +76,9 @@ class _SoftmaxKernel(Kernel):
 
 
 class LogSumKernel(_SoftmaxKernel):
-    """The CPU's fused kernel.
+    """The CPU's fused kernel."""
 
-    Its own gradients are not used: it gives one core to a head, and strips are faster.
-    """
+    own_gradients = True
 
     def product(
         self, x: Rows, y: Tokens, w: Values, reference: PerRow, *, log_total: bool
@@ -95,6 +96,15 @@ class LogSumKernel(_SoftmaxKernel):
         query, key = torch.cat((y, torch.ones_like(y[..., :1])), -1), torch.cat((x, -log_total), -1)
         out, log_sum = _cpu_kernel(*_padded(query, key, u))
         return out[..., : u.shape[-1]] * torch.exp(log_sum)
+
+    def gradients(
+        self, x: Rows, y: Tokens, u: RowValues, w: Values, reference: PerRow
+    ) -> tuple[Rows, RowValues, Tokens, Values]:
+        """Run the kernel and its gradient once for each part of the rows: its gradient gives a core to a head."""
+        query, key, value, cotangent = _padded(*_shifted(x, y, reference), w, u)
+        results = run_strips(_CpuGradients(), query.shape[-2], (query, cotangent), (key, value))
+        to_query, out, to_key, to_value = results
+        return _trimmed(to_query, x), _trimmed(out, w), _trimmed(to_key, y), _trimmed(to_value, w)
 
 
 class PortableKernel(_SoftmaxKernel):
@@ -134,6 +144,23 @@ def _cpu_kernel(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tens
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     out, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=1.0)
     return out, log_total[..., None]
+
+
+class _CpuGradients(StripFunction):
+    """Gradient of the CPU's kernel, with the product that it needs."""
+
+    pieces = 2
+
+    def __call__(self, strips: Tensors, wholes: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        (query, cotangent), (key, value) = strips, wholes
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        out, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, scale=1.0
+        )
+        to_query, to_key, to_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            cotangent.contiguous(), query, key, value, out, log_total, 0.0, False, scale=1.0
+        )
+        return (to_query, out), (to_key, to_value)
 
 
 def _shifted(x: Tensor, y: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
