@@ -11,7 +11,7 @@ from invertible_attention.attention.functional.products import Adjoint, Apply
 from invertible_attention.attention.functional.strips import StripFunction, Tensors, strip_map
 from invertible_attention.attention.functional.weighting import Weighting
 
-__all__ = ["attend", "map_strips"]
+__all__ = ["attend", "batch_in_one_go", "map_strips"]
 
 # Scores in one strip. On a CPU a few strips must stay in a core's cache; elsewhere a strip must fill the device.
 _STRIP_SCORES = {"cpu": 2**18}
@@ -44,7 +44,7 @@ def attend(
     Returns:
         One row per query.
     """
-    batch = _batch_in_one_go(query, key)
+    batch = batch_in_one_go(query, key)
     if batch < query.shape[0]:
         pieces = [
             _attend(q, k, v, form, log_prior, m)
@@ -126,6 +126,7 @@ def _strip_scores(tensor: Tensor) -> int:
     return _STRIP_SCORES.get(tensor.device.type, _STRIP_SCORES_ELSEWHERE)
 
 
-def _batch_in_one_go(query: Tensor, key: Tensor) -> int:
+def batch_in_one_go(query: Tensor, key: Tensor) -> int:
+    """Return how many samples to compute at once: of more, a strip that fits would have too few rows."""
     scores_in_a_strip = query.shape[1] * _FEWEST_ROWS * max(query.shape[-2], key.shape[-2])
     return max(1, _strip_scores(query) // scores_in_a_strip)

@@ -152,9 +152,9 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
         "flash",
         flash.attend,
         cost="O(N²) time, O(N) memory",
-        reason="fused kernels of the device; on a CPU strips normalize columns in one pass where they need two",
+        reason="fused kernels of the device; on a CPU strips for the values of column normalization, in one pass",
         refuses=_flash_refuses,
-        preferred=lambda problem: problem.device.type != "cpu" or problem.form.normalization != "column",
+        preferred=lambda problem: True,
     ),
     Implementation(
         "flex",

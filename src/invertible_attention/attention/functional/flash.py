@@ -8,9 +8,8 @@ respect to its value, and for an upstream gradient u,
 - the gradient of the values is :math:`S(u)`,
 - the gradients of keys and queries are those of S itself at value u with the values as cotangent.
 
-Two kernels do this. :class:`LogSumKernel` is for devices whose kernel hands out :math:`L` (the CPU): then
-:math:`P^\top u` is a second forward pass with queries :math:`(y, 1)` and keys :math:`(x, -L)`, scaled back by its own
-logarithm of sums. :class:`PortableKernel` needs the public function only, and serves every device.
+Two kernels do this. :class:`CpuKernel` computes :math:`P^\top u` strip by strip, in one pass, and the gradients with
+the CPU's kernel. :class:`PortableKernel` needs the public function only, and serves every device.
 """
 
 from __future__ import annotations
@@ -21,13 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from invertible_attention.attention.functional import fused
+from invertible_attention.attention.functional.blocked import batch_in_one_go, map_strips
 from invertible_attention.attention.functional.form import Form
 from invertible_attention.attention.functional.fused import Kernel, PerRow, Rows, RowValues, Tokens, Values
+from invertible_attention.attention.functional.products import Adjoint
 from invertible_attention.attention.functional.strips import StripFunction, Tensors
 from invertible_attention.attention.functional.strips import run as run_strips
 from invertible_attention.attention.functional.weighting import Weighting
 
-__all__ = ["LogSumKernel", "PortableKernel", "attend", "kernel_for"]
+__all__ = ["CpuKernel", "PortableKernel", "attend", "kernel_for"]
 
 # Fused kernels want a head dimension that is a multiple of this.
 _ALIGNMENT = 8
@@ -59,7 +60,7 @@ def attend(
 
 def kernel_for(device: torch.device) -> Kernel:
     """Choose the kernel for a device."""
-    return LogSumKernel() if device.type == "cpu" else PortableKernel()
+    return CpuKernel() if device.type == "cpu" else PortableKernel()
 
 
 class _SoftmaxKernel(Kernel):
@@ -74,34 +75,35 @@ class _SoftmaxKernel(Kernel):
         step = -(-y.shape[-2] // _REFERENCE_TOKENS)
         return (x.detach() @ y.detach()[..., ::step, :].mT).amax(-1, keepdim=True)
 
+    def _shifted(self, x: Rows, y: Tokens) -> tuple[Tensor, Tensor]:
+        return _shifted(x, y, self.reference(x, y))
 
-class LogSumKernel(_SoftmaxKernel):
+
+class CpuKernel(_SoftmaxKernel):
     """The CPU's fused kernel."""
 
     own_gradients = True
 
-    def product(
-        self, x: Rows, y: Tokens, w: Values, reference: PerRow, *, log_total: bool
-    ) -> tuple[RowValues, PerRow]:
+    def product(self, x: Rows, y: Tokens, w: Values, reference: PerRow | None) -> tuple[RowValues, PerRow]:
         """Run the kernel once; the product alone does not depend on how the logarithms are rounded."""
-        if log_total:
+        if reference is not None:
             x, y = _shifted(x, y, reference)
         out, total = _cpu_kernel(*_padded(x, y, w))
         return _trimmed(out, w), total.clone()
 
-    def adjoint(self, x: Rows, y: Tokens, u: RowValues, reference: PerRow) -> Values:
-        """Run the kernel for the logarithms of the sums, then once more with the roles exchanged."""
-        x, y = _shifted(x, y, reference)
-        _, log_total = _cpu_kernel(*_padded(x, y, y))
-        query, key = torch.cat((y, torch.ones_like(y[..., :1])), -1), torch.cat((x, -log_total), -1)
-        out, log_sum = _cpu_kernel(*_padded(query, key, u))
-        return out[..., : u.shape[-1]] * torch.exp(log_sum)
+    def adjoint(self, x: Rows, y: Tokens, u: RowValues) -> Values:
+        """Sum up strips: the kernel would need two passes, one of them for the logarithms of the sums."""
+        size = batch_in_one_go(y, x)
+        pieces = zip(x.split(size), u.split(size), y.split(size), strict=True)
+        return torch.cat(
+            [map_strips(Adjoint(self.weighting), (x, None, u), (y, None))[0] for x, u, y in pieces]
+        )
 
     def gradients(
-        self, x: Rows, y: Tokens, u: RowValues, w: Values, reference: PerRow
+        self, x: Rows, y: Tokens, u: RowValues, w: Values
     ) -> tuple[Rows, RowValues, Tokens, Values]:
         """Run the kernel and its gradient once for each part of the rows: its gradient gives a core to a head."""
-        query, key, value, cotangent = _padded(*_shifted(x, y, reference), w, u)
+        query, key, value, cotangent = _padded(*self._shifted(x, y), w, u)
         results = run_strips(_CpuGradients(), query.shape[-2], (query, cotangent), (key, value))
         to_query, out, to_key, to_value = results
         return _trimmed(to_query, x), _trimmed(out, w), _trimmed(to_key, y), _trimmed(to_value, w)
@@ -112,24 +114,22 @@ class PortableKernel(_SoftmaxKernel):
 
     own_gradients = True
 
-    def product(
-        self, x: Rows, y: Tokens, w: Values, reference: PerRow, *, log_total: bool
-    ) -> tuple[RowValues, None]:
+    def product(self, x: Rows, y: Tokens, w: Values, reference: PerRow | None) -> tuple[RowValues, None]:
         """Run the kernel once."""
         query, key, value = _padded(x, y, w)
         return _trimmed(_attention(query, key, value), w), None
 
-    def adjoint(self, x: Rows, y: Tokens, u: RowValues, reference: PerRow) -> Values:
+    def adjoint(self, x: Rows, y: Tokens, u: RowValues) -> Values:
         """Pull the cotangent back to the value."""
-        query, key, cotangent = _padded(*_shifted(x, y, reference), u)
+        query, key, cotangent = _padded(*self._shifted(x, y), u)
         pull = torch.func.vjp(lambda value: _attention(query, key, value), torch.zeros_like(key))[1]
         return _trimmed(pull(cotangent)[0], u)
 
     def gradients(
-        self, x: Rows, y: Tokens, u: RowValues, w: Values, reference: PerRow
+        self, x: Rows, y: Tokens, u: RowValues, w: Values
     ) -> tuple[Rows, RowValues, Tokens, Values]:
         """Run the kernel and its gradient once."""
-        query, key, value = _padded(*_shifted(x, y, reference), w)
+        query, key, value = _padded(*self._shifted(x, y), w)
         out, pull = torch.func.vjp(_attention, query, key, value)[:2]
         to_query, to_key, to_value = pull(F.pad(u, (0, value.shape[-1] - u.shape[-1])))
         return _trimmed(to_query, x), _trimmed(out, w), _trimmed(to_key, y), _trimmed(to_value, w)

@@ -66,14 +66,12 @@ class FlexKernel(Kernel):
     def __init__(self, phi: str) -> None:
         self.weighting = Weighting("product", phi)
 
-    def product(
-        self, x: Rows, y: Tokens, w: Values, reference: PerRow, *, log_total: bool
-    ) -> tuple[RowValues, PerRow]:
+    def product(self, x: Rows, y: Tokens, w: Values, reference: PerRow | None) -> tuple[RowValues, PerRow]:
         """Run the kernel once."""
         zero = x.new_zeros(y.shape[:-1])
         return _run(self.weighting.phi, x, y, w, zero)
 
-    def adjoint(self, x: Rows, y: Tokens, u: RowValues, reference: PerRow) -> Values:
+    def adjoint(self, x: Rows, y: Tokens, u: RowValues) -> Values:
         """Run the kernel for the logarithms of the sums, then once more with the roles exchanged."""
         _, log_total = _run(self.weighting.phi, x, y, y, x.new_zeros(y.shape[:-1]))
         out, log_sum = _run(self.weighting.phi, y, x, u, log_total[..., 0])

@@ -42,12 +42,12 @@ class Kernel(ABC):
 
     @abstractmethod
     def product(
-        self, x: Rows, y: Tokens, w: Values, reference: PerRow, *, log_total: bool
+        self, x: Rows, y: Tokens, w: Values, reference: PerRow | None
     ) -> tuple[RowValues, PerRow | None]:
-        """Compute ``P w``, and on request :math:`L` less the reference."""
+        """Compute ``P w`` and, where there is a reference, :math:`L` less it."""
 
     @abstractmethod
-    def adjoint(self, x: Rows, y: Tokens, u: RowValues, reference: PerRow) -> Values:
+    def adjoint(self, x: Rows, y: Tokens, u: RowValues) -> Values:
         r"""Compute :math:`P^\top u`."""
 
     def reference(self, x: Rows, y: Tokens) -> PerRow:
@@ -55,7 +55,7 @@ class Kernel(ABC):
         return torch.zeros_like(x[..., :1])
 
     def gradients(
-        self, x: Rows, y: Tokens, u: RowValues, w: Values, reference: PerRow
+        self, x: Rows, y: Tokens, u: RowValues, w: Values
     ) -> tuple[Rows, RowValues, Tokens, Values]:
         """Differentiate ``<u, P w>`` with respect to x, u, y and w."""
         raise TypeError(f"{type(self).__name__} has no gradients of its own")
@@ -81,48 +81,48 @@ def attend(
         One row per query.
     """
     if normalization == "column":
-        reference = kernel.reference(key, query)
-        return _Adjoint.apply(key, value, query, reference, kernel)  # type: ignore[return-value]
-    reference = kernel.reference(query, key)
-    product, *log_total = _Product.apply(query, key, value, reference, kernel, normalization == "all")
+        return _Adjoint.apply(key, value, query, kernel)  # type: ignore[return-value]
     if normalization == "row":
-        return product
-    share = torch.softmax(accurate(reference) + accurate(log_total[0]), -2)
+        return _Product.apply(query, key, value, None, kernel)[0]  # type: ignore[index]
+    reference = kernel.reference(query, key)
+    product, log_total = _Product.apply(query, key, value, reference, kernel)  # type: ignore[misc]
+    share = torch.softmax(accurate(reference) + accurate(log_total), -2)
     return product * share.to(product.dtype)
 
 
 class _Product(torch.autograd.Function):
-    """``P w`` and, on request, the logarithm of each row's sum less its reference score."""
+    """``P w`` and, where there is a reference score, the logarithm of each row's sum less it."""
 
     @staticmethod
     def forward(
-        x: Tensor, y: Tensor, w: Tensor, reference: Tensor, kernel: Kernel, log_total: bool
+        x: Tensor, y: Tensor, w: Tensor, reference: Tensor | None, kernel: Kernel
     ) -> tuple[Tensor, ...]:
-        out, total = kernel.product(x, y, w, reference, log_total=log_total)
-        if not log_total:
+        out, total = kernel.product(x, y, w, reference)
+        if reference is None:
             return (out,)
         assert total is not None
         return out, total
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.kernel, ctx.log_total = inputs
+        *tensors, reference, ctx.kernel = inputs
+        ctx.log_total = reference is not None
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, w, reference = ctx.saved_tensors
+        x, y, w = ctx.saved_tensors
         if ctx.log_total or not ctx.kernel.own_gradients:
             gradient = Gradient(ctx.kernel.weighting, ("x", "y", "w"))
             dx, dy, dw = map_strips(gradient, (x, None, *cotangents), (y, None, w))
         else:
-            dx, _, dy, dw = _Gradients.apply(x, cotangents[0], y, w, reference, ctx.kernel)  # type: ignore[misc]
-        return dx, dy, dw, None, None, None
+            dx, _, dy, dw = _Gradients.apply(x, cotangents[0], y, w, ctx.kernel)  # type: ignore[misc]
+        return dx, dy, dw, None, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, dy: Tensor, dw: Tensor, *_: None) -> tuple[Tensor, ...]:  # type: ignore[override]
-        x, y, w, _ = ctx.saved_tensors
+        x, y, w = ctx.saved_tensors
         function = Apply(ctx.kernel.weighting, log_total=ctx.log_total)
         tangents = map_strips(function.pushforward(2, 3), (x, None, dx, None), (y, None, w, dy, None, dw))
         return tuple(tangent.to(x.dtype) for tangent in tangents)
@@ -136,8 +136,8 @@ class _Adjoint(torch.autograd.Function):
     r""":math:`P^\top u`."""
 
     @staticmethod
-    def forward(x: Tensor, u: Tensor, y: Tensor, reference: Tensor, kernel: Kernel) -> Tensor:
-        return kernel.adjoint(x, y, u, reference)
+    def forward(x: Tensor, u: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
+        return kernel.adjoint(x, y, u)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -147,17 +147,17 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, u, y, reference = ctx.saved_tensors
+        x, u, y = ctx.saved_tensors
         if not ctx.kernel.own_gradients:
             gradient = Gradient(ctx.kernel.weighting, ("x", "u", "y"))
             dx, du, dy = map_strips(gradient, (x, None, u), (y, None, cotangent))
         else:
-            dx, du, dy, _ = _Gradients.apply(x, u, y, cotangent, reference, ctx.kernel)  # type: ignore[misc]
-        return dx, du, dy, None, None
+            dx, du, dy, _ = _Gradients.apply(x, u, y, cotangent, ctx.kernel)  # type: ignore[misc]
+        return dx, du, dy, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor, du: Tensor, dy: Tensor, *_: None) -> Tensor:  # type: ignore[override]
-        x, u, y, _ = ctx.saved_tensors
+    def jvp(ctx: Any, dx: Tensor, du: Tensor, dy: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        x, u, y = ctx.saved_tensors
         pushforward = Adjoint(ctx.kernel.weighting).pushforward(3, 2)
         return map_strips(pushforward, (x, None, u, dx, None, du), (y, None, dy, None))[0]
 
@@ -170,14 +170,12 @@ class _Gradients(torch.autograd.Function):
     """The kernel's own gradients of ``<u, P w>`` with respect to x, u, y and w."""
 
     @staticmethod
-    def forward(
-        x: Tensor, u: Tensor, y: Tensor, w: Tensor, reference: Tensor, kernel: Kernel
-    ) -> tuple[Tensor, ...]:
-        return kernel.gradients(x, y, u, w, reference)
+    def forward(x: Tensor, u: Tensor, y: Tensor, w: Tensor, kernel: Kernel) -> tuple[Tensor, ...]:
+        return kernel.gradients(x, y, u, w)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, _, ctx.kernel = inputs
+        *tensors, ctx.kernel = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -187,7 +185,7 @@ class _Gradients(torch.autograd.Function):
         to_x, to_u, to_y, to_w = cotangents
         pullback = _bilinear(ctx.kernel).pullback(3, 3, (0, 2, 3, 5))
         results = map_strips(pullback, (x, None, u, to_x, to_u), (y, None, w, to_y, to_w))
-        return *results, None, None
+        return *results, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, ...]:
