@@ -91,12 +91,10 @@ def _scan(x: Tensor, position: Tensor, reverse: bool) -> Tensor:
 
 def _scan_steps(x: Tensor, position: Tensor, reverse: bool) -> Tensor:
     fade = torch.exp(-(position[..., 1:] - position[..., :-1]).abs())[..., None]
-    steps = range(x.shape[-2])
-    sums: list[Tensor] = []
-    for step in reversed(steps) if reverse else steps:
-        if not sums:
-            sums.append(x[..., step, :])
-        else:
-            between = step if reverse else step - 1
-            sums.append(torch.addcmul(x[..., step, :], fade[..., between, :], sums[-1]))
+    terms, fades = x.unbind(-2), fade.unbind(-2)
+    if reverse:
+        terms, fades = terms[::-1], fades[::-1]
+    sums = [terms[0]]
+    for term, between in zip(terms[1:], fades, strict=True):
+        sums.append(torch.addcmul(term, between, sums[-1]))
     return torch.stack(sums[::-1] if reverse else sums, -2)

@@ -131,13 +131,34 @@ def _line(intercept: Tensor, ordered: Tensor, x: Tensor, split: Tensor) -> Tenso
     sums. So two large scores of opposite sign never meet, as they would in :math:`\alpha \sum X_j + \sum b_j X_j`.
     """
     constant = ordered.detach()
+    gaps = (constant[..., :-1] - constant[..., 1:])[..., None]
+    last = torch.cat((torch.zeros_like(constant[..., :1]), constant), -1).gather(-1, split)
+    slope = (intercept + last)[..., None]
+    if not (_is_differentiated(ordered) or _is_differentiated(x)):
+        running = _running_sum(x)
+        spread = _running_sum(gaps * running[..., 1:-1, :])
+        # Keys before the first and before the second have no spread.
+        rest = _take(spread, (split - 1).clamp_min(0))
+        return torch.addcmul(rest, slope, _take(running, split))
     # The second half is zero and carries the gradient of the scores.
     running, carrier = torch.cat((x, (ordered - constant)[..., None] * x), -1).cumsum(-2).chunk(2, -1)
-    gaps = (constant[..., :-1] - constant[..., 1:])[..., None]
     spread = _pad_front((gaps * running[..., :-1, :]).cumsum(-2))
     total, rest = _take(_pad_front(torch.cat((running, carrier + spread), -1)), split).chunk(2, -1)
-    last = torch.cat((torch.zeros_like(constant[..., :1]), constant), -1).gather(-1, split)
-    return (intercept + last)[..., None] * total + rest
+    return slope * total + rest
+
+
+def _is_differentiated(x: Tensor) -> bool:
+    """Whether a derivative by ``x`` may be asked for, in any mode."""
+    if torch._C._are_functorch_transforms_active() or x.requires_grad:
+        return True
+    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+
+
+def _running_sum(x: Tensor) -> Tensor:
+    """Return the sums of the first 0, 1, 2 … entries along axis -2."""
+    sums = x.new_zeros(*x.shape[:-2], x.shape[-2] + 1, x.shape[-1])
+    torch.cumsum(x, -2, out=sums[..., 1:, :])
+    return sums
 
 
 def _running_exponentials(exponent: Tensor, x: Tensor, *, reverse: bool) -> Tensor:
@@ -155,7 +176,10 @@ def _look_up(sums: Tensor, exponent: Tensor, factor: Tensor, position: Tensor, p
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(-2, index[..., None].expand(*index.shape, x.shape[-1]))
+    """Return the rows at an index; whole rows are copied, which ``gather`` would do number by number."""
+    sets, rows = x.shape[:-2].numel(), x.shape[-2]
+    index = index + rows * torch.arange(sets, device=x.device).reshape(*x.shape[:-2], 1)
+    return x.reshape(sets * rows, -1).index_select(0, index.flatten()).reshape(*index.shape, x.shape[-1])
 
 
 def _pad_front(x: Tensor) -> Tensor:
