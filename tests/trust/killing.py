@@ -2,8 +2,8 @@
 
 Run by hand for as many moments as wanted; the test suite takes two::
 
-    python tests/trust/killing.py reconstruct --moments 50
-    python tests/trust/killing.py density --moments 50
+    python tests/trust/killing.py reconstruct --moments 50 --output results/trust/kills-reconstruct.json
+    python tests/trust/killing.py density --moments 50 --output results/trust/kills-density.json
 
 Runs are forked from one process that has everything imported, so that the moments fall into the work and not into
 the start of Python.
@@ -20,17 +20,27 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+
+from invertible_attention.experiments.density.configuration import Configuration as Density
+from invertible_attention.experiments.density.run import train_run
+from invertible_attention.experiments.files import write_json
+from invertible_attention.experiments.metadata import run_metadata
+
+STAGES = ("start", "training", "evaluation", "report")
+"""What a run may be at when it is killed: nothing written yet, training, what comes after, its pages."""
 
 Run = Callable[[Path, bool], None]
 
 
 def reconstruct() -> Run:
     """Return a tiny reconstruction: two networks, trained, inverted and reported on."""
-    from rich.console import Console
-
     from invertible_attention.experiments.reconstruct.configuration import Configuration
     from invertible_attention.experiments.reconstruct.run import run
 
@@ -47,40 +57,31 @@ def reconstruct() -> Run:
     )
 
     def start(folder: Path, resume: bool) -> None:
-        run(configuration, output=folder, device="cpu", resume=resume, console=Console(file=io.StringIO()))
+        run(configuration, output=folder, device="cpu", resume=resume, console=silent())
 
     return start
 
 
 def density() -> Run:
     """Return a tiny density: trained, evaluated, sampled and reported on."""
-    from rich.console import Console
+    configuration = tiny_density(train_images=64, test_images=8, steps=60, evaluate_every=20)
+    return lambda folder, resume: train_density(folder, configuration, resume=resume)
 
-    from invertible_attention.experiments.density.configuration import Configuration
-    from invertible_attention.experiments.density.run import train_run
 
-    configuration = Configuration.choose(
-        quick=True,
-        blocks=(1,),
-        hidden_channels=4,
-        train_images=64,
-        test_images=8,
-        batch_size=16,
-        steps=60,
-        evaluate_every=20,
-    )
+def tiny_density(**settings: Any) -> Density:
+    """Return a density that is trained in a moment."""
+    tiny = {"blocks": (1,), "hidden_channels": 4, "batch_size": 16}
+    return Density.choose(quick=True, **tiny | settings)
 
-    def start(folder: Path, resume: bool) -> None:
-        train_run(
-            configuration,
-            output=folder,
-            device="cpu",
-            resume=resume,
-            draws=1,
-            console=Console(file=io.StringIO()),
-        )
 
-    return start
+def train_density(folder: Path, configuration: Density, **options: Any) -> dict[str, Any]:
+    """Train a density without a word, and return its results."""
+    return train_run(configuration, output=folder, device="cpu", draws=1, console=silent(), **options)
+
+
+def silent() -> Console:
+    """Return a console that shows nothing."""
+    return Console(file=io.StringIO())
 
 
 EXPERIMENTS = {"reconstruct": reconstruct, "density": density}
@@ -110,29 +111,38 @@ def forked(run: Run, folder: Path, resume: bool, kill_after: float | None) -> in
         time.sleep(0.001)
 
 
-def check_files(folder: Path) -> int:
-    """Read every file of a run that was cut short; raise where half of one lies under its final name."""
+def damaged(folder: Path) -> list[str]:
+    """Return what cannot be read whole of what a run left under final names, one phrase each."""
+    wrong = []
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    # Logs are appended to, and what begins with a dot is not finished.
+    for path in (file for file in files if "logs" not in file.parts and not file.name.startswith(".")):
+        try:
+            read_whole(path)
+        except Exception as error:
+            wrong.append(f"{path.name} is damaged ({type(error).__name__}: {error})")
+    return wrong
+
+
+def read_whole(path: Path) -> None:
+    """Read a file to its end; raise where it has none."""
     import torch
     from PIL import Image
     from safetensors.torch import load_file
 
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    # Logs are appended to, and what begins with a dot is not finished.
-    files = [path for path in files if "logs" not in path.parts and not path.name.startswith(".")]
-    for path in files:
-        if path.suffix == ".json":
+    match path.suffix:
+        case ".json":
             json.loads(path.read_text())
-        elif path.suffix == ".safetensors":
+        case ".safetensors":
             load_file(path)
-        elif path.suffix == ".ckpt":
+        case ".ckpt":
             torch.load(path, map_location="cpu", weights_only=True)
-        elif path.suffix == ".png":
+        case ".png":
             Image.open(path).load()
-        elif path.suffix == ".html":
-            assert path.read_text().rstrip().endswith("</html>"), path
-        else:
-            raise AssertionError(f"what is {path}?")
-    return len(files)
+        case ".html" if path.read_text().rstrip().endswith("</html>"):
+            pass
+        case _:
+            raise ValueError(f"not a whole file of a known kind: {path.name}")
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -140,56 +150,139 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("model.safetensors")}
 
 
-def kill_and_resume(experiment: str, moments: int, seed: int, scratch: Path) -> dict[str, Any]:
+@dataclass
+class Outcome:
+    """What came of a run that was killed again and again.
+
+    Args:
+        experiment: which.
+        seed: of the moments.
+        seconds_whole: how long the run takes that is left alone.
+        runs: how many were begun.
+        kills: of each, the fraction of ``seconds_whole`` it came after, what the run was at, and the files it had
+            begun to write.
+        mismatches: what was not as it should be, one sentence each.
+    """
+
+    experiment: str
+    seed: int
+    seconds_whole: float = 0.0
+    runs: int = 0
+    kills: list[dict[str, Any]] = field(default_factory=list)
+    mismatches: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, with how many kills fell where."""
+        counts = Counter(kill["stage"] for kill in self.kills)
+        return {
+            "schema": "invertible-attention/kills/1",
+            "experiment": self.experiment,
+            "seed": self.seed,
+            "moments": len(self.kills),
+            "runs": self.runs,
+            "mismatches": self.mismatches,
+            "stages": {stage: counts[stage] for stage in STAGES},
+            "seconds_whole": round(self.seconds_whole, 2),
+            "kills": self.kills,
+        }
+
+
+def stage(folder: Path, networks: int) -> str:
+    """Return which of :data:`STAGES` a run was at, from what it left.
+
+    Args:
+        folder: of the run.
+        networks: how many it trains.
+    """
+    if not (folder / "configuration.json").is_file():
+        return "start"
+    if (folder / "results.json").is_file() or (folder / "samples.png").is_file():
+        return "report"
+    trained = len(weights(folder))
+    if trained > len(list(folder.rglob("result.json"))):
+        return "evaluation"
+    return "report" if trained == networks else "training"
+
+
+def kill_and_resume(experiment: str, moments: int, seed: int, scratch: Path) -> Outcome:
     """Kill a run at ``moments`` random moments, always resuming it, and check it after each and at the end.
 
     A run that gets done before its moment begins anew in another folder.
-
-    Returns:
-        How many runs there were, how often each was killed, and the fractions of a whole run's time.
     """
     run = EXPERIMENTS[experiment]()
-    generator = random.Random(seed)
+    outcome = Outcome(experiment, seed)
     start = time.monotonic()
     assert forked(run, scratch / "whole", False, None) == 0, (scratch / "whole.error").read_text()
-    seconds = time.monotonic() - start
+    outcome.seconds_whole = time.monotonic() - start
     expected = weights(scratch / "whole")
     assert expected
-    killed, runs, at = 0, 0, []
-    while killed < moments:
-        folder, resume = scratch / str(runs), False
-        runs += 1
-        while True:
-            fraction = generator.random()
-            moment = fraction * seconds if killed < moments else None
-            ended = forked(run, folder, resume, moment)
-            if ended == 0:
-                break
-            assert ended == -signal.SIGKILL, folder.with_suffix(".error").read_text()
-            killed += 1
-            at.append(round(fraction, 3))
-            if folder.is_dir():
-                check_files(folder)
-            # Killed before it had its folder, there is nothing to go on with.
-            resume = folder.is_dir() and (folder / "configuration.json").is_file()
-        check_files(folder)
-        assert weights(folder) == expected, f"run {runs} of {experiment} ended with other weights"
-        assert not list(folder.rglob("training.ckpt")), "a checkpoint is left behind"
-        print(f"{killed} kills in {runs} runs, each with the weights of the whole one", file=sys.stderr)
-    return {"experiment": experiment, "moments": killed, "runs": runs, "seconds_whole": seconds, "at": at}
+    generator = random.Random(seed)
+    while len(outcome.kills) < moments:
+        folder = scratch / str(outcome.runs)
+        outcome.runs += 1
+        if not interrupt(run, folder, outcome, moments, generator, networks=len(expected)):
+            break
+        outcome.mismatches += [f"run {outcome.runs}: {wrong}" for wrong in check_whole(folder, expected)]
+        print(f"{len(outcome.kills)} kills, {len(outcome.mismatches)} mismatches", file=sys.stderr)
+    return outcome
 
 
-def main() -> None:
-    """Read the arguments, and print what happened as JSON."""
+def interrupt(
+    run: Run, folder: Path, outcome: Outcome, moments: int, generator: random.Random, networks: int
+) -> bool:
+    """Start a run, kill and resume it until it gets done; return whether it did, not ending in an error."""
+    resume = False
+    while True:
+        fraction = generator.random()
+        moment = fraction * outcome.seconds_whole if len(outcome.kills) < moments else None
+        ended = forked(run, folder, resume, moment)
+        if ended == 0:
+            return True
+        if ended != -signal.SIGKILL:
+            error = folder.with_suffix(".error").read_text()
+            outcome.mismatches.append(f"run {outcome.runs} failed: {error}")
+            return False
+        files = list(folder.rglob("*")) if folder.is_dir() else []
+        begun = sorted(path.name for path in files if path.name.startswith(".") and path.name != ".lock")
+        outcome.kills.append(
+            {"fraction": round(fraction, 3), "stage": stage(folder, networks), "begun": begun}
+        )
+        outcome.mismatches += [f"run {outcome.runs}, killed: {wrong}" for wrong in damaged(folder)]
+        # Killed before it had its folder, there is nothing to go on with.
+        resume = (folder / "configuration.json").is_file()
+
+
+def check_whole(folder: Path, expected: dict[str, bytes]) -> list[str]:
+    """Return what is wrong with a run that got done, one phrase each."""
+    wrong = damaged(folder)
+    found = weights(folder)
+    wrong += [f"other weights in {name}" for name in expected if found.get(name) != expected[name]]
+    wrong += [
+        f"{name} is missing" for name in ("results.json", "report.html") if not (folder / name).is_file()
+    ]
+    wrong += [f"{path.name} is left behind" for path in folder.rglob("training.ckpt")]
+    return wrong
+
+
+def main() -> int:
+    """Read the arguments, write what happened as JSON, and return 1 where something was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="file to write instead of standard output")
     arguments = parser.parse_args()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        found = kill_and_resume(arguments.experiment, arguments.moments, arguments.seed, Path(scratch))
-    print(json.dumps(found))
+        outcome = kill_and_resume(arguments.experiment, arguments.moments, arguments.seed, Path(scratch))
+    seconds = round(time.monotonic() - start, 1)
+    found = outcome.to_json() | {"run": run_metadata() | {"seconds": seconds}}
+    if arguments.output is None:
+        print(json.dumps(found))
+    else:
+        write_json(arguments.output, found)
+    return int(bool(outcome.mismatches))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

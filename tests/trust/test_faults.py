@@ -17,37 +17,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from killing import check_whole, silent, tiny_density, train_density, weights
 
 from invertible_attention.cli import main
 from invertible_attention.experiments import files
 from invertible_attention.experiments.audit.campaign import Campaign, run_campaign
 from invertible_attention.experiments.audit.search import Budget
 from invertible_attention.experiments.density.configuration import Configuration as Density
-from invertible_attention.experiments.density.run import evaluate_run, sample_run, train_run
+from invertible_attention.experiments.density.run import evaluate_run, sample_run
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.files import atomic_path, read_tensors, write_json, write_tensors
 
 KILLS = int(os.environ.get("INVERTIBLE_ATTENTION_KILLS", "2"))
 """How often each run is killed; 50 by hand."""
 
-TINY = Density.choose(
-    quick=True,
-    blocks=(1,),
-    hidden_channels=4,
-    train_images=32,
-    test_images=4,
-    batch_size=16,
-    steps=6,
-    evaluate_every=3,
-    warmup=1,
-)
+TINY = tiny_density(train_images=32, test_images=4, steps=6, evaluate_every=3, warmup=1)
 
 
 def train(folder: Path, configuration: Density = TINY, **options: Any) -> dict[str, Any]:
-    console = Console(file=io.StringIO())
-    return train_run(configuration, output=folder, device="cpu", draws=1, console=console, **options)
+    return train_density(folder, configuration, **options)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +66,44 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(experiment: str) 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
     done = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{program}\n{done.stderr}"
-    assert json.loads(done.stdout)["moments"] == KILLS
+    outcome = json.loads(done.stdout)
+    assert outcome["moments"] == KILLS
+    assert outcome["mismatches"] == []
+
+
+@pytest.fixture
+def left_alone(tmp_path: Path) -> Path:
+    """A folder as a run leaves it that was not interrupted, in little."""
+    write_json(tmp_path / "configuration.json", {})
+    write_json(tmp_path / "results.json", {})
+    (tmp_path / "report.html").write_text("<html></html>\n")
+    write_tensors(tmp_path / "model.safetensors", {"weight": torch.zeros(2)})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("results.json", b'{"a', "results.json is damaged"),
+        ("report.html", b"<html>", "report.html is damaged"),
+        ("model.safetensors", b"\x08", "model.safetensors is damaged"),
+        ("model.safetensors", None, "other weights in model.safetensors"),
+        ("training.ckpt", b"PK", "training.ckpt is damaged"),
+        ("training.ckpt", b"PK", "training.ckpt is left behind"),
+        ("samples.png", b"\x89PNG", "samples.png is damaged"),
+        ("results.json", None, "results.json is missing"),
+    ],
+)
+def test_what_a_kill_may_spoil_is_noticed(
+    left_alone: Path, name: str, content: bytes | None, complaint: str
+) -> None:
+    expected = weights(left_alone)
+    assert check_whole(left_alone, expected) == []
+    if content is None:
+        (left_alone / name).unlink()
+    else:
+        (left_alone / name).write_bytes(content)
+    assert any(wrong.startswith(complaint) for wrong in check_whole(left_alone, expected))
 
 
 # Full disks
@@ -270,7 +298,7 @@ def test_damaged_weights_of_a_density(damage: str, use: Any, finished: Path, tmp
     else:
         path.write_bytes(path.read_bytes()[:-100] if damage == "truncated" else b"hello")
     with pytest.raises(ExperimentError, match=r"model\.safetensors"):
-        use(folder, device="cpu", console=Console(file=io.StringIO()))
+        use(folder, device="cpu", console=silent())
 
 
 def test_damaged_tensors_name_the_file(tmp_path: Path) -> None:
