@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types unit coverage wheel dist docs clean
+.PHONY: demo test lint types unit coverage audit-dependencies wheel dist docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/invertible-attention reconstruct --dataset photos --quick --output runs/demo --overwrite
@@ -29,6 +29,10 @@ coverage: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --doctest-modules --cov --cov-append --cov-report= src
 	$(BIN)/coverage report
 	$(BIN)/python scripts/coverage_summary.py --at-least 95 --output results/trust/coverage.json
+
+# What is installed, against the known vulnerabilities; says so where the advisory service cannot be reached.
+audit-dependencies: $(VENV)/test.stamp $(VENV)/security.stamp
+	$(BIN)/python scripts/audit_dependencies.py
 
 wheel: dist
 	rm -rf build/wheel
@@ -57,6 +61,10 @@ $(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 
 $(VENV)/test.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	$(PIP) --editable ".[experiments,camouflage,interop,demo,dev]"
+	touch $@
+
+$(VENV)/security.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	$(PIP) --editable ".[security]"
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt

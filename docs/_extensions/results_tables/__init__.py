@@ -10,7 +10,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from results_tables import audits, densities, detection, estimators, reconstruction, speed
+from results_tables import audits, densities, detection, estimators, reconstruction, speed, trust
 from results_tables.markdown import Table
 
 __all__ = ["RESULTS", "TABLES", "render", "setup"]
@@ -21,7 +21,7 @@ RESULTS = Path(__file__).resolve().parents[3] / "results"
 
 TABLES: dict[str, Table] = {
     table.name: table
-    for module in (reconstruction, speed, estimators, densities, detection, audits)
+    for module in (reconstruction, speed, estimators, densities, detection, audits, trust)
     for table in module.TABLES
 }
 """Every table the pages may ask for, by name."""
