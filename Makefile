@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types unit coverage audit-dependencies wheel dist docs clean
+.PHONY: demo test lint types unit coverage audit-dependencies wheel dist docs linkcheck clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/invertible-attention reconstruct --dataset photos --quick --output runs/demo --overwrite
@@ -47,9 +47,14 @@ dist: $(VENV)/test.stamp
 	$(BIN)/python -m twine check --strict dist/*
 	DISTRIBUTIONS=dist $(BIN)/python -m pytest -q tests/docs/test_distribution.py
 
+# A link inside the site that leads nowhere is a warning, and so an error; the tests look at what was written once more.
 docs: $(VENV)/test.stamp $(VENV)/docs.stamp
-	$(BIN)/python -m pytest -q tests/docs
 	$(BIN)/sphinx-build -b html -n -W --keep-going -q docs docs/_build/html
+	SITE=docs/_build/html $(BIN)/python -m pytest -q tests/docs
+
+# Links to other sites: needs the network, so it is not part of what a change must pass.
+linkcheck: $(VENV)/docs.stamp
+	$(BIN)/sphinx-build -b linkcheck -D nb_execution_mode=off -W --keep-going -q docs docs/_build/linkcheck
 
 $(VENV)/python.stamp:
 	$(PYTHON) -m venv $(VENV)

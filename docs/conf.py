@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import version as installed_version
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -15,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 project = "invertible-attention"
 author = "The invertible-attention developers"
+copyright = f"2026, {author}. MIT licence"
 release = version = installed_version("invertible-attention")
 language = "en"
 
@@ -40,9 +42,17 @@ nitpick_ignore_regex = [
     (r"py:class", r"'[^']*'"),
 ]
 
+# Equations are drawn by a copy of MathJax that comes with the site: one file, which has its letters in it.
+mathjax = find_spec("sphinx-mathjax-offline")
+if mathjax is None or mathjax.origin is None:
+    raise ModuleNotFoundError(
+        "the site needs sphinx-mathjax-offline: pip install 'invertible-attention[docs]'"
+    )
+mathjax_path = "tex-svg-full.js"
+
 html_theme = "furo"
 html_title = "invertible-attention"
-html_static_path = ["_static"]
+html_static_path = ["_static", str(Path(mathjax.origin).parent / "static" / "mathjax" / mathjax_path)]
 html_css_files = ["tables.css"]
 html_copy_source = False
 html_show_sourcelink = False
@@ -72,5 +82,10 @@ nb_execution_show_tb = True
 nb_output_stderr = "error"
 nb_merge_streams = False
 nb_number_source_lines = False
+
+# ``make linkcheck`` asks every other site. Anchors on GitHub are made by scripts, which it does not run.
+linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
+linkcheck_timeout = 20
+linkcheck_retries = 3
 
 copybutton_exclude = ".linenos, .gp"
