@@ -44,6 +44,25 @@ def test_every_command_has_help(command, capsys: pytest.CaptureFixture[str]) -> 
     assert "Usage: invertible-attention" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shown", "hidden"),
+    [
+        (["audit"], "audit [OPTIONS] [CHECKPOINT]", "[checkpoint]"),
+        (["report"], "{FOLDER}...", "…"),
+        (["camouflage", "predict"], "--data", "generated images"),
+        (["camouflage", "evaluate"], "--data", "generated images"),
+        (["camouflage", "measure"], "[default: random]", "without --data"),
+    ],
+)
+def test_help_says_what_holds_for_this_command(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], shown: str, hidden: str
+) -> None:
+    assert main([*arguments, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert shown in text
+    assert hidden not in text
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"invertible-attention {version('invertible-attention')}\n"

@@ -31,7 +31,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupte
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete this folder's results and start anew.")]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Local data: parquet files, or a folder of images, instead of the hub."),
+    typer.Option(
+        "--data-dir", help="Local data, parquet files or a folder of images, instead of the Hugging Face hub."
+    ),
 ]
 
 

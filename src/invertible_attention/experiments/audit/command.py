@@ -28,7 +28,11 @@ QUICK = (500, 3)
 def audit(
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(help="model.safetensors, the folder it is in, or a run's folder.", show_default=False),
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="model.safetensors, the folder it is in, or a run's folder.",
+            show_default=False,
+        ),
     ] = None,
     output: Output = Path("runs/audit"),
     attack: Annotated[

@@ -32,7 +32,7 @@ Checkpoint = Annotated[
 def predict(
     checkpoint: Checkpoint = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the maps.")] = Path("maps"),
-    data: given.Data = None,
+    data: given.TestParts = None,
     images: Annotated[
         list[Path] | None,
         typer.Option("--images", help="Folders of images, with or without masks.", show_default=False),
@@ -61,7 +61,7 @@ def predict(
 
 def evaluate(
     checkpoint: Checkpoint = None,
-    data: given.Data = None,
+    data: given.TestParts = None,
     test_data: given.TestData = None,
     predictions: Annotated[
         Path | None,

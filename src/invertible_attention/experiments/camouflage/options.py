@@ -32,6 +32,7 @@ __all__ = [
     "Size",
     "Strategy",
     "TestData",
+    "TestParts",
     "TrainData",
     "Weights",
     "Workers",
@@ -40,14 +41,20 @@ __all__ = [
     "parallel",
 ]
 
-PAPER = "the paper's; without --data, small"
-
 Data = Annotated[
     list[Path] | None,
     typer.Option(
         "--data",
         help="Folders of datasets as they are distributed; their names tell training from test.",
         show_default="generated images",
+    ),
+]
+TestParts = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--data",
+        help="Folders of datasets as they are distributed, of which the test parts are used.",
+        show_default=False,
     ),
 ]
 TrainData = Annotated[

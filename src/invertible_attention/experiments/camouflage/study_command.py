@@ -12,6 +12,7 @@ from ...cli.arguments import Device, Output, Quick, Resume
 from ..files import write_json
 from ..metadata import run_metadata
 from . import options as given
+from .configuration import SMALLEST
 from .models import MODELS, STUDY, ModelName
 
 __all__ = ["measure", "study"]
@@ -100,11 +101,13 @@ def measure(
         Path | None, typer.Option("--output", "-o", help="File for the numbers as JSON.", show_default=False)
     ] = None,
     models: Models = None,
-    backbone: given.BackboneOption = "resnet50",
-    weights: given.Weights = "random",
+    backbone: Annotated[str, typer.Option(help="resnet50, resnet18, mobilenet or tiny.")] = "resnet50",
+    weights: Annotated[
+        str, typer.Option(help="Weights of the backbone: a folder, a file, a name on the hub, or 'random'.")
+    ] = "random",
     levels: given.Levels = None,
-    size: given.Size = 352,
-    batch_size: given.BatchSize = 6,
+    size: Annotated[int, typer.Option(min=SMALLEST, help="Side of the images the network sees.")] = 352,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 6,
     precision: given.Precision = "32-true",
     steps: Annotated[
         int, typer.Option(min=1, help="Training steps; the first does some things only once.")

@@ -33,7 +33,10 @@ Options that are lists take several values: --constraints certified released."""
 
 def reconstruct(
     output: Output = Path("runs/reconstruct"),
-    dataset: Annotated[Dataset, typer.Option(help="Images to use.")] = Dataset.PHOTOS,
+    dataset: Annotated[
+        Dataset,
+        typer.Option(help="Images to use: photos come with scikit-image and scikit-learn, folder is --data-dir."),
+    ] = Dataset.PHOTOS,
     data_dir: DataDir = None,
     title: Annotated[
         str | None, typer.Option(help="What to call the data in reports, where the name would mislead.")
@@ -62,7 +65,10 @@ def reconstruct(
         typer.Option(help="What attention weights sum to one along.", show_default="column"),
     ] = None,
     solver: Annotated[
-        SolverName, typer.Option(help="Solver of the inverse (released: 50 fixed-point steps).")
+        SolverName,
+        typer.Option(
+            help="Solver of the inverse; picard is fixed-point iteration, the paper's (released: 50 steps of it)."
+        ),
     ] = SolverName.ANDERSON,
     coefficient: Annotated[
         float, typer.Option(help="Lipschitz coefficient, between 0 and 1 (released: its own).")

@@ -21,7 +21,7 @@ The page is a single HTML file that needs nothing else, and prints."""
 
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER…", help="Result folders.", show_default=False)
+        list[Path], typer.Argument(metavar="FOLDER", help="Result folders.", show_default=False)
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
