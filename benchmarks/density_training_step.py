@@ -18,12 +18,15 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from invertible_attention import InvertibleAttention, PowerSeries, RussianRoulette
+from invertible_attention.experiments.files import write_json
+from invertible_attention.experiments.metadata import run_metadata
 from invertible_attention.flows import Flow, LipschitzConvBranch, i_resnet
 from invertible_attention.lipschitz.parametrize import constrain_by_estimate
 from invertible_attention.logdet import LogDetEstimator
@@ -82,6 +85,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images per step (the paper: 64)")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path("results/density/training-step.json"))
     parser.add_argument("--only", choices=FORMULATIONS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -90,6 +94,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.only, *sizes)))
         return
     reference: dict[str, float] = {}
+    rows = []
     print(f"{arguments.blocks} blocks per scale, {arguments.channels} channels, batch {arguments.batch}")
     for name in FORMULATIONS:
         output = subprocess.run(
@@ -100,11 +105,22 @@ def main() -> None:
         )
         result = json.loads(output.stdout)
         reference = reference or result
+        rows.append({"formulation": name} | result)
         print(
             f"{name:56} {result['mib']:7.0f} MiB ({result['mib'] / reference['mib']:.2f})  "
             f"{result['seconds']:6.2f} s per step ({result['seconds'] / reference['seconds']:.2f})",
             flush=True,
         )
+    content = {
+        "schema": "invertible-attention/density-training-step/1",
+        "blocks": arguments.blocks,
+        "channels": arguments.channels,
+        "batch": arguments.batch,
+        "threads": arguments.threads,
+        "rows": rows,
+        "run": run_metadata(),
+    }
+    write_json(arguments.output, content)
 
 
 if __name__ == "__main__":
