@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.source import open_image
+from ..data.source import image_size, open_image
 from ..files import atomic_path
 from .data import Collection, Pair
 from .data.augmentation import image_tensor
@@ -76,5 +76,5 @@ def write_maps(
 def _size(pair: Pair, image: Image.Image) -> tuple[int, int]:
     if pair.mask is None:
         return image.height, image.width
-    with Image.open(pair.mask) as mask:
-        return mask.height, mask.width
+    width, height = image_size(pair.mask)
+    return height, width

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..data.source import identify
 from ..errors import ExperimentError
 
 __all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "read_picture"]
@@ -48,10 +48,7 @@ def read_picture(path: str | Path) -> Image.Image:
 
 def _decode(content: bytes) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large pictures; the limit below is lower than where it begins to.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = identify(io.BytesIO(content), FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise ExperimentError(_too_large(f"{image.width}×{image.height} pixels"))
         if min(image.size) < SMALLEST:

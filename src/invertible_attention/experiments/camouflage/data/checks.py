@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...data.source import open_image
+from ...data.source import MAX_PIXELS, identify, open_image
 from ...errors import ExperimentError
 from .masks import mask_values
 from .pairs import Pair
@@ -60,9 +60,9 @@ def check_pair(pair: Pair) -> Problem | None:
 def _decode(path: Path) -> tuple[int, int]:
     """Decode a whole image file, at an eighth of its size where the format allows it; return its size."""
     try:
-        with Image.open(path) as image:
+        with identify(path) as image:
             size = image.size
-            if image.format == "JPEG":
+            if image.format == "JPEG" and size[0] * size[1] <= MAX_PIXELS:
                 image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8)))
                 image.load()
                 return size
