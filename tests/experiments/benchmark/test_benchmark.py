@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from invertible_attention.experiments.benchmark import contenders
 from invertible_attention.experiments.benchmark import run as run_module
 from invertible_attention.experiments.benchmark.contenders import CONTENDERS, RESPONSES, work
 from invertible_attention.experiments.benchmark.memory import STATUS, peak_memory
@@ -17,11 +21,70 @@ from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.files import read_json
 
 
+def attention_by_definition(
+    response: str, contender: str, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """The N×N matrix written down: PyTorch's softmax over keys, or a response normalized by column."""
+    if contender == "sdpa":
+        return torch.softmax(query @ key.mT / query.shape[-1] ** 0.5, dim=-1) @ value
+    form = RESPONSES[response]
+    scores = query @ key.mT if form.combine == "product" else query + key.mT
+    weights = scores.exp() if form.phi == "exp" else torch.nn.functional.elu(scores) + 1
+    return weights / weights.sum(dim=-2, keepdim=True) @ value
+
+
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("contender", CONTENDERS)
 @pytest.mark.parametrize("response", RESPONSES)
-def test_all_work_runs(response: str, contender: str, backward: bool):
-    work(response, contender, 20, batch=2, backward=backward)()
+def test_work_is_the_attention_it_says_and_nothing_else(
+    response: str, contender: str, backward: bool, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[tuple[tuple[Tensor, ...], Tensor, str]] = []
+    gradients: list[tuple[tuple[Tensor, ...], Tensor]] = []
+    attend, fused, grad = (
+        contenders.attend,
+        torch.nn.functional.scaled_dot_product_attention,
+        torch.autograd.grad,
+    )
+
+    def attended(*inputs: Tensor, implementation: str, **arguments: Any) -> Tensor:
+        calls.append((inputs, attend(*inputs, implementation=implementation, **arguments), implementation))
+        return calls[-1][1]
+
+    def fused_attended(*inputs: Tensor) -> Tensor:
+        calls.append((inputs, fused(*inputs), "sdpa"))
+        return calls[-1][1]
+
+    def graded(outputs: Any, inputs: Any, grad_outputs: Any = None, *rest: Any, **arguments: Any) -> Any:
+        found = grad(outputs, inputs, grad_outputs, *rest, **arguments)
+        if calls and outputs is calls[-1][1]:
+            gradients.append((found, grad_outputs))
+        return found
+
+    monkeypatch.setattr(contenders, "attend", attended)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fused_attended)
+    monkeypatch.setattr(torch.autograd, "grad", graded)
+    once = work(response, contender, 20, batch=2, backward=backward)
+    assert not calls, "work is done when the function is called, not when it is made"
+    once()
+    once()
+    assert len(calls) == 2
+    (inputs, output, implementation), repeated = calls
+    assert implementation == contender
+    assert all(tensor is again for tensor, again in zip(inputs, repeated[0], strict=True))
+    dim = contenders.CHANNELS if contender == "sdpa" else RESPONSES[response].dim
+    assert [tuple(tensor.shape) for tensor in inputs] == [
+        (2, 1, 20, d) for d in (dim, dim, contenders.CHANNELS)
+    ]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = attention_by_definition(response, contender, *exact)
+    torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-4)
+    assert output.requires_grad == backward
+    assert len(gradients) == (2 if backward else 0)
+    for found, cotangent in gradients:
+        wanted = grad(expected, exact, cotangent.double(), retain_graph=True)
+        for got, want in zip(found, wanted, strict=True):
+            torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
 
 
 def test_contenders_take_turns():
