@@ -129,6 +129,25 @@ def test_complex_matrices_are_bounded(m, n, seed, iterations):
     assert norm * (1 - 1e-14) <= bound <= norm * largest * (1 + 1e-9)
 
 
+@settings(deadline=None, max_examples=100)
+@given(kinds, sizes, sizes, seeds, st.integers(0, 8), st.booleans())
+def test_the_allowance_for_rounding_is_no_larger_than_documented(kind, m, n, seed, iterations, is_complex):
+    W = matrix(kind, m, n, seed).float()
+    imag = matrix("gaussian", m, n, seed + 1).float() if is_complex else None
+    values = torch.linalg.svdvals(W.double() if imag is None else torch.complex(W.double(), imag.double()))
+    if values[0] == 0:
+        return
+    power = 2.0 ** (iterations + 1)
+    schatten = values[0] * (values / values[0]).pow(power).sum() ** (1 / power)
+    bound = gram_bound(W, imag, iterations=iterations).double()
+    inner, size, unit = max(m, n), min(m, n), 2.0**-24
+    # γ_k ‖G‖²_F / ‖G‖²_2, for a block and the sum of blocks, halves with every product
+    first = 2 * (inner if inner <= 128 else 128 + inner / 128)
+    products = (4 if is_complex else 1) * (first + 2 * size + 40) * size
+    assert schatten * (1 - 4 * unit) <= bound
+    assert bound <= schatten * (1 + unit * (16 + inner + size + (products if iterations else 0)))
+
+
 def test_batches_are_bounded_one_by_one():
     W = torch.stack([s * matrix("gaussian", 4, 3, i) for i, s in enumerate([1e-200, 0.0, 1e200])])
     bounds = spectral_norm_upper_bound(W.reshape(3, 1, 4, 3))
