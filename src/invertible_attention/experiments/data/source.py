@@ -6,7 +6,6 @@ import io
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -99,7 +98,7 @@ def image_size(path: Path) -> tuple[int, int]:
         return open_image(path).size  # the reader that words the message
 
 
-def identify(file: Path | IO[bytes], formats: Sequence[str] = FORMATS) -> Image.Image:
+def identify(file: Path | IO[bytes], formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Open an image file without decoding it: its header says how large it is.
 
     Pillow warns above 89 million pixels and refuses twice as many. Here no warning is given: the caller has a limit of
