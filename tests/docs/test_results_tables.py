@@ -120,3 +120,43 @@ def test_density_and_detection_tables_from_what_the_experiments_write(tables, tm
         "0.500",
         "0.500",
     ]
+
+
+def test_attacked_networks_have_a_row_each_with_their_largest_ratios(tables, tmp_path: Path):
+    def block(network: str, ratio: float | None) -> dict:
+        attack = {"ratio": 0.25, "ascents": 4}
+        row = {"passed": True, "contraction": "certified", "silently_wrong": 0, "exceeds_certificate": 0}
+        return row | {"network": network, "attack": {"input": attack, "weights": attack | {"ratio": ratio}}}
+
+    content = {
+        "schema": "invertible-attention/audit/1",
+        "configuration": {"attack_steps": 40},
+        "blocks": [block("a", 0.5), block("a", 0.9999999), block("b", None)],
+        "run": {},
+    }
+    folder = tmp_path / "audit" / "trained" / "some"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(content))
+    text = tables.render("audit-trained", tmp_path)
+    assert cells(text)[2:] == [["a", "2", "16", "0.250000", "0.999999"], ["b", "1", "8", "0.250000", "∞"]]
+    assert "1 CERTIFICATES WERE EXCEEDED" in text
+    assert "40 steps per ascent" in text
+
+
+def test_mutants_are_counted_by_what_was_judged_of_them(tables, tmp_path: Path):
+    judgements = ["equivalent: the same", "no matter: a message", "equivalent: the same too"]
+    found = {
+        "mutants": 90,
+        "tried": 10,
+        "killed": 7,
+        "survivors": [{"judgement": text} for text in judgements],
+    }
+    (tmp_path / "trust").mkdir()
+    modules = {
+        "src/invertible_attention/solvers/base.py": found,
+        "src/invertible_attention/lipschitz/gram.py": found,
+    }
+    (tmp_path / "trust" / "mutation.json").write_text(json.dumps({"modules": modules, "seed": 0, "run": {}}))
+    rows = cells(tables.render("mutation", tmp_path))
+    assert rows[2] == ["`solvers/base.py`", "90", "10", "7", "2", "1"]
+    assert rows[-1] == ["**all**", "180", "20", "14", "4", "2"]

@@ -1,4 +1,4 @@
-"""Tables of the guarantees: runs that were killed, and what the tests reach."""
+"""Tables of the guarantees: runs that were killed, what the tests reach, and what they notice."""
 
 from __future__ import annotations
 
@@ -38,8 +38,30 @@ def coverage(path: Path) -> str:
     return f"{table}\n\n{provenance(content['run'])}"
 
 
+def mutation(path: Path) -> str:
+    """Write how many small changes of the code the tests noticed, by module, and what the others come to."""
+    content = read(path)
+    rows = []
+    for module, found in content["modules"].items():
+        judgements = [survivor["judgement"].partition(":")[0] for survivor in found["survivors"]]
+        counts = [found["mutants"], found["tried"], found["killed"]]
+        rows.append(
+            [f"`{'/'.join(Path(module).parts[-2:])}`", *map(str, counts), *map(str, _judged(judgements))]
+        )
+    total = ["**all**", *(str(sum(int(row[i]) for row in rows)) for i in range(1, 6))]
+    head = ["module", "possible changes", "tried", "noticed", "same behaviour", "do not matter"]
+    more = f"drawn at random with seed {content['seed']}"
+    return f"{grid(head, [*rows, total])}\n\n{provenance(content['run'], more=more)}"
+
+
+def _judged(judgements: list[str]) -> tuple[int, int]:
+    equivalent = judgements.count("equivalent")
+    return equivalent, len(judgements) - equivalent
+
+
 COMMAND = "python tests/trust/killing.py"
 TABLES = (
     Table("kills", "trust", ("kills-*.json",), COMMAND, kills),
+    Table("mutation", "trust", ("mutation.json",), "make mutation", mutation),
     Table("coverage", "trust", ("coverage.json",), "make coverage", coverage),
 )

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from invertible_attention.experiments.audit.checkpoint_audit import audit_checkpoint
+from invertible_attention.experiments.audit.checkpoint_audit import audit_checkpoint, headline
 from invertible_attention.experiments.audit.checkpoints import open_checkpoint
 from invertible_attention.experiments.density.configuration import Configuration as Density
 from invertible_attention.experiments.density.data import load_data
@@ -103,11 +103,19 @@ def test_one_network_is_attacked(reconstructed: Path, tmp_path: Path) -> None:
     results, printed = run(folder, tmp_path / "audit", samples=1, attack_steps=8)
     (row,) = results["blocks"]
     for kind in ("input", "weights"):
+        assert row["attack"][kind]["ascents"] == 1
         assert row["lipschitz_estimate"] / row["certificate"] - 1e-6 <= row["attack"][kind]["ratio"] <= 1
     assert "attack" in printed
     assert "no certificate was exceeded" in printed
     same, _ = run(folder / "model.safetensors", tmp_path / "file", samples=1, attack_steps=8)
     assert same["blocks"] == results["blocks"]
+
+
+@pytest.mark.parametrize(("ratio", "exceeded"), [(1.0, False), (1.001, True), (None, True)])
+def test_a_ratio_above_one_or_not_finite_counts_as_exceeded(ratio: float | None, exceeded: bool) -> None:
+    row = {"passed": True, "contraction": "certified", "silently_wrong": 0, "exceeds_certificate": 0}
+    found = headline([row | {"attack": {"input": {"ratio": 0.5}, "weights": {"ratio": ratio}}}])
+    assert ("1 CERTIFICATES WERE EXCEEDED" in found) == exceeded
 
 
 def test_a_certificate_that_is_wrong_is_found(

@@ -32,6 +32,10 @@ __all__ = ["audit_block", "audit_checkpoint"]
 SCHEMA = "invertible-attention/audit/1"
 TEMPLATES = Path(__file__).parent / "templates"
 OWNED = ("results.json", "report.html", "figures")
+STARTS = 4
+"""From how many inputs a block is attacked, at most."""
+RATE = 0.05
+"""Learning rate of the ascents."""
 COLUMNS = (
     "round-trip error",
     "local Lipschitz",
@@ -162,38 +166,46 @@ def _row(subject: Subject, block: Block, seed: int, attack_steps: int) -> dict[s
 
 
 def _attack(block: Block, steps: int, seed: int) -> dict[str, Any]:
-    """Ascend the local Lipschitz constant in the input alone, and in the weights as well."""
+    """Ascend the local Lipschitz constant in the input alone, and in the weights as well; keep the largest ratio."""
     limit = torch.tensor(float(block.module.lipschitz_bound().detach()), dtype=torch.float64)
-    x = block.x[:1].double()
-    # In steps that fit the inputs' own scale.
-    scale = float(x.square().mean().sqrt().clamp_min(1e-30))
     free: Any = copy.deepcopy(block.module.branch).double()
     attempts = {
-        "input": (exact_branch(block.module), None, lambda: limit, 0.05 * scale),
-        "weights": (free, list(free.parameters()), free.lipschitz_bound, 0.05),
+        "input": (exact_branch(block.module), None, lambda: limit),
+        "weights": (free, list(free.parameters()), free.lipschitz_bound),
     }
+    # One by one: each ascent needs the Jacobian's derivative, and a large input fills the memory alone.
+    starts = block.x[:STARTS].double().split(1)
     found = {}
-    for name, (branch, parameters, bound, lr) in attempts.items():
-        result = adversarial_lipschitz(
-            branch,
-            x,
-            steps=steps,
-            lr=lr,
-            parameters=parameters,
-            bound=bound,
-            generator=torch.Generator().manual_seed(seed),
-        )
+    for name, (branch, parameters, bound) in attempts.items():
+        ascents = []
+        for x in starts:
+            # In steps that fit the inputs' own scale.
+            scale = float(x.square().mean().sqrt().clamp_min(1e-30)) if parameters is None else 1.0
+            ascents.append(
+                adversarial_lipschitz(
+                    branch,
+                    x,
+                    steps=steps,
+                    lr=RATE * scale,
+                    parameters=parameters,
+                    bound=bound,
+                    generator=torch.Generator().manual_seed(seed),
+                )
+            )
+        worst = max(ascents, key=lambda result: result.ratio if result.ratio == result.ratio else math.inf)
         found[name] = {
-            "ratio": _finite(result.ratio),
-            "constant": _finite(result.constant),
-            "bound": result.bound,
+            "ratio": _finite(worst.ratio),
+            "constant": _finite(worst.constant),
+            "bound": worst.bound,
+            "ascents": len(ascents),
         }
     return found
 
 
 def _beaten(row: dict[str, Any]) -> bool:
     attack = row.get("attack") or {}
-    return any((item["ratio"] or 0.0) > 1 + ALLOWANCE for item in attack.values())
+    # What is not finite is written as null: a constant above a bound of zero, or one that is not a number.
+    return any(item["ratio"] is None or item["ratio"] > 1 + ALLOWANCE for item in attack.values())
 
 
 def _values(reports: Sequence[AuditReport], name: str) -> list[float]:
