@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invertible_attention.experiments.errors import ExperimentError
-from invertible_attention.experiments.files import atomic_path, read_json, write_bytes, write_json
+from invertible_attention.experiments.files import (
+    atomic_path,
+    read_json,
+    remove_unfinished,
+    write_bytes,
+    write_json,
+)
 
 
 def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -43,6 +49,22 @@ def test_missing_folders_are_made_and_files_follow_the_umask(tmp_path: Path) -> 
     finally:
         os.umask(umask)
     assert (tmp_path / "a" / "b" / "c.bin").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("name", ["result.json", "training.ckpt", "a.b_c.png", ".hidden.json"])
+def test_what_was_not_finished_is_removed_and_nothing_else(tmp_path: Path, name: str) -> None:
+    mine = ["notes.txt", ".lock", ".bashrc", ".config.personal", ".a.b.c", ".report.html.personal.json", name]
+    with atomic_path(tmp_path / "cells" / name) as temporary:
+        temporary.write_text("half a res")
+        os.link(temporary, tmp_path / "cells" / "kept")
+        killed_at = temporary
+    os.link(tmp_path / "cells" / "kept", killed_at)  # as a kill would have left it
+    for other in mine:
+        (tmp_path / other).touch()
+    remove_unfinished(tmp_path)
+    assert not killed_at.exists()
+    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == sorted(["kept", name])
+    assert all((tmp_path / other).is_file() for other in mine)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -44,6 +44,17 @@ def test_overwrite_deletes_what_the_run_owned_and_nothing_else(tmp_path: Path) -
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}])
+def test_what_a_killed_run_had_begun_to_write_is_removed(tmp_path: Path, options: dict[str, bool]) -> None:
+    run(tmp_path, ONE)
+    (tmp_path / "cells" / ".model.safetensors.ga60p8a_.safetensors").write_text("half")
+    with pytest.raises(ExperimentError):
+        run(tmp_path, TWO, resume=True)
+    assert (tmp_path / "cells" / ".model.safetensors.ga60p8a_.safetensors").exists()
+    run(tmp_path, ONE, **options)
+    assert not list((tmp_path / "cells").iterdir())
+
+
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
 def test_a_folder_of_other_files_is_refused(tmp_path: Path, option: str) -> None:
     (tmp_path / "thesis.tex").write_text("")

@@ -242,8 +242,7 @@ def interrupt(
             error = folder.with_suffix(".error").read_text()
             outcome.mismatches.append(f"run {outcome.runs} failed: {error}")
             return False
-        files = list(folder.rglob("*")) if folder.is_dir() else []
-        begun = sorted(path.name for path in files if path.name.startswith(".") and path.name != ".lock")
+        begun = [path.name for path in unfinished(folder)]
         outcome.kills.append(
             {"fraction": round(fraction, 3), "stage": stage(folder, networks), "begun": begun}
         )
@@ -260,8 +259,13 @@ def check_whole(folder: Path, expected: dict[str, bytes]) -> list[str]:
     wrong += [
         f"{name} is missing" for name in ("results.json", "report.html") if not (folder / name).is_file()
     ]
-    wrong += [f"{path.name} is left behind" for path in folder.rglob("training.ckpt")]
-    return wrong
+    left = [*folder.rglob("training.ckpt"), *unfinished(folder)]
+    return wrong + [f"{path.name} is left behind" for path in left]
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Return the files that a run had begun to write."""
+    return sorted(path for path in folder.rglob(".*") if path.name != ".lock")
 
 
 def main() -> int:

@@ -90,6 +90,7 @@ def left_alone(tmp_path: Path) -> Path:
         ("model.safetensors", None, "other weights in model.safetensors"),
         ("training.ckpt", b"PK", "training.ckpt is damaged"),
         ("training.ckpt", b"PK", "training.ckpt is left behind"),
+        (".training.ckpt.ga60p8a_.ckpt", b"PK", ".training.ckpt.ga60p8a_.ckpt is left behind"),
         ("samples.png", b"\x89PNG", "samples.png is damaged"),
         ("results.json", None, "results.json is missing"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ __all__ = [
     "atomic_path",
     "read_json",
     "read_tensors",
+    "remove_unfinished",
     "write_bytes",
     "write_json",
     "write_tensors",
@@ -31,6 +33,9 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.E
 
 WRITERS = ("PytorchStreamWriter", "unexpected pos", "I/O error")
 """How torch and safetensors say that their file could not be written: not with an OSError."""
+
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>\.[^.]+)")
+"""What :func:`atomic_path` calls a file until it is whole."""
 
 
 @contextmanager
@@ -75,6 +80,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what processes that were killed had begun to write anywhere under ``folder``.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / ".training.ckpt.ga60p8a_.ckpt").touch()
+        >>> (folder / "training.ckpt").touch()
+        >>> remove_unfinished(folder)
+        >>> [path.name for path in folder.iterdir()]
+        ['training.ckpt']
+    """
+    for path in folder.rglob(".*"):
+        found = UNFINISHED.fullmatch(path.name)
+        if found and path.is_file() and found["name"].endswith(found["suffix"]):
+            path.unlink(missing_ok=True)
 
 
 def _disk_error(error: Exception) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import ExperimentError
-from .files import read_json, write_json
+from .files import read_json, remove_unfinished, write_json
 
 __all__ = ["OutputFolder"]
 
@@ -96,6 +96,7 @@ class OutputFolder:
             raise ExperimentError(
                 f"{self.path} already holds this run: --resume goes on with it, --overwrite starts anew"
             )
+        remove_unfinished(self.path)
 
     def _clear(self) -> None:
         for name in self.owned:
