@@ -188,7 +188,8 @@ class Residual(Bijection):
             branch,
             x,
             self._args(context, mask),
-            parameters=tuple(self.branch.parameters()),
+            # Backward ends at weights that were computed already: what is behind them may be shared with other blocks.
+            parameters=(*self.branch.parameters(), *getattr(branch, "constrained", ())),
             lipschitz=bound,
             training=self.training,
         )

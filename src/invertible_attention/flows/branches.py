@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from invertible_attention._mask import valid_values
 from invertible_attention.flows.activations import make_activation
 from invertible_attention.lipschitz.parametrize import constrain
+from invertible_attention.lipschitz.together import constrained_weight
 
 __all__ = ["LipschitzBranch", "LipschitzConvBranch", "LipschitzLinearBranch"]
 
@@ -65,23 +66,9 @@ class LipschitzBranch(nn.Module):
         rounding = torch.finfo(torch.get_default_dtype()).eps
         return torch.tensor(self.coefficient ** len(self.layers) * (1 + rounding))
 
-    def bind(self) -> Callable[..., Tensor]:
+    def bind(self) -> BoundBranch:
         """Compute the constrained weights once; return the branch as a function of ``x``."""
-        affine = [_bind_affine(layer) for layer in self.layers]
-
-        def branch(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-            padding = None if mask is None else ~valid_values(mask, x)
-            activations = iter(self.activations)
-            x = x if padding is None else x.masked_fill(padding, 0.0)
-            for i, layer in enumerate(affine):
-                if i > 0 or self.preactivation:
-                    x = next(activations)(x)
-                x = layer(x)
-                # As at the border of the image: what is beyond is zero at every layer.
-                x = x if padding is None else x.masked_fill(padding, 0.0)
-            return x
-
-        return branch
+        return BoundBranch(self)
 
     def forward(
         self, x: Float[Tensor, "batch *event"], context: Tensor | None = None, mask: Tensor | None = None
@@ -201,18 +188,53 @@ class LipschitzLinearBranch(LipschitzBranch):
         )
         self.dim = dim
 
-    def bind(self) -> Callable[..., Tensor]:
+    def bind(self) -> BoundBranch:
         """Compute the constrained weights once; return the branch as a function of ``x``."""
-        branch = super().bind()
+        return _FlatBoundBranch(self)
 
-        def flat(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-            if mask is not None:
-                raise ValueError(f"LipschitzLinearBranch takes no mask, got one of shape {tuple(mask.shape)}")
-            if x[0].numel() != self.dim:
-                raise ValueError(f"expected samples of {self.dim} values, got shape {tuple(x.shape)}")
-            return branch(x.flatten(1)).reshape(x.shape)
 
-        return flat
+class BoundBranch:
+    """A branch whose constrained weights are computed.
+
+    Args:
+        branch: The branch.
+
+    Attributes:
+        constrained: Its weights.
+    """
+
+    def __init__(self, branch: LipschitzBranch) -> None:
+        self.branch = branch
+        self.constrained = tuple(constrained_weight(layer) for layer in branch.layers)
+        self._affine = [
+            _bind_affine(layer, weight) for layer, weight in zip(branch.layers, self.constrained, strict=True)
+        ]
+
+    def __call__(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return ``g(x)``; see :meth:`LipschitzBranch.forward`."""
+        padding = None if mask is None else ~valid_values(mask, x)
+        activations = iter(self.branch.activations)
+        x = x if padding is None else x.masked_fill(padding, 0.0)
+        for i, layer in enumerate(self._affine):
+            if i > 0 or self.branch.preactivation:
+                x = next(activations)(x)
+            x = layer(x)
+            # As at the border of the image: what is beyond is zero at every layer.
+            x = x if padding is None else x.masked_fill(padding, 0.0)
+        return x
+
+
+class _FlatBoundBranch(BoundBranch):
+    """A branch of vectors, applied to whole samples."""
+
+    branch: LipschitzLinearBranch
+
+    def __call__(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            raise ValueError(f"LipschitzLinearBranch takes no mask, got one of shape {tuple(mask.shape)}")
+        if x[0].numel() != self.branch.dim:
+            raise ValueError(f"expected samples of {self.branch.dim} values, got shape {tuple(x.shape)}")
+        return super().__call__(x.flatten(1)).reshape(x.shape)
 
 
 def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
@@ -222,8 +244,8 @@ def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
     return list(pairwise(sizes))
 
 
-def _bind_affine(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-    weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
+def _bind_affine(layer: nn.Module, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    bias = cast(Tensor, layer.bias)
     if isinstance(layer, nn.Linear):
         return lambda x: F.linear(x, weight, bias)
     assert isinstance(layer, _CONVOLUTIONS)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from invertible_attention._mask import given
 from invertible_attention.bijection import Bijection
+from invertible_attention.lipschitz.together import constrained_together
 
 __all__ = ["Sequential"]
 
@@ -58,8 +59,9 @@ class Sequential(Bijection):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Return ``z = f(x)``."""
-        for bijection, keywords in self._given(mask):
-            x = bijection(x, context, **keywords)
+        with constrained_together(self):
+            for bijection, keywords in self._given(mask):
+                x = bijection(x, context, **keywords)
         return x
 
     def inverse(
@@ -83,10 +85,11 @@ class Sequential(Bijection):
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f(x)`` and ``log|det ∂f/∂x|`` per sample."""
         (first, keywords), *others = self._given(mask)
-        x, total = first.forward_and_logdet(x, context, **keywords)
-        for bijection, keywords in others:
-            x, logdet = bijection.forward_and_logdet(x, context, **keywords)
-            total = total + logdet
+        with constrained_together(self):
+            x, total = first.forward_and_logdet(x, context, **keywords)
+            for bijection, keywords in others:
+                x, logdet = bijection.forward_and_logdet(x, context, **keywords)
+                total = total + logdet
         return x, total
 
     def inverse_and_logdet(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,12 @@ from torch import Tensor
 from invertible_attention.lipschitz.geometry import PaddingMode, Pads, check_kernel, per_axis, same_pads
 from invertible_attention.lipschitz.gram import exact_arithmetic, gram_bound, rescale, working_dtype
 
-__all__ = ["convolution_norm_estimate", "convolution_norm_upper_bound", "convolution_power_iteration"]
+__all__ = [
+    "convolution_norm_estimate",
+    "convolution_norm_upper_bound",
+    "convolution_norm_upper_bounds",
+    "convolution_power_iteration",
+]
 
 _CHUNK = 2**21  # entries of the transform held at once: small enough for the cache of a CPU core
 
@@ -88,7 +94,27 @@ def convolution_norm_upper_bound(
         >>> convolution_norm_upper_bound(box, (32,), padding="circular", grid_size=32)
         tensor(3.0000)
     """
-    kernel = check_kernel(weight, padding, input_size, groups)
+    settings: dict[str, Any] = {"padding": padding, "stride": stride, "dilation": dilation, "groups": groups}
+    settings |= {"grid_size": grid_size, "iterations": iterations}
+    return convolution_norm_upper_bounds(weight[None], input_size, **settings)[0]
+
+
+def convolution_norm_upper_bounds(
+    weights: Float[Tensor, "layers out_channels in_channels *kernel"],
+    input_size: Sequence[int] | None = None,
+    *,
+    padding: PaddingMode = "zeros",
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    grid_size: int | None = None,
+    iterations: int = 7,
+) -> Float[Tensor, " layers"]:
+    """Bound the norms of several convolutions that differ in nothing but their weights, all at once.
+
+    See :func:`convolution_norm_upper_bound`, also for the errors it raises.
+    """
+    kernel = check_kernel(weights[0], padding, input_size, groups)
     per_axis(stride, len(kernel), "stride")
     dilations = per_axis(dilation, len(kernel), "dilation")
     sizes = [None] * len(kernel) if input_size is None else list(input_size)
@@ -97,14 +123,14 @@ def convolution_norm_upper_bound(
         count, factor = _frequencies(k, n, d, padding, grid_size)
         counts.append(count)
         correction *= factor
-    with exact_arithmetic(weight):
-        weight = weight.to(working_dtype(weight))
-        (weight, _), scale, zero = rescale(weight, dims=weight.ndim)
-        bound = _largest_symbol(weight, _phases(kernel, counts, weight), groups, iterations)
+    with exact_arithmetic(weights):
+        weights = weights.to(working_dtype(weights))
+        (weights, _), scale, zero = rescale(weights, dims=weights.ndim - 1)
+        bound = _largest_symbols(weights, _phases(kernel, counts, weights), groups, iterations)
         taps = math.prod(kernel)
-        unit = torch.finfo(weight.dtype).eps / 2
+        unit = torch.finfo(weights.dtype).eps / 2
         # the transform itself is rounded: a sum of `taps` products at every frequency
-        rounding = (taps + 8) * unit * math.sqrt(taps) * weight.detach().square().sum().sqrt()
+        rounding = (taps + 8) * unit * math.sqrt(taps) * weights.detach().square().flatten(1).sum(1).sqrt()
         bound = (bound + rounding) * (scale * correction * (1 + 4 * unit))
         return torch.where(zero, torch.zeros_like(bound), bound)
 
@@ -137,26 +163,32 @@ def _phases(kernel: Sequence[int], counts: Sequence[int], like: Tensor) -> Tenso
     return torch.stack([angles.cos(), angles.sin()]).to(like)
 
 
-def _largest_symbol(weight: Tensor, phases: Tensor, groups: int, iterations: int) -> Tensor:
-    """Return the largest Gram bound over frequencies and groups; only the largest carries a gradient."""
-    out_channels, in_channels = weight.shape[0] // groups, weight.shape[1]
-    taps = weight.reshape(groups, out_channels * in_channels, -1).permute(2, 0, 1)
+def _largest_symbols(weights: Tensor, phases: Tensor, groups: int, iterations: int) -> Tensor:
+    """Return each layer's largest Gram bound over frequencies and groups; only the largest carries a gradient."""
+    layers, out_channels, in_channels = weights.shape[0], weights.shape[1] // groups, weights.shape[2]
+    # axes: taps, layers and groups, entries of the matrix
+    taps = weights.reshape(layers * groups, out_channels * in_channels, -1).permute(2, 0, 1)
 
-    def bounds(taps: Tensor, phases: Tensor) -> Tensor:
-        symbol = phases @ taps.reshape(taps.shape[0], -1)
-        real, imag = symbol.reshape(2, -1, out_channels, in_channels)
+    def bounds(symbols: Tensor) -> Tensor:
+        real, imag = symbols.unflatten(-1, (out_channels, in_channels))
         return gram_bound(real, imag, iterations=iterations)
 
     frequencies = phases.shape[1]
     if frequencies == 1:
-        real = taps.sum(0).reshape(groups, out_channels, in_channels)
-        return gram_bound(real, iterations=iterations).amax()
+        real = taps.sum(0).reshape(layers, groups, out_channels, in_channels)
+        return gram_bound(real, iterations=iterations).amax(1)
     with torch.no_grad():
-        rows = max(1, _CHUNK // (2 * groups * out_channels * in_channels))
-        found = torch.cat([bounds(taps.detach(), part) for part in phases.split(rows, dim=1)])
-        largest, index = found.max(dim=0)
-        frequency = phases.index_select(1, (index // groups).reshape(1))
-    chosen = bounds(taps.index_select(1, (index % groups).reshape(1)), frequency)[0]
+        rows = max(1, _CHUNK // (2 * taps[0].numel()))
+        matrix = taps.detach().flatten(1)
+        found = [bounds((part @ matrix).unflatten(-1, taps.shape[1:])) for part in phases.split(rows, dim=1)]
+        # axes: layers, frequencies and groups
+        every = torch.cat(found).unflatten(-1, (layers, groups)).transpose(0, 1).flatten(1)
+        largest, index = every.max(1)
+        chosen_phases = phases.index_select(1, index // groups)
+        chosen_taps = index % groups + groups * torch.arange(layers, device=index.device)
+    # axes: parts, layers, entries of the matrix
+    symbols = torch.einsum("plt,tle->ple", chosen_phases, taps.index_select(1, chosen_taps))
+    chosen = bounds(symbols)
     # alone, the matrix may be multiplied in another order and rounded otherwise: keep the larger
     return chosen + (largest - chosen.detach()).clamp_min(0)
 

@@ -20,7 +20,7 @@ from invertible_attention.lipschitz.geometry import CONVOLUTIONS, Geometry
 from invertible_attention.lipschitz.gram import rescale, working_dtype
 from invertible_attention.lipschitz.norms import power_iteration, spectral_norm_upper_bound
 
-__all__ = ["SpectralNormBound", "SpectralNormEstimate", "constrain", "constrain_by_estimate"]
+__all__ = ["SpectralNormBound", "SpectralNormEstimate", "constrain", "constrain_by_estimate", "limit_norm"]
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -61,7 +61,7 @@ class SpectralNormBound(nn.Module):
 
     def forward(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the constrained weight."""
-        return _limit(weight, self.norm(weight), self.coefficient)
+        return limit_norm(weight, self.norm(weight), self.coefficient)
 
     def right_inverse(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the weight to store when a user assigns one: the assigned one, constrained when read."""
@@ -128,7 +128,7 @@ class SpectralNormEstimate(nn.Module):
         if self.training:
             with torch.no_grad():
                 self.vector.copy_(vector)
-        return _limit(weight, norm, self.coefficient)
+        return limit_norm(weight, norm, self.coefficient)
 
     def right_inverse(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the weight to store when a user assigns one."""
@@ -265,12 +265,20 @@ def _check_coefficient(coefficient: float) -> float:
     return float(coefficient)
 
 
-def _limit(weight: Tensor, norm: Tensor, coefficient: float) -> Tensor:
-    """Return ``weight · min(1, coefficient / norm)``, with a norm that makes up for rounding the product."""
+def limit_norm(
+    weight: Float[Tensor, "*shape"], norm: Float[Tensor, "*batch"], coefficient: float
+) -> Float[Tensor, "*shape"]:
+    """Return ``weight · min(1, coefficient / norm)``, with a norm that makes up for rounding the product.
+
+    Args:
+        weight: A matrix, a kernel, or a batch of either.
+        norm: An upper bound for each of the batch.
+        coefficient: Largest norm.
+    """
     working = weight.to(working_dtype(weight))
     unit = torch.finfo(weight.dtype).eps / 2
     axes = tuple(range(norm.ndim, weight.ndim))
-    taps = math.prod(weight.shape[2:]) if norm.ndim == 0 else 1
+    taps = math.prod(weight.shape[norm.ndim + 2 :])
     (scaled, _), scale, zero = rescale(working.detach(), dims=len(axes))
     frobenius = torch.where(zero, torch.zeros_like(scale), scaled.square().sum(axes).sqrt() * scale)
     # an operator whose entries are each wrong by a factor 1 ± unit is wrong by at most this

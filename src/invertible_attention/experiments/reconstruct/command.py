@@ -35,7 +35,9 @@ def reconstruct(
     output: Output = Path("runs/reconstruct"),
     dataset: Annotated[
         Dataset,
-        typer.Option(help="Images to use: photos come with scikit-image and scikit-learn, folder is --data-dir."),
+        typer.Option(
+            help="Images to use: photos come with scikit-image and scikit-learn, folder is --data-dir."
+        ),
     ] = Dataset.PHOTOS,
     data_dir: DataDir = None,
     title: Annotated[
