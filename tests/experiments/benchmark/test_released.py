@@ -1,0 +1,103 @@
+"""The authors' code is timed from a checkout; here from one that only looks like it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from invertible_attention.cli import main
+from invertible_attention.experiments.benchmark import command, memory
+from invertible_attention.experiments.benchmark import measure as measuring
+from invertible_attention.experiments.benchmark.contenders import RESPONSES
+from invertible_attention.experiments.benchmark.figure import draw
+from invertible_attention.experiments.benchmark.released import CLASSES, measure_released
+from invertible_attention.experiments.benchmark.settings import PAPER_SIZE, PAPER_TOKENS
+from invertible_attention.experiments.benchmark.summary import claims, growth
+from invertible_attention.experiments.benchmark.timing import interleaved
+from invertible_attention.experiments.errors import ExperimentError
+
+CHECKOUT = """
+import time
+import torch
+
+class Attention_dot(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, image):
+        assert image.shape == (1, 12, 8, 6)
+        time.sleep(0.02)
+        return image
+"""
+
+
+def test_a_checkout_is_run_in_a_process_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "inv_attention.py").write_text(CHECKOUT)
+    found = measure_released(tmp_path, "dot_product", (8, 6), repeats=2)
+    assert found["seconds"] >= 0.02
+    assert found["bytes"] >= 0
+    with pytest.raises(ExperimentError, match=r"measuring .*gaussian.* failed: .*Attention_gaussian"):
+        measure_released(tmp_path, "gaussian", (8, 6), repeats=1)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """Measurements of the released code alone."""
+
+    def released(folder: Path, response: str, size: tuple[int, int], *, repeats: int) -> dict[str, Any]:
+        assert (folder, size) == (tmp_path, PAPER_SIZE)
+        return {"seconds": 2.0 if response == "concatenation" else 0.5, "bytes": 3_000_000_000 * repeats}
+
+    monkeypatch.setattr(measuring, "measure_released", released)
+    said: list[str] = []
+    records = measuring._released(tmp_path, said.append)
+    assert "concatenation, released code: 2.00 s, 3.00 GB" in said
+    return {"times": [], "memory": [], "released": records, "growth": []}
+
+
+def test_every_response_of_the_released_code_is_measured_at_the_papers_size(measured: dict[str, Any]) -> None:
+    assert [record["response"] for record in measured["released"]] == list(CLASSES) == list(RESPONSES)
+    assert {record["tokens"] for record in measured["released"]} == {PAPER_TOKENS}
+    assert growth(measured) == []
+
+
+def test_no_claim_is_made_of_what_was_not_timed_here(measured: dict[str, Any]) -> None:
+    words = "concatenation: forward, times faster than the released code"
+    assert words not in {claim["claim"] for claim in claims(measured, PAPER_TOKENS)}
+    own = {"response": "concatenation", "contender": "auto", "tokens": PAPER_TOKENS}
+    measured["times"] = [own | {"batch": 1, "backward": False, "seconds": 0.001, "turns": 3}]
+    (claim,) = (claim for claim in claims(measured, PAPER_TOKENS) if claim["claim"] == words)
+    assert claim["measured"] == pytest.approx(2000.0)
+    assert claim["met"]
+
+
+def test_the_released_code_is_a_cross_in_the_figure(measured: dict[str, Any]) -> None:
+    without = draw(measured | {"released": []}).png
+    assert draw(measured).png != without
+
+
+def test_where_memory_is_not_told_it_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "absent")
+    assert memory.peak_memory("gaussian", "auto", 64, batch=1, backward=False) is None
+
+
+def test_time_ends_the_turns_but_never_before_three() -> None:
+    calls: list[int] = []
+    times = interleaved({"one": lambda: calls.append(1)}, repeats=10, seconds=0.0)
+    assert len(times["one"]) == 3
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", "cpu"), ("cpu", "cpu")])
+def test_the_command_measures_on_a_cpu_unless_told_otherwise(
+    asked: str, used: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(command, "run", lambda output, **options: calls.append({"output": output} | options))
+    arguments = ["benchmark", "--quick", "--device", asked, "--output", str(tmp_path)]
+    assert main([*arguments, "--authors-code", str(tmp_path / "theirs")]) == 0
+    (call,) = calls
+    assert (call["device"], call["quick"], call["output"]) == (used, True, tmp_path)
+    assert call["authors_code"] == tmp_path / "theirs"
