@@ -160,3 +160,48 @@ def test_mutants_are_counted_by_what_was_judged_of_them(tables, tmp_path: Path):
     rows = cells(tables.render("mutation", tmp_path))
     assert rows[2] == ["`solvers/base.py`", "90", "10", "7", "2", "1"]
     assert rows[-1] == ["**all**", "180", "20", "14", "4", "2"]
+
+
+def test_kills_are_counted_by_where_they_fell(tables, tmp_path: Path):
+    kills = [
+        {"fraction": 0.1, "stage": "training", "begun": []},
+        {"fraction": 0.2, "stage": "training", "begun": [".training.ckpt.aaaaaaaa.ckpt"]},
+        {"fraction": 0.9, "stage": "report", "begun": [".training.ckpt.aaaaaaaa.ckpt"]},
+    ]
+    content = {
+        "experiment": "density",
+        "seed": 7,
+        "moments": 3,
+        "runs": 2,
+        "mismatches": ["run 2: other weights in model.safetensors"],
+        "stages": {"start": 0, "training": 2, "evaluation": 0, "report": 1},
+        "seconds_whole": 12.3,
+        "kills": kills,
+        "run": {"time": "2026-01-01T00:00:00+00:00"},
+    }
+    (tmp_path / "trust").mkdir()
+    (tmp_path / "trust" / "kills-density.json").write_text(json.dumps(content))
+    text = tables.render("kills", tmp_path)
+    head, _, row = cells(text)
+    assert dict(zip(head, row, strict=True)) == {
+        "killed": "density",
+        "kills": "3",
+        "start": "0",
+        "training": "2",
+        "evaluation": "0",
+        "report": "1",
+        "while writing a file": "1",
+        "runs": "2",
+        "mismatches": "1",
+    }
+    assert "took 12 s, seed 7, measured 2026-01-01" in text
+
+
+def test_coverage_is_shown_by_package(tables, tmp_path: Path):
+    part = {"lines": 1000, "lines_percent": 95.04, "branches": 10, "branches_percent": 100.0}
+    content = {"total": part, "packages": {"solvers": part | {"lines": 20}}, "run": {}}
+    (tmp_path / "trust").mkdir()
+    (tmp_path / "trust" / "coverage.json").write_text(json.dumps(content))
+    rows = cells(tables.render("coverage", tmp_path))
+    assert rows[2] == ["**all**", "1,000", "95.0 %", "10", "100.0 %"]
+    assert rows[3] == ["solvers", "20", "95.0 %", "10", "100.0 %"]

@@ -14,8 +14,9 @@ def kills(path: Path) -> str:
     content = read(path)
     stages = content["stages"]
     head = ["killed", "kills", *stages, "while writing a file", "runs", "mismatches"]
-    begun = sum(bool(kill["begun"]) for kill in content["kills"])
-    counts = [content["moments"], *stages.values(), begun, content["runs"], len(content["mismatches"])]
+    # A file may lie there half written over several kills; it was begun before one.
+    begun = {name for kill in content["kills"] for name in kill["begun"]}
+    counts = [content["moments"], *stages.values(), len(begun), content["runs"], len(content["mismatches"])]
     table = grid(head, [[content["experiment"], *map(str, counts)]])
     more = f"a run left alone took {content['seconds_whole']:.0f} s, seed {content['seed']}"
     return f"{table}\n\n{provenance(content['run'], more=more)}"
