@@ -110,7 +110,7 @@ def bars(axes: Axes, layer: ia.InvertibleAttention, images: dict[str, Tensor]) -
     axes.axhline(bound, color="black", linewidth=1.2)
     axes.text(-0.45, bound - 0.01, f"certified for every input: {bound:.2f}", va="top", fontsize=9)
     axes.axhline(1, color=ORANGE, linewidth=1, linestyle="--")
-    axes.text(-0.45, 1.02, "1: not invertible above", va="bottom", fontsize=9, color=ORANGE)
+    axes.text(-0.45, 1.02, "1: nothing is promised above", va="bottom", fontsize=9, color=ORANGE)
     axes.set_xticks(range(len(values)), images, fontsize=8)
     axes.set_ylim(0, 1.2)
     axes.set_title("the branch: measured stretch of seven photographs", fontsize=10)
