@@ -94,7 +94,8 @@ def _recovered(title: str, entry: dict[str, Any]) -> list[str]:
 def _training(content: dict[str, Any]) -> str:
     settings = content["configuration"]
     repeats = settings["repeats"]
-    return f"{settings['epochs']} epochs, {repeats} run{'s' if repeats > 1 else ''} per row"
+    epochs = settings["epochs"]
+    return f"{epochs} epoch{'s' * (epochs > 1)}, {repeats} run{'s' * (repeats > 1)} per row"
 
 
 def solvers(path: Path) -> str:
