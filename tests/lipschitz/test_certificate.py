@@ -130,6 +130,7 @@ def test_heads_add_up_as_the_legs_of_a_right_angle(logs):
         expected = mpmath.log(mpmath.sqrt(mpmath.fsum(mpmath.exp(2 * mpmath.mpf(log)) for log in logs)))
     assert found[0].item() == pytest.approx(float(expected), rel=1e-13, abs=1e-13)
     assert found[1] == found[0]
+    assert combine_heads(torch.tensor(logs, dtype=torch.float64)) == found[0]
 
 
 def test_the_allowance_for_rounding_is_a_few_hundred_units():

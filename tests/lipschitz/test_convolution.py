@@ -228,6 +228,22 @@ def test_estimate_converges_and_starts_warm(padding):
     torch.testing.assert_close(again, estimate)
 
 
+def test_what_is_not_said_is_as_in_a_convolution_of_pytorch():
+    layer = nn.Conv2d(2, 3, 3, padding=1, bias=False).double()
+    norm = dense_norm(layer, 2, (5, 6))
+    generator = torch.Generator().manual_seed(0)
+    estimates = [
+        convolution_norm_estimate(layer.weight, (5, 6), 300, generator=generator),
+        convolution_power_iteration(layer.weight, (5, 6), 300, generator=generator)[0],
+    ]
+    for estimate in estimates:
+        assert estimate.item() == pytest.approx(norm, rel=1e-6)
+    said = {"padding": "zeros", "stride": 1, "dilation": 1, "groups": 1}
+    bound = convolution_norm_upper_bound(layer.weight, (5, 6))
+    assert bound == convolution_norm_upper_bound(layer.weight, (5, 6), **said)
+    assert bound >= norm
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

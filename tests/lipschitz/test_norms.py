@@ -251,6 +251,22 @@ def test_estimate_converges_and_starts_warm():
     torch.testing.assert_close(again, estimate)
 
 
+def test_estimates_of_a_batch_do_not_share_a_scale():
+    W = torch.stack([s * matrix("gaussian", 4, 3, i) for i, s in enumerate([1e-200, 1.0, 1e200])])
+    estimates = spectral_norm_estimate(W, 200, generator=torch.Generator().manual_seed(0))
+    for W_i, estimate, scale in zip(W, estimates, [1e-200, 1.0, 1e200], strict=True):
+        assert estimate.item() == pytest.approx(scale * exact(W_i / scale).item(), rel=1e-6)
+
+
+def test_the_start_of_an_estimate_comes_from_its_generator():
+    W = matrix("gaussian", 6, 4, 0)
+    state = torch.get_rng_state()
+    same = [spectral_norm_estimate(W, 1, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same[0] == same[1]
+    assert same[0] != spectral_norm_estimate(W, 1, generator=torch.Generator().manual_seed(4))
+
+
 def test_estimate_of_a_start_in_the_kernel_is_zero_not_nan():
     W = torch.diag(torch.tensor([1.0, 0.0]))
     assert spectral_norm_estimate(W, vector=torch.tensor([0.0, 1.0])) == 0

@@ -86,6 +86,13 @@ def test_enough_terms_and_orthogonal_probes_are_exact():
     torch.testing.assert_close(logdet, Exact()(lambda x: 0.5 * x, x)[1])
 
 
+def test_the_bound_of_a_computed_constant_is_a_number_too():
+    c = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    bound = PowerSeries(terms=3).truncation_bound(10, c)
+    assert isinstance(bound, float)
+    assert bound == pytest.approx(10 * 0.5**4 / (4 * 0.5))
+
+
 def test_no_bound_without_a_contraction():
     assert PowerSeries().truncation_bound(10, 1.0) == math.inf
     assert PowerSeries().truncation_bound(10, torch.tensor(math.inf)) == math.inf

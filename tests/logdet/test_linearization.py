@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from invertible_attention.logdet.linearization import Linearization, promote
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_inside_autocast_everything_in_half_precision_is_raised(half: torch.dtype):
+    x, mask = torch.ones(2, 3, dtype=half), torch.ones(2, dtype=torch.bool)
+    args = (torch.ones(2, dtype=half), None, mask, torch.ones(2, dtype=torch.float64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        raised, others = promote(x, args)
+        kept, _ = promote(x.double(), ())
+    assert raised.dtype == torch.float32
+    assert kept.dtype == torch.float64
+    assert others[0].dtype == torch.float32
+    assert others[1] is None
+    assert others[2] is mask
+    assert others[3].dtype == torch.float64
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_outside_of_autocast_nothing_is(half: torch.dtype):
+    x, arg = torch.ones(2, 3, dtype=half), torch.ones(2, dtype=half)
+    same, others = promote(x, [arg, None])
+    assert same is x
+    assert others == (arg, None)
+
+
+def test_what_has_no_batch_or_is_not_floating_point_is_refused():
+    for x in (torch.ones(()), torch.ones(2, 3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"expected a batch of a floating point type"):
+            promote(x, ())
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_products_are_those_of_the_jacobian(attached: bool):
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 4, dtype=torch.float64)
+    linear = Linearization(lambda x: torch.sin(x @ weight), x, (), attached=attached)
+    cotangent = torch.randn(3, 4, dtype=torch.float64)
+    expected = (cotangent * torch.cos(x @ weight)) @ weight.T
+    for _ in range(2):
+        torch.testing.assert_close(linear.vjp(cotangent), expected.detach())
+    product = linear.vjp(cotangent, differentiable=True)
+    torch.testing.assert_close(product, expected)
+    if attached:
+        (found,) = torch.autograd.grad(product.sum(), x)
+        (wanted,) = torch.autograd.grad(expected.sum(), x)
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "branch", [lambda x: torch.ones_like(x), lambda x: x.detach() + torch.zeros(1, requires_grad=True)]
+)
+def test_a_branch_that_does_not_depend_on_its_input_has_no_jacobian(branch):
+    x = torch.randn(2, 3)
+    assert torch.equal(Linearization(branch, x, (), attached=False).vjp(torch.ones(2, 3)), torch.zeros(2, 3))
