@@ -51,6 +51,25 @@ def conditional(path: Path) -> str:
     return f"{grid(head, rows, text_columns=2)}\n\n*{about}* {provenance(content.get('metadata'))}"
 
 
+def training_step(path: Path) -> str:
+    """Memory and time of a training step in units of the first formulation's."""
+    content = read(path)
+    first, *_ = content["rows"]
+    rows = [
+        [
+            row["formulation"],
+            f"{row['mib']:.0f}",
+            f"{row['mib'] / first['mib']:.2f}",
+            f"{row['seconds']:.2f}",
+            f"{row['seconds'] / first['seconds']:.2f}",
+        ]
+        for row in content["rows"]
+    ]
+    head = ["formulation", "peak above start, MiB", "of the first", "processor time, s", "of the first"]
+    about = f"{content['blocks']} blocks of {content['channels']} channels per scale, batches of {content['batch']}."
+    return f"{grid(head, rows)}\n\n*{about}* {provenance(content['run'])}"
+
+
 def _lower(text: Any) -> str:
     return f"log-determinant {text}"
 
@@ -62,6 +81,13 @@ TABLES = (
         ("study.json", "*/study.json", "*/*/study.json"),
         "invertible-attention density study",
         study,
+    ),
+    Table(
+        "training-step",
+        "density",
+        ("training-step.json",),
+        "python benchmarks/density_training_step.py",
+        training_step,
     ),
     Table(
         "conditional",
