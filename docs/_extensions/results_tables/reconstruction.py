@@ -49,6 +49,8 @@ def every_recovery(path: Path) -> str:
     """The same under a title; runs whose folder ends in ``-row`` are in the table of their sibling."""
     if path.parent.name.endswith("-row") and _sibling(path).is_file():
         return ""
+    if path.parent.name.endswith("-times"):
+        return ""
     content = read(path)
     return f"**{_data(content)[:1].upper()}{_data(content)[1:]}**\n\n{recovery(path)}"
 
@@ -96,6 +98,25 @@ def _training(content: dict[str, Any]) -> str:
     repeats = settings["repeats"]
     epochs = settings["epochs"]
     return f"{epochs} epoch{'s' * (epochs > 1)}, {repeats} run{'s' * (repeats > 1)} per row"
+
+
+def training_times(path: Path) -> str:
+    """How long training takes, and what that is for an epoch of the paper's 1,000 images."""
+    content = read(path)
+    settings = content["configuration"]
+    seen = settings["epochs"] * settings["train_images"]
+    head = ["response", "normalization", "images × epochs", "training, s", "s per 1,000 images"]
+    rows = [
+        [
+            RESPONSES[cell["response"]],
+            cell["normalization"],
+            f"{settings['train_images']:,} × {settings['epochs']}",
+            large(cell["training"]["seconds"]),
+            large(1000 * cell["training"]["seconds"] / seen),
+        ]
+        for cell in content["cells"]
+    ]
+    return f"{grid(head, rows, text_columns=2)}\n\n{provenance(content['run'], more=_data(content))}"
 
 
 def solvers(path: Path) -> str:
@@ -168,6 +189,13 @@ def _reconstruction(name: str, folder: str, write: Any) -> Table:
 
 TABLES = (
     Table("reconstruction", "reconstruct", ("*/results.json",), COMMAND, every_recovery),
+    Table(
+        "training-times",
+        "reconstruct",
+        ("*-times/results.json",),
+        COMMAND,
+        training_times,
+    ),
     _reconstruction("reconstruction-cifar10", "cifar10", recovery),
     _reconstruction("solvers", "cifar10", solvers),
     _reconstruction("responses", "cifar10", responses),
