@@ -131,7 +131,7 @@ def test_complex_matrices_are_bounded(m, n, seed, iterations):
 
 @settings(deadline=None, max_examples=100)
 @given(kinds, sizes, sizes, seeds, st.integers(0, 8), st.booleans())
-def test_the_allowance_for_rounding_is_no_larger_than_documented(kind, m, n, seed, iterations, is_complex):
+def test_the_allowance_for_rounding_is_the_documented_one(kind, m, n, seed, iterations, is_complex):
     W = matrix(kind, m, n, seed).float()
     imag = matrix("gaussian", m, n, seed + 1).float() if is_complex else None
     values = torch.linalg.svdvals(W.double() if imag is None else torch.complex(W.double(), imag.double()))
@@ -144,7 +144,10 @@ def test_the_allowance_for_rounding_is_no_larger_than_documented(kind, m, n, see
     # γ_k ‖G‖²_F / ‖G‖²_2, for a block and the sum of blocks, halves with every product
     first = 2 * (inner if inner <= 128 else 128 + inner / 128)
     products = (4 if is_complex else 1) * (first + 2 * size + 40) * size
-    assert schatten * (1 - 4 * unit) <= bound
+    # what the first product may lose in the worst case, of which half is far more than it does lose
+    spread = values.square().sum() ** 2 / values.pow(4).sum()
+    least = (2.0 if is_complex else 0.5) * min(inner, 128) * spread if iterations else 0.5 * inner
+    assert schatten * (1 + unit * (least - 8)) <= bound
     assert bound <= schatten * (1 + unit * (16 + inner + size + (products if iterations else 0)))
 
 
