@@ -1,0 +1,47 @@
+"""What a search says on the terminal, and what an audit draws, of results with something in them or nothing."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from invertible_attention.experiments.audit.attack_results import print_attack
+from invertible_attention.experiments.audit.audit_figure import draw_audit
+
+
+def results(**found: Any) -> dict[str, Any]:
+    nothing: dict[str, Any] = {name: {} for name in ("response", "normalization", "dtype")}
+    counts = {"configurations": 1000, "blocks": 3, "networks": 1, "allowance": 1e-12}
+    empty: dict[str, Any] = {"tightest_by": nothing, "tightest": [], "violations": [], "not_finite": 0}
+    return counts | empty | found
+
+
+def printed(**found: Any) -> str:
+    shown = io.StringIO()
+    print_attack(Console(file=shown, width=120), results(**found))
+    return shown.getvalue()
+
+
+def test_a_search_that_found_nothing_says_so_and_no_more() -> None:
+    text = printed()
+    assert "no bound was exceeded beyond an allowance of 1e-12" in text
+    assert "Tightest cases" not in text
+    assert "EXCEEDED" not in text
+    assert "not finite" not in text
+
+
+def test_every_violation_and_every_number_that_is_none_is_said() -> None:
+    text = printed(violations=["layer 7 of group 3"], not_finite=2)
+    assert "EXCEEDED: layer 7 of group 3" in text
+    assert "2 layers had a bound or a Jacobian that is not finite" in text
+    assert "1 BOUNDS WERE EXCEEDED" in text
+
+
+@pytest.mark.parametrize("largest", [0.8, 12.0])
+def test_blocks_with_and_without_a_certificate_are_drawn(largest: float) -> None:
+    row = {"network": "n", "block": "0", "lipschitz_estimates": [0.5, largest]}
+    certified, relaxed = row | {"certificate": 0.9}, row | {"certificate": None}
+    assert draw_audit([certified]).png != draw_audit([relaxed]).png
