@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types unit coverage audit-dependencies wheel dist docs linkcheck clean
+.PHONY: demo test lint types unit coverage mutation audit-dependencies wheel dist docs linkcheck clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/invertible-attention reconstruct --dataset photos --quick --output runs/demo --overwrite
@@ -29,6 +29,10 @@ coverage: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --doctest-modules --cov --cov-append --cov-report= src
 	$(BIN)/coverage report
 	$(BIN)/python scripts/coverage_summary.py --at-least 95 --output results/trust/coverage.json
+
+# Small changes of the code of the guarantees, made in mutants/, which the tests should notice: about an hour.
+mutation: $(VENV)/test.stamp $(VENV)/mutation.stamp
+	$(BIN)/python scripts/mutation.py --output results/trust/mutation.json
 
 # What is installed, against the known vulnerabilities; says so where the advisory service cannot be reached.
 audit-dependencies: $(VENV)/test.stamp $(VENV)/security.stamp
@@ -68,6 +72,10 @@ $(VENV)/test.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	$(PIP) --editable ".[experiments,camouflage,interop,demo,dev]"
 	touch $@
 
+$(VENV)/mutation.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	$(PIP) --editable ".[mutation]"
+	touch $@
+
 $(VENV)/security.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	$(PIP) --editable ".[security]"
 	touch $@
@@ -77,4 +85,4 @@ $(VENV)/docs.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist runs docs/_build
+	rm -rf $(VENV) build dist runs docs/_build mutants

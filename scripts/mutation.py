@@ -1,6 +1,6 @@
 """Change the code of the guarantees a little, many times, and see whether the tests notice.
 
-python scripts/mutation.py [--sample 30] [--seed 0] [--output results/trust/mutation.json]
+python scripts/mutation.py [--sample 8] [--seed 0] [--output results/trust/mutation.json]
 
 mutmut makes and runs the mutants, of a copy of the source in ``mutants/``; ``[tool.mutmut]`` in pyproject.toml says of
 which modules and with which tests. Of every module a random sample is tried. What was judged of survivors in the output
@@ -44,11 +44,13 @@ def run(names: list[str]) -> None:
     subprocess.run([str(MUTMUT), "run", "--max-children", "1", *names], check=True, env=environment)
 
 
-def change(name: str) -> str:
+def change(name: str, module: str) -> str:
     """Return the lines a mutant removes and adds."""
-    shown = subprocess.run([str(MUTMUT), "show", name], check=True, capture_output=True, text=True).stdout
-    lines = [line for line in shown.splitlines() if line[:1] in ("-", "+") and line[:3] not in ("---", "+++")]
-    return "\n".join(f"{line[0]} {line[1:].strip()}" for line in lines)
+    from mutmut.mutation.diff_apply import get_diff_for_mutant  # pyright: ignore[reportMissingImports]
+
+    lines = get_diff_for_mutant(name, path=module).splitlines()
+    changed = [line for line in lines if line[:1] in ("-", "+") and line[:3] not in ("---", "+++")]
+    return "\n".join(f"{line[0]} {line[1:].strip()}" for line in changed)
 
 
 def function_of(name: str) -> str:
@@ -76,17 +78,18 @@ def summarize(module: str, tried: list[str], known: dict[tuple[str, str, str], s
     from mutmut.stats import status_by_exit_code  # pyright: ignore[reportMissingImports]
 
     codes = mutants(module)
-    fates = {name: status_by_exit_code[codes[name]] for name in tried}
+    # Where the run was cut short, only what has run counts.
+    fates = {name: status_by_exit_code[codes[name]] for name in tried if codes[name] is not None}
     alive = [name for name, fate in fates.items() if fate not in ("killed", "timeout", "segfault")]
     survivors = []
     for name in alive:
-        survivor = {"function": function_of(name), "change": change(name)}
+        survivor = {"function": function_of(name), "change": change(name, module)}
         survivor["judgement"] = known.get((module, *survivor.values()), UNJUDGED)
         survivors.append(survivor)
     return {
         "mutants": len(codes),
-        "tried": len(tried),
-        "killed": len(tried) - len(alive),
+        "tried": len(fates),
+        "killed": len(fates) - len(alive),
         "survived": len(alive),
         "survivors": survivors,
     }
@@ -95,7 +98,7 @@ def summarize(module: str, tried: list[str], known: dict[tuple[str, str, str], s
 def main() -> int:
     """Run a sample of the mutants, write the outcome, and return 1 where a survivor was not examined."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--sample", type=int, default=30, help="mutants to try of each module; 0 for all")
+    parser.add_argument("--sample", type=int, default=8, help="mutants to try of each module; 0 for all")
     parser.add_argument("--seed", type=int, default=0, help="of the choice")
     parser.add_argument("--output", type=Path, default=Path("results/trust/mutation.json"))
     parser.add_argument(
