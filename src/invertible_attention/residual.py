@@ -47,7 +47,7 @@ class Residual(Bijection):
         logdet: Estimates :math:`\log\det(I + J_g)`; default :class:`~invertible_attention.RussianRoulette`.
 
     Raises:
-        ValueError: If ``lipschitz`` is negative.
+        ValueError: If ``lipschitz`` is negative, or ``solver`` or ``logdet`` is something else.
 
     Example:
         >>> import torch, invertible_attention as ia
@@ -70,6 +70,10 @@ class Residual(Bijection):
         super().__init__()
         if lipschitz is not None and not lipschitz >= 0:
             raise ValueError(f"lipschitz must not be negative, got {lipschitz}")
+        if not isinstance(solver, Solver | None):
+            raise ValueError(f"solver must be an object such as Anderson(), got {solver!r}")
+        if not isinstance(logdet, LogDetEstimator | None):
+            raise ValueError(f"logdet must be an object such as RussianRoulette(), got {logdet!r}")
         self.branch = branch
         self.lipschitz = lipschitz
         self.uses_mask = bool(getattr(branch, "uses_mask", False))

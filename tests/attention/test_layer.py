@@ -387,3 +387,12 @@ def test_the_printed_layer_says_what_it_is():
     text = repr(ia.InvertibleAttention(4, "gaussian", heads=2))
     assert "gaussian" in text
     assert "Certified(coefficient=0.9" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("constraint", 0.9), ("constraint", ia.Certified), ("solver", "anderson"), ("logdet", ia.Exact)],
+)
+def test_what_is_no_constraint_solver_or_estimator_is_refused_at_once(name, given):
+    with pytest.raises(ValueError, match=f"{name} must be an object such as"):
+        ia.InvertibleAttention(4, **{name: given})

@@ -92,6 +92,8 @@ class InvertibleAttention(Residual):
         causal: bool = False,
         implementation: str = "auto",
     ) -> None:
+        if not isinstance(constraint, Constraint | None):
+            raise ValueError(f"constraint must be an object such as Certified(0.9), got {constraint!r}")
         branch = AttentionBranch(
             channels,
             response=response,
