@@ -139,6 +139,20 @@ def test_failures_are_one_clear_line(
     assert message in line
 
 
+def test_an_error_leads_to_the_help_of_its_own_part(capsys: pytest.CaptureFixture[str]) -> None:
+    status, line = fail(capsys, "density", "train", "--coefficient", "2")
+    assert status == 2
+    assert "see invertible-attention density train --help" in line
+
+
+def test_a_device_that_is_not_there_is_one_clear_line_of_the_benchmark_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    status, line = fail(capsys, "benchmark", "--quick", "--device", "warp", "--output", str(tmp_path))
+    assert status == 1
+    assert "there is no device 'warp'" in line
+
+
 def test_an_output_that_cannot_be_written_is_one_clear_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

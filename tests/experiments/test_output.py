@@ -35,6 +35,16 @@ def test_resume_needs_the_same_configuration(tmp_path: Path) -> None:
         run(tmp_path, TWO, resume=True)
 
 
+def test_a_run_that_did_nothing_is_not_in_the_way(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="no images"), OutputFolder(tmp_path, ONE):
+        raise ExperimentError("no images")
+    run(tmp_path, TWO)
+    with pytest.raises(ExperimentError, match="no images"), OutputFolder(tmp_path, TWO, resume=True):
+        raise ExperimentError("no images")
+    with pytest.raises(ExperimentError, match="seed was 2, now 1"):
+        run(tmp_path, ONE)
+
+
 def test_overwrite_deletes_what_the_run_owned_and_nothing_else(tmp_path: Path) -> None:
     run(tmp_path, ONE)
     (tmp_path / "cells" / "old").write_text("")

@@ -47,7 +47,8 @@ def _run(arguments: list[str]) -> int:
     try:
         status = build(arguments)(args=arguments, prog_name="invertible-attention", standalone_mode=False)
     except usage_error as error:
-        command = " ".join(["invertible-attention", *known(arguments)])
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else " ".join(["invertible-attention", *known(arguments)])
         message = cast(Any, error).format_message().replace("Value error, ", "")
         # Without a command the help has been shown, and there is nothing to add.
         return _complain(f"{message} (see {command} --help)", status=2) if message else 2

@@ -53,6 +53,7 @@ class OutputFolder:
         self.overwrite = overwrite
         self.owned = (*owned, CONFIGURATION)
         self._lock = FileLock(path / LOCK, timeout=0)
+        self._new = False
 
     def __enter__(self) -> Path:
         try:
@@ -75,15 +76,22 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and self._new and self._held() == [CONFIGURATION]:
+            # Nothing was done: arguments that were mistaken must not be in the way of the next ones.
+            (self.path / CONFIGURATION).unlink()
         self._lock.release()
 
+    def _held(self) -> list[str]:
+        return sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+
     def _claim(self) -> None:
-        held = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        held = self._held()
         stored = self.path / CONFIGURATION
         if self.overwrite and stored.is_file():
             self._clear()
             held = []
-        if not held:
+        self._new = not held
+        if self._new:
             write_json(stored, self.configuration)
         elif not stored.is_file():
             raise ExperimentError(f"{self.path} holds other files ({held[0]}): choose an empty --output")

@@ -27,10 +27,12 @@ def benchmark(
     quick: Quick = False,
 ) -> None:
     """Run the benchmark as the options say."""
+    from ..training import choose_device
+
     run(
         output,
         quick=quick,
-        device="cpu" if device == "auto" else device,
+        device="cpu" if device == "auto" else str(choose_device(device)),
         authors_code=authors_code,
         say=typer.echo,
     )
