@@ -88,6 +88,24 @@ def test_error_bound_holds_in_exact_arithmetic(
     assert squared <= Fraction(solution.error_bound.item()) ** 2
 
 
+@each_solver
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_error_bound_is_the_documented_one(solver: Solver, dtype: torch.dtype):
+    z = torch.tensor([[3.0, -4.0, 12.0], [0.1, 0.2, -0.3], [50.0, 1.0, 0.0]], dtype=dtype)
+    solution = solver.solve(lambda x: 0.5 * x.sin(), z, lipschitz=0.5)
+    working = dtype if dtype == torch.float64 else torch.float32
+    x, z, eps = solution.value.double(), z.double(), torch.finfo(working).eps
+    residual = solution.residual * (1 + z.norm(dim=1)) - eps / 2 * (x - z).norm(dim=1)
+    expected = (residual + 4 * eps * (x.norm(dim=1) + z.norm(dim=1))) / (1 - 0.5)
+    if dtype == working:
+        torch.testing.assert_close(solution.error_bound.double(), expected, rtol=1e-3, atol=0)
+    else:
+        # Rounding to nearest moves an entry by at most half a unit in its last place.
+        rounding = torch.finfo(dtype).eps / 2 * x.norm(dim=1)
+        assert (solution.error_bound <= 1.01 * (expected + rounding)).all()
+        assert (solution.error_bound > 10 * expected).any()
+
+
 def solve_exactly(weight: Tensor, z: Tensor) -> list[Fraction]:
     """Solve (I + W) x = z in rational arithmetic by Gauss–Jordan elimination."""
     rows = [
