@@ -78,8 +78,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--at-least", type=float, default=0.0, help="percent of lines, and of branches")
     parser.add_argument("--output", type=Path, help="file to write the summary to")
+    parser.add_argument("--note", help="what of the tests was run, if not all", default="all tests")
     arguments = parser.parse_args()
-    summary = summarize(measured())
+    summary = summarize(measured()) | {"note": arguments.note}
     total = summary["total"]
     print(f"{total['lines_percent']} % of {total['lines']} lines", end=", ")
     print(f"{total['branches_percent']} % of {total['branches']} branches")

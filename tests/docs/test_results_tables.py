@@ -199,9 +199,10 @@ def test_kills_are_counted_by_where_they_fell(tables, tmp_path: Path):
 
 def test_coverage_is_shown_by_package(tables, tmp_path: Path):
     part = {"lines": 1000, "lines_percent": 95.04, "branches": 10, "branches_percent": 100.0}
-    content = {"total": part, "packages": {"solvers": part | {"lines": 20}}, "run": {}}
+    content = {"total": part, "packages": {"solvers": part | {"lines": 20}}, "run": {}, "note": "a part"}
     (tmp_path / "trust").mkdir()
     (tmp_path / "trust" / "coverage.json").write_text(json.dumps(content))
+    assert "*A part.*" in tables.render("coverage", tmp_path)
     rows = cells(tables.render("coverage", tmp_path))
     assert rows[2] == ["**all**", "1,000", "95.0 %", "10", "100.0 %"]
     assert rows[3] == ["solvers", "20", "95.0 %", "10", "100.0 %"]

@@ -36,7 +36,7 @@ def coverage(path: Path) -> str:
         for name, part in {"**all**": content["total"], **content["packages"]}.items()
     ]
     table = grid(["package", "lines", "reached", "branches", "reached"], rows)
-    return f"{table}\n\n{provenance(content['run'])}"
+    return f"{table}\n\n{provenance(content['run'], more=content['note'])}"
 
 
 def mutation(path: Path) -> str:
