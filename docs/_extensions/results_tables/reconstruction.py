@@ -57,8 +57,8 @@ def every_recovery(path: Path) -> str:
 
 def _data(content: dict[str, Any]) -> str:
     size = "×".join(map(str, content["data"]["size"]))
-    title = content["data"]["title"]
-    return title if size.replace("×", "x") in title else f"{title} at {size}"
+    title = content["data"]["title"].removesuffix(f", {size.replace('×', 'x')}")
+    return f"{title} at {size}"
 
 
 def _sibling(path: Path) -> Path:

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from invertible_attention.cli import main
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.published import TABLE_2, TABLE_3, TABLE_4, TABLE_5
+from invertible_attention.experiments.summary import figures
 from invertible_attention.experiments.summary.content import Row, RowGroup, Source, Table, describe
 from invertible_attention.experiments.summary.page import build_page
 from invertible_attention.experiments.summary.recognition import find_results
@@ -112,8 +115,25 @@ def test_table_5_is_shown_for_its_size(tmp_path: Path, reconstructions: Path) ->
     page = Page(build_page([result]))
     assert "Table 5: CAMO photographs in CelebA's format, 218×178" in page.text
     assert "another data set of the same format" in page.text
+    result.content["data"]["title"] += ", 218x178"
+    again = Page(build_page([result]))
+    assert "Table 5: CAMO photographs in CelebA's format, 218×178" in again.text
+    assert "218x178, 218×178" not in again.text  # the size once, not twice
     published = {row[1] for row in page.rows("paper, Table 5")}
     assert published == {"64.975", "27.506", "251.231", "1.555 × 10⁻⁶"}
+
+
+def test_titles_of_the_picture_of_all_errors_do_not_reach_into_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = []
+    monkeypatch.setattr(figures, "render_png", lambda canvas: drawn.append(FigureCanvasAgg(canvas)) or b"")
+    title = "Photographs of scikit-image and scikit-learn, 32×32"
+    figures.draw_errors({title: (None, {}), f"{title}.": (None, {}), f"{title}!": (None, {})})
+    (canvas,) = drawn
+    canvas.draw()
+    boxes = [axes.title.get_window_extent(canvas.get_renderer()) for axes in canvas.figure.axes]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_measured_numbers_are_those_of_the_files(page: Page, reconstructions: Path) -> None:

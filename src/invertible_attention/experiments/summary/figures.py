@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def draw_errors(panels: Panels) -> Figure:
         canvas = Canvas(figsize=(max(5.0, 3.1 * columns + 1.0), 2.5 * rows + 0.7))
         grid = canvas.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes, (title, (published, entries)) in zip(grid.flat, panels.items(), strict=False):
-            axes.set_title(title, fontsize=9)
+            axes.set_title(textwrap.fill(title, 36), fontsize=9)
             axes.set_xscale("log")
             axes.axvline(10, color="#888888", linewidth=0.8, linestyle="--")
             for place, response in enumerate(RESPONSES):

@@ -60,7 +60,9 @@ def _place(content: dict[str, Any]) -> tuple[Any, ...]:
 
 def _data(content: dict[str, Any]) -> str:
     height, width = content["data"]["size"]
-    return f"{content['data']['title']}, {height}×{width}"
+    # Some titles end in the size already.
+    title = content["data"]["title"].removesuffix(f", {height}x{width}")
+    return f"{title}, {height}×{width}"
 
 
 def _section(members: list[Result]) -> Section:
