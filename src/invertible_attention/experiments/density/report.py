@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_curve", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
+DASHES = ("-", "--", ":", "-.")
 
 
 def write_report(output: Path, results: dict[str, Any]) -> Path:
@@ -49,12 +50,14 @@ def draw_curve(runs: list[dict[str, Any]]) -> Figure:
         left, right = canvas.subplots(1, 2, sharey=True)
         names = list(dict.fromkeys(run["name"] for run in runs))
         for run in runs:
-            color = COLORS[names.index(run["name"]) % len(COLORS)]
+            # More runs than colors: the next ones are dashed, then dotted.
+            turn, place = divmod(names.index(run["name"]), len(COLORS))
+            style: dict[str, Any] = {"color": COLORS[place], "linestyle": DASHES[turn % len(DASHES)]}
             points = [point for point in run["curve"] if point["test"] is not None]
             values = [point["test"] for point in points]
             label = run["name"] if run is next(r for r in runs if r["name"] == run["name"]) else None
-            left.plot([point["step"] for point in points], values, color=color, label=label)
-            right.plot([point["processor_seconds"] / 60 for point in points], values, color=color)
+            left.plot([point["step"] for point in points], values, **style, label=label)
+            right.plot([point["processor_seconds"] / 60 for point in points], values, **style)
         _label(left, "steps", "test bits/dim")
         _label(right, "processor minutes of training", None)
         if len(names) > 1:
