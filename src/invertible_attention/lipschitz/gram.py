@@ -118,9 +118,14 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
 def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast leaves products of ``tensor``'s device alone."""
     device = tensor.device.type
-    if torch.amp.is_autocast_available(device):
+    if _has_autocast(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
+
+
+@assume_constant_result
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 @assume_constant_result
