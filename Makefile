@@ -72,16 +72,9 @@ $(VENV)/test.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	$(PIP) --editable ".[experiments,camouflage,interop,demo,dev]"
 	touch $@
 
-$(VENV)/mutation.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
-	$(PIP) --editable ".[mutation]"
-	touch $@
-
-$(VENV)/security.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
-	$(PIP) --editable ".[security]"
-	touch $@
-
-$(VENV)/docs.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
-	$(PIP) --editable ".[docs]"
+# What is left out of the others is an extra of the stamp's name.
+$(VENV)/mutation.stamp $(VENV)/security.stamp $(VENV)/docs.stamp: $(VENV)/%.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	$(PIP) --editable ".[$*]"
 	touch $@
 
 clean:

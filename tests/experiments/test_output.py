@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,10 @@ def run(path: Path, configuration: dict, **options: bool) -> None:
 def test_an_empty_or_absent_folder_is_taken(tmp_path: Path) -> None:
     run(tmp_path / "absent" / "deep", ONE)
     run(tmp_path / "resumable", ONE, resume=True)
+    for folder in (tmp_path / "absent" / "deep", tmp_path / "resumable"):
+        held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        assert held == ["cells", "configuration.json", "results.json"]
+        assert json.loads((folder / "configuration.json").read_text()) == ONE
 
 
 def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:

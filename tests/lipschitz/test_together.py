@@ -123,6 +123,25 @@ def test_weights_are_shared_within_the_block_only():
         assert not torch.equal(first[0], constrained(layers)[0])
 
 
+def test_other_parameters_within_the_block_have_weights_of_their_own():
+    layers = network(["linear", "linear"], 1.0)
+
+    class FirstWeight(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self) -> Tensor:
+            return constrained(self.layers)[0]
+
+    module = FirstWeight()
+    other = {name: 3 * parameter.detach() - 1 for name, parameter in module.named_parameters()}
+    expected = torch.func.functional_call(module, other, ())
+    with constrained_together(module):
+        assert not torch.equal(module(), expected)
+        torch.testing.assert_close(torch.func.functional_call(module, other, ()), expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("memory_saving", [True, False])
 def test_a_flow_has_the_density_and_gradients_of_its_blocks_one_by_one(
     memory_saving: bool, monkeypatch: pytest.MonkeyPatch

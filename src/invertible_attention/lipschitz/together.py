@@ -20,7 +20,10 @@ from invertible_attention.lipschitz.parametrize import SpectralNormBound, limit_
 
 __all__ = ["constrained_together", "constrained_weight"]
 
-_weights: ContextVar[dict[int, Tensor] | None] = ContextVar("constrained weights", default=None)
+# By layer: what its weight was computed from, and the weight.
+_weights: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar(
+    "constrained weights", default=None
+)
 
 
 class _Member(NamedTuple):
@@ -44,7 +47,8 @@ def constrained_together(module: nn.Module) -> Iterator[None]:
     if _weights.get() is not None or torch.compiler.is_compiling():
         yield
         return
-    token = _weights.set({id(m.layer): w for group in _groups(module) for m, w in _constrain_group(group)})
+    computed = (pair for group in _groups(module) for pair in _constrain_group(group))
+    token = _weights.set({id(member.layer): (member.original, weight) for member, weight in computed})
     try:
         yield
     finally:
@@ -53,9 +57,11 @@ def constrained_together(module: nn.Module) -> Iterator[None]:
 
 def constrained_weight(layer: nn.Module) -> Tensor:
     """Return ``layer.weight``, the one computed together with others where there is one."""
-    weights = _weights.get()
-    weight = None if weights is None else weights.get(id(layer))
-    return cast(Tensor, layer.weight) if weight is None else weight
+    original, weight = (_weights.get() or {}).get(id(layer), (None, None))
+    # Within a functional call the layer has other parameters than it had.
+    if weight is None or original is not cast(Any, layer).parametrizations.weight.original:
+        return cast(Tensor, layer.weight)
+    return weight
 
 
 def _groups(module: nn.Module) -> list[list[_Member]]:

@@ -8,12 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["Linearization", "full_precision", "functional_transforms_active", "promote"]
+from invertible_attention._differentiation import functional_transforms_active
 
-
-def functional_transforms_active() -> bool:
-    """Whether the code runs inside ``torch.func.grad``, ``vmap`` and the like."""
-    return torch._C._are_functorch_transforms_active()
+__all__ = ["Linearization", "full_precision", "promote"]
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invertible_attention._differentiation import functional_transforms_active
 from invertible_attention.logdet.linearization import (
     Linearization,
     full_precision,
-    functional_transforms_active,
     promote,
 )
 from invertible_attention.logdet.memory_saving import recomputed_gradient

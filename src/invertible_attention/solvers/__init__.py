@@ -8,10 +8,11 @@ How to choose:
 - :class:`NewtonKrylov`: for branches that are not contractions, such as relaxed layers, where the others fail.
 """
 
+from invertible_attention._differentiation import is_differentiated
 from invertible_attention.solvers.anderson import Anderson
 from invertible_attention.solvers.base import Solver
 from invertible_attention.solvers.fixed_point import FixedPoint
-from invertible_attention.solvers.implicit import implicit_gradient, is_differentiated
+from invertible_attention.solvers.implicit import implicit_gradient
 from invertible_attention.solvers.newton_krylov import NewtonKrylov
 from invertible_attention.solvers.solution import ConvergenceError, Solution
 

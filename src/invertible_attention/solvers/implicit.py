@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,25 +14,12 @@ from invertible_attention.solvers.base import Solver
 from invertible_attention.solvers.batched import working_dtype
 from invertible_attention.solvers.problem import Branch
 
-__all__ = ["implicit_gradient", "is_differentiated"]
+__all__ = ["implicit_gradient"]
 
 _ONCE = (
     "the implicit gradient of an inverse can be differentiated once: second derivatives are not implemented. "
     "Differentiate the forward map instead, or unroll a fixed number of iterations."
 )
-
-
-def is_differentiated(tensors: Iterable[Tensor | None]) -> bool:
-    """Return whether any of the tensors is being differentiated, in reverse or in forward mode."""
-    return any(
-        (torch.is_grad_enabled() and tensor.requires_grad) or _has_tangent(tensor)
-        for tensor in tensors
-        if tensor is not None
-    )
-
-
-def _has_tangent(tensor: Tensor) -> bool:
-    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def implicit_gradient(

@@ -182,6 +182,7 @@ def test_a_pixel_can_be_chosen_from_the_keyboard(finished: Any) -> None:
     before = find(finished, "#attention figcaption").text
     slider.send_keys(Keys.ARROW_UP * 6)
     wait(finished, lambda b: find(b, "#attention figcaption").text != before)
+    assert find(finished, "#attention figcaption").text.startswith("The block at row")
 
 
 def test_everything_can_be_reached_and_named(finished: Any) -> None:

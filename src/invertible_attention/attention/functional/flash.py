@@ -154,11 +154,9 @@ class _CpuGradients(StripFunction):
     def __call__(self, strips: Tensors, wholes: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         (query, cotangent), (key, value) = strips, wholes
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        out, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, scale=1.0
-        )
+        out, log_total = _cpu_kernel(query, key, value)
         to_query, to_key, to_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            cotangent.contiguous(), query, key, value, out, log_total, 0.0, False, scale=1.0
+            cotangent.contiguous(), query, key, value, out, log_total[..., 0], 0.0, False, scale=1.0
         )
         return (to_query, out), (to_key, to_value)
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invertible_attention._differentiation import functional_transforms_active, is_differentiated
 from invertible_attention.attention.functional.expansion import Expansion, expansion
 from invertible_attention.attention.functional.form import Form
 from invertible_attention.attention.functional.scan import decayed_sum
@@ -134,7 +135,7 @@ def _line(intercept: Tensor, ordered: Tensor, x: Tensor, split: Tensor) -> Tenso
     gaps = (constant[..., :-1] - constant[..., 1:])[..., None]
     last = torch.cat((torch.zeros_like(constant[..., :1]), constant), -1).gather(-1, split)
     slope = (intercept + last)[..., None]
-    if not (_is_differentiated(ordered) or _is_differentiated(x)):
+    if not (functional_transforms_active() or is_differentiated((ordered, x))):
         running = _running_sum(x)
         spread = _running_sum(gaps * running[..., 1:-1, :])
         # Keys before the first and before the second have no spread.
@@ -145,13 +146,6 @@ def _line(intercept: Tensor, ordered: Tensor, x: Tensor, split: Tensor) -> Tenso
     spread = _pad_front((gaps * running[..., :-1, :]).cumsum(-2))
     total, rest = _take(_pad_front(torch.cat((running, carrier + spread), -1)), split).chunk(2, -1)
     return slope * total + rest
-
-
-def _is_differentiated(x: Tensor) -> bool:
-    """Whether a derivative by ``x`` may be asked for, in any mode."""
-    if torch._C._are_functorch_transforms_active() or x.requires_grad:
-        return True
-    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None
 
 
 def _running_sum(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["StripFunction", "strip_map"]
+__all__ = ["StripFunction", "run", "strip_map"]
 
 # Tensors, or None for an argument that is absent.
 Tensors = tuple[Any, ...]
