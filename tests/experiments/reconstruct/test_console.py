@@ -15,13 +15,13 @@ from invertible_attention.experiments.reconstruct.configuration import Configura
 from invertible_attention.experiments.reconstruct.console import print_summary
 
 
-def printed(published: dict[str, Any] | None) -> str:
+def printed(published: dict[str, Any] | None, width: int = 120) -> str:
     path = Path(__file__).parents[3] / "results" / "reconstruct" / "cifar10" / "results.json"
     if not path.is_file():
         pytest.skip("needs the repository's results folder")
     shown = io.StringIO()
     results = json.loads(path.read_text(encoding="utf-8"))
-    print_summary(Console(file=shown, width=120), results | {"published": published})
+    print_summary(Console(file=shown, width=width), results | {"published": published})
     return shown.getvalue()
 
 
@@ -33,6 +33,10 @@ def test_the_papers_numbers_stand_beside_ours_where_there_are_any() -> None:
     text = printed(published)
     assert text.count(f"paper, {table}") == len(rows)
     assert "paper" not in printed(None)
+
+
+def test_nothing_is_cut_on_a_terminal_of_80_columns() -> None:
+    assert "…" not in printed(None, width=80)
 
 
 @pytest.mark.parametrize(

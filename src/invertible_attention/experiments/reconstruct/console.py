@@ -81,7 +81,7 @@ def print_summary(console: Console, results: dict[str, Any]) -> None:
         padding=(0, 1),
     )
     table.add_column("", no_wrap=True)
-    for name in ("MSE", "SSIM", "V %", "solved %", "evaluations", "local L"):
+    for name in ("MSE", "SSIM", "V %", "solved %", "evals", "local L"):
         table.add_column(name, justify="right", no_wrap=True)
     for response, entries in groups(results).items():
         table.add_row(f"[bold]{RESPONSES[response]}")
