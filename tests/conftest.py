@@ -31,6 +31,14 @@ def pytest_configure(config: pytest.Config) -> None:
         install_import_hook("invertible_attention", "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.__version__.startswith("2.8."):
+        skip = pytest.mark.skip(reason="PyTorch 2.8 does not trace the object that holds a layer's weights")
+        for item in items:
+            if item.get_closest_marker("compiles"):
+                item.add_marker(skip)
+
+
 def pytest_unconfigure() -> None:
     import shutil
 

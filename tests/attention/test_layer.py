@@ -340,7 +340,7 @@ def test_initialising_inside_a_transform_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.__version__.startswith("2.8."), reason="PyTorch 2.8 does not trace bound weights")
+@pytest.mark.compiles
 @pytest.mark.parametrize("response", RESPONSES)
 def test_compiles_without_graph_breaks(response):
     layer = ia.InvertibleAttention(4, response)

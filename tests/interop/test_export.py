@@ -132,6 +132,7 @@ def test_exported_programs_agree():
             torch.testing.assert_close(program(given), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 def test_compiled_forward_and_inverse_agree():
     layer = make()
@@ -144,6 +145,7 @@ def test_compiled_forward_and_inverse_agree():
         torch.testing.assert_close(compiled(z), inverse(z), atol=1e-6, rtol=0)
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
@@ -186,6 +188,7 @@ def test_the_norms_are_computed_once_per_call(monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["column", "row", "all"])
 def test_compiled_attention_over_many_tokens_agrees(normalization):
