@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -49,7 +50,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "TMPDIR": str(temporary),
     }
     command = [sys.executable, "-m", "invertible_attention", "demo", "--no-browser", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    # What runs in the background of a shell ignores the interrupt, and so would what it starts.
+    interruptible = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=interruptible
+    ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -57,7 +62,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield line.split()[1]
         finally:
             process.send_signal(signal.SIGINT)
-            status = process.wait(timeout=60)
+            try:
+                status = process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
     assert status in (0, 130)
     # Uploads are gone, and nothing else was left.
     assert [path.name for path in temporary.iterdir() if path.name.startswith(("gradio", UPLOADS))] == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -235,9 +236,17 @@ def test_a_run_killed_within_an_epoch_goes_on_from_its_checkpoint(
     assert len(steps) == total - 3
 
 
-def test_finished_cells_are_not_done_again(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Path:
+    """Return a copy of the finished run's folder: resuming writes results.json again, and tests come in any order."""
+    return shutil.copytree(finished.folder, tmp_path / "copied")
+
+
+def test_finished_cells_are_not_done_again(
+    finished: Finished, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_module, "train", pytest.fail)
-    again = start(finished.folder, resume=True)
+    again = start(copied, resume=True)
     assert again.results["cells"] == finished.results["cells"]
 
 
@@ -260,7 +269,7 @@ def test_what_is_trained_can_be_inverted_again(
     assert len(evaluated) == 2 * len(whole)
 
 
-def test_data_that_changed_are_noticed(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_changed_are_noticed(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = run_module.draw_images
 
     def other(*arguments: Any, **options: Any) -> Any:
@@ -270,14 +279,14 @@ def test_data_that_changed_are_noticed(finished: Finished, monkeypatch: pytest.M
 
     monkeypatch.setattr(run_module, "draw_images", other)
     with pytest.raises(ExperimentError, match="made from other images"):
-        start(finished.folder, resume=True)
+        start(copied, resume=True)
 
 
-def test_another_configuration_is_refused_and_nothing_is_lost(finished: Finished) -> None:
-    before = (finished.folder / "results.json").read_bytes()
+def test_another_configuration_is_refused_and_nothing_is_lost(copied: Path) -> None:
+    before = (copied / "results.json").read_bytes()
     with pytest.raises(ExperimentError, match="epochs was 2, now 3"):
-        start(finished.folder, replace(TINY, epochs=3), resume=True)
-    assert (finished.folder / "results.json").read_bytes() == before
+        start(copied, replace(TINY, epochs=3), resume=True)
+    assert (copied / "results.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
