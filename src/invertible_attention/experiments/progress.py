@@ -29,6 +29,7 @@ class RunProgress:
 
     def __init__(self, cells: int, console: Console, unit: str = "networks"):
         self.console = console
+        self._cells = cells
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -49,6 +50,9 @@ class RunProgress:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.update(self._current, visible=False)
+        if kind is None:
+            # A run of one network has nothing to count before it ends.
+            self._progress.update(self._all, completed=self._cells)
         self._progress.stop()
 
     def stage(self, description: str, total: int | None) -> Callable[..., None]:

@@ -86,6 +86,19 @@ def test_rows_see_the_same_images_in_the_same_order(dataset, tmp_path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_batch_statistics_move_though_a_pretrained_backbone_comes_in_evaluation_mode(
+    dataset, tmp_path
+) -> None:
+    network = build_network(Cell("base", 0), SMALL).eval()
+    before = {name: value.clone() for name, value in network.named_buffers() if name.endswith("running_mean")}
+    assert before
+    pairs = open_data([dataset]).train_pairs
+    train(network, pairs, SMALL, seed=0, device=torch.device("cpu"), folder=tmp_path)
+    after = dict(network.named_buffers())
+    assert all(not torch.equal(after[name], value) for name, value in before.items())
+    assert not any(module.training for module in network.modules())
+
+
 def test_loss_that_is_not_a_number_is_said(dataset, tmp_path) -> None:
     network = build_network(Cell("base", 0), SMALL)
     torch.nn.init.constant_(network.predict.branches[0].bias, float("nan"))

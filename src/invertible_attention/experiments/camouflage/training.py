@@ -163,6 +163,8 @@ def train(
     """
     # Convolutions are a quarter faster with the channels of a pixel side by side.
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    # Pretrained backbones come in evaluation mode, and Lightning would leave their batch statistics frozen.
+    network.train()
     run = TrainingRun(network, pairs, configuration, seed=seed, workers=workers, report=report)
     per_epoch = max(1, len(pairs) // configuration.batch_size)
     checkpoint = folder / "training.ckpt"

@@ -85,7 +85,7 @@ def train_run(
         initialize(model, data.train, configuration.seed)
         untrained = copy.deepcopy(model)
         _say(console, f"{configuration.name} on {data.title}: {count_parameters(model):,} parameters")
-        with RunProgress(1, console) as progress:
+        with RunProgress(1, console, unit="density") as progress:
             training = train(
                 model,
                 data,
