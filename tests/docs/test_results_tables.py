@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,30 @@ def test_density_and_detection_tables_from_what_the_experiments_write(tables, tm
         "0.500",
         "0.500",
     ]
+
+
+def test_a_density_is_shown_before_and_after_its_training(tables, tmp_path: Path):
+    def score(bits: float, exact: bool) -> dict[str, Any]:
+        return {"bits_per_dim": bits, "sampling_error": 0.01, "exact": exact}
+
+    content = {
+        "name": "i-resnet",
+        "parameters": 1234,
+        "configuration": {"batch_size": 64},
+        "training": {"steps": 1500, "seconds": 90.0},
+        "data": {"title": "digits", "test_images": 360},
+        "untrained": score(4.5, True),
+        "evaluation": score(2.5, False),
+        "samples": {"drawn": 64, "converged": 63},
+        "run": None,
+    }
+    (tmp_path / "density" / "digits").mkdir(parents=True)
+    (tmp_path / "density" / "digits" / "results.json").write_text(json.dumps(content))
+    text = tables.render("density-run", tmp_path)
+    for line in ("steps, images in each | 1,500, 64", "minutes | 1.5", "4.5000 ± 0.0100, exact"):
+        assert line in text
+    assert "2.5000 ± 0.0100, unbiased" in text
+    assert "63 of 64" in text
 
 
 def test_attacked_networks_have_a_row_each_with_their_largest_ratios(tables, tmp_path: Path):

@@ -19,6 +19,28 @@ def study(path: Path) -> str:
     return f"**{content['data']['title']}.** {text}\n{provenance(content.get('run'))}"
 
 
+def run(path: Path) -> str:
+    """What one training did: bits per dimension before and after, and the samples that were inverted."""
+    content = read(path)
+    training, samples = content["training"], content["samples"]
+    rows = [
+        ["model", content["name"]],
+        ["parameters", f"{content['parameters']:,}"],
+        ["steps, images in each", f"{training['steps']:,}, {content['configuration']['batch_size']}"],
+        ["training, minutes", f"{training['seconds'] / 60:.1f}"],
+        ["untrained, bits per dimension", _bits(content["untrained"])],
+        ["trained, bits per dimension", _bits(content["evaluation"])],
+        ["samples whose inverse converged", f"{samples['converged']} of {samples['drawn']}"],
+    ]
+    about = f"{content['data']['title']}, {content['data']['test_images']} test images; ± standard error over images."
+    return f"{grid(['quantity', 'value'], rows)}\n\n*{about}* {provenance(content['run'])}"
+
+
+def _bits(score: dict[str, Any]) -> str:
+    kind = "exact" if score["exact"] else "unbiased"
+    return f"{score['bits_per_dim']:.4f} ± {score['sampling_error']:.4f}, {kind}"
+
+
 def conditional(path: Path) -> str:
     """Compare a flow that is given the class with one that is not."""
     content = read(path)
@@ -81,6 +103,13 @@ TABLES = (
         ("study.json", "*/study.json", "*/*/study.json"),
         "invertible-attention density study",
         study,
+    ),
+    Table(
+        "density-run",
+        "density",
+        ("*/results.json",),
+        "invertible-attention density train",
+        run,
     ),
     Table(
         "training-step",

@@ -134,6 +134,7 @@ def _run_cells(
                 console.print(
                     f"{name}: {time.time() - start:.0f} s, {len(waiting) + len(running)} left",
                     highlight=False,
+                    soft_wrap=True,
                 )
             time.sleep(0.2)
     finally:
