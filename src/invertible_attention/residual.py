@@ -24,7 +24,7 @@ from invertible_attention.solvers import (
     is_differentiated,
 )
 
-__all__ = ["Residual"]
+__all__ = ["Residual", "require_tensor"]
 
 Batch = Float[Tensor, "batch *event"]
 
@@ -81,7 +81,8 @@ class Residual(Bijection):
         self.logdet = RussianRoulette() if logdet is None else logdet
 
     def check_input(self, x: Tensor) -> None:
-        """Raise :class:`ValueError` for input the block cannot take."""
+        """Raise :class:`TypeError` for what is no tensor, :class:`ValueError` for one the block cannot take."""
+        require_tensor(x)
         if x.dim() < 2 or x.shape[0] == 0:
             raise ValueError(f"expected a non-empty batch (B, ...), got shape {tuple(x.shape)}")
         if not x.is_floating_point():
@@ -228,6 +229,12 @@ class Residual(Bijection):
 
     def _needs_gradient(self, z: Tensor, args: tuple[Tensor | None, ...]) -> bool:
         return is_differentiated((z, *args, *self.branch.parameters()))
+
+
+def require_tensor(x: object) -> None:
+    """Raise :class:`TypeError` for what is no tensor, such as an array."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a tensor, got {type(x).__name__}")
 
 
 def _add(x: Tensor, update: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 import itertools
 from functools import partial
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -222,6 +223,20 @@ def test_bad_arguments_are_named(arguments, shown):
         ia.InvertibleAttention(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [({"channels": 12.0}, "12.0"), ({"channels": "12"}, "'12'"), ({"channels": 4, "heads": 2.0}, "2.0")],
+)
+def test_counts_that_are_no_integers_are_named(arguments, shown):
+    for layer in (ia.InvertibleAttention, ia.Attention):
+        with pytest.raises(TypeError, match=f"must be an integer, got {shown}"):
+            layer(**arguments)
+
+
+def test_integers_of_numpy_are_integers():
+    assert ia.InvertibleAttention(np.int64(4), heads=np.int64(2))(torch.zeros(1, 4, 3)).shape == (1, 4, 3)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.5, 1.5, float("nan")])
 def test_coefficients_outside_the_open_interval(value):
     for constraint in (ia.Certified, ia.Relaxed):
@@ -258,6 +273,13 @@ def test_bad_input_is_named(x, shown):
     for method in (layer, layer.inverse, layer.solve_inverse, layer.forward_and_logdet, ia.Attention(4)):
         with pytest.raises(ValueError, match=shown):
             method(x)
+
+
+def test_what_is_no_tensor_is_named():
+    layer = ia.InvertibleAttention(4)
+    for method in (layer, layer.inverse, layer.solve_inverse, layer.forward_and_logdet, ia.Attention(4)):
+        with pytest.raises(TypeError, match="expected a tensor, got ndarray"):
+            method(np.zeros((2, 4, 5), dtype=np.float32))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

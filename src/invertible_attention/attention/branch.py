@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from typing import cast
 
 import torch
@@ -50,6 +51,7 @@ class AttentionBranch(nn.Module):
         implementation: Passed to :func:`~invertible_attention.attention.functional.attend`.
 
     Raises:
+        TypeError: If channels or heads are no integers.
         ValueError: If an argument is outside its range, or a certificate is asked of a signed response.
     """
 
@@ -74,6 +76,9 @@ class AttentionBranch(nn.Module):
         implementation: str = "auto",
     ) -> None:
         super().__init__()
+        for name, value in (("channels", channels), ("heads", heads)):
+            if not isinstance(value, Integral):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
         if heads < 1 or channels % heads:

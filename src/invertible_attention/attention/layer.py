@@ -13,7 +13,7 @@ from invertible_attention.attention.constraints import Certified, Constraint, Un
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Concatenation, DotProduct, Response, name_of
 from invertible_attention.logdet import LogDetEstimator
-from invertible_attention.residual import Residual
+from invertible_attention.residual import Residual, require_tensor
 from invertible_attention.solvers import Solver
 
 __all__ = ["Attention", "InvertibleAttention"]
@@ -57,6 +57,7 @@ class InvertibleAttention(Residual):
             :func:`~invertible_attention.attention.functional.attend`; all give the same result.
 
     Raises:
+        TypeError: If channels or heads are no integers.
         ValueError: If an argument is outside its range.
 
     References:
@@ -142,6 +143,7 @@ class Attention(nn.Module):
         implementation: As in :class:`InvertibleAttention`.
 
     Raises:
+        TypeError: If channels or heads are no integers.
         ValueError: If an argument is outside its range.
 
     References:
@@ -189,6 +191,7 @@ class Attention(nn.Module):
             mask: True where a token is valid, ``(B, *spatial)``; others are not seen and returned as they are.
 
         Raises:
+            TypeError: For what is no tensor.
             ValueError: For arguments the layer cannot take.
         """
         check_image(x, self.branch.channels)
@@ -201,6 +204,7 @@ class Attention(nn.Module):
 
 def check_image(x: Tensor, channels: int) -> None:
     """Raise :class:`ValueError` unless ``x`` is a non-empty floating-point ``(B, channels, *spatial)``."""
+    require_tensor(x)
     if not 3 <= x.dim() <= 5:
         raise ValueError(f"expected (B, C, *spatial) with 1, 2 or 3 spatial axes, got shape {tuple(x.shape)}")
     if x.shape[1] != channels:

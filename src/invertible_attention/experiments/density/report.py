@@ -15,6 +15,8 @@ __all__ = ["draw_curve", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 DASHES = ("-", "--", ":", "-.")
+LONG = 40
+"""Names of more characters than this do not fit side by side in a legend."""
 
 
 def write_report(output: Path, results: dict[str, Any]) -> Path:
@@ -61,7 +63,7 @@ def draw_curve(runs: list[dict[str, Any]]) -> Figure:
         _label(left, "steps", "test bits/dim")
         _label(right, "processor minutes of training", None)
         if len(names) > 1:
-            canvas.legend(loc="outside lower center", ncols=2)
+            canvas.legend(loc="outside lower center", ncols=2 if max(map(len, names)) <= LONG else 1)
         png = render_png(canvas)
     return Figure(
         "curve",

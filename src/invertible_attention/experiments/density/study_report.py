@@ -34,7 +34,8 @@ def _differences(study: dict[str, Any]) -> Figure:
 
     rows = [row for row in study["rows"] if row["difference"]["mean"] is not None]
     with plot_style():
-        canvas = Canvas(figsize=(7, 0.9 + 0.34 * len(rows)))
+        longest = max(len(row["variant"]) for row in rows)
+        canvas = Canvas(figsize=(5 + 0.07 * longest, 0.9 + 0.34 * len(rows)))
         axes = canvas.subplots()
         for index, row in enumerate(rows):
             difference = row["difference"]

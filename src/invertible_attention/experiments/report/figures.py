@@ -74,10 +74,16 @@ def plot_style() -> Iterator[None]:
         yield
 
 
-def render_png(canvas: Canvas) -> bytes:
-    """Return a matplotlib figure as PNG, without the date, so that equal figures are equal files."""
+def render_png(canvas: Canvas, *, fit: bool = True) -> bytes:
+    """Return a matplotlib figure as PNG, without the date, so that equal figures are equal files.
+
+    Args:
+        canvas: the figure.
+        fit: make it as large as what is drawn, so that no long label or legend is cut; otherwise it keeps its
+            size, to the pixel.
+    """
     buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", metadata={"Software": None})
+    canvas.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight" if fit else None)
     return buffer.getvalue()
 
 
@@ -112,7 +118,7 @@ def image_grid(
     for (label, _), middle in zip(rows, middles, strict=True):
         x = (margin - 0.1 * DPI) / (across + margin)
         canvas.text(x, 1 - middle / height, label, ha="right", va="center")
-    return render_png(canvas)
+    return render_png(canvas, fit=False)
 
 
 def _strip(images: np.ndarray, magnified: int) -> np.ndarray:
