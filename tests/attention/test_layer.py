@@ -225,12 +225,29 @@ def test_bad_arguments_are_named(arguments, shown):
 
 @pytest.mark.parametrize(
     ("arguments", "shown"),
-    [({"channels": 12.0}, "12.0"), ({"channels": "12"}, "'12'"), ({"channels": 4, "heads": 2.0}, "2.0")],
+    [
+        ({"channels": 12.0}, "12.0"),
+        ({"channels": "12"}, "'12'"),
+        ({"channels": 4, "heads": 2.0}, "2.0"),
+        ({"channels": True}, "True"),
+    ],
 )
 def test_counts_that_are_no_integers_are_named(arguments, shown):
     for layer in (ia.InvertibleAttention, ia.Attention):
         with pytest.raises(TypeError, match=f"must be an integer, got {shown}"):
             layer(**arguments)
+
+
+def test_context_channels_that_are_no_integer_are_named():
+    with pytest.raises(TypeError, match="context_channels must be an integer, got 2.5"):
+        ia.InvertibleAttention(4, context_channels=2.5)
+
+
+def test_a_prior_for_other_heads_is_refused():
+    with pytest.raises(ValueError, match="position_prior has 4 heads, the attention has 2"):
+        ia.InvertibleAttention(4, heads=2, position_prior=ia.TorusPrior(heads=4))
+    layer = ia.InvertibleAttention(4, heads=2, position_prior=ia.TorusPrior())
+    assert layer(torch.zeros(1, 4, 3, 3)).shape == (1, 4, 3, 3)
 
 
 def test_integers_of_numpy_are_integers():

@@ -76,15 +76,15 @@ class AttentionBranch(nn.Module):
         implementation: str = "auto",
     ) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("heads", heads)):
-            if not isinstance(value, Integral):
-                raise TypeError(f"{name} must be an integer, got {value!r}")
+        _check_counts(channels=channels, heads=heads, context_channels=context_channels or 0)
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
         if heads < 1 or channels % heads:
             raise ValueError(f"heads must be positive and divide channels={channels}, got {heads}")
         if normalization not in ("column", "row", "all", "count"):
             raise ValueError(f"normalization must be 'column', 'row' or 'all', got {normalization!r}")
+        if position_prior is not None and position_prior.heads not in (None, 1, heads):
+            raise ValueError(f"position_prior has {position_prior.heads} heads, the attention has {heads}")
         self.channels, self.heads = channels, heads
         self.constraint = constraint
         self.normalization = normalization
@@ -253,6 +253,12 @@ class AttentionBranch(nn.Module):
             # With a prior what is seen of it is measured, in causal order too.
             causal=self.causal and self.position_prior is None,
         )
+
+
+def _check_counts(**counts: object) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
 
 
 def _uniform(rows: int, columns: int) -> Tensor:

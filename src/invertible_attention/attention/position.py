@@ -24,7 +24,13 @@ __all__ = ["PositionPrior", "TorusPrior"]
 
 
 class PositionPrior(nn.Module, ABC):
-    """Base of the priors. One per layer; it may be learned."""
+    """Base of the priors. One per layer; it may be learned.
+
+    Attributes:
+        heads: Number of heads it tells apart, 1 or that of the layer; ``None`` where it is not known beforehand.
+    """
+
+    heads: int | None = None
 
     @abstractmethod
     def forward(self, spatial: Sequence[int]) -> Float[Tensor, "#heads tokens tokens"]:
@@ -59,6 +65,7 @@ class TorusPrior(PositionPrior):
             raise ValueError(
                 f"axes, heads, width and reference must be positive, got {axes}, {heads}, {width}, {reference}"
             )
+        self.heads = heads
         concentration = (reference / (2 * math.pi * width)) ** 2
         self.log_concentration = nn.Parameter(torch.full((heads, axes), math.log(concentration)))
         # Spread around the circle of directions, so that heads look to different sides from the start.

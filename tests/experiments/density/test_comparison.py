@@ -1,8 +1,20 @@
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 
-from invertible_attention.experiments.density.comparison import at_time, compare, mean_and_error, table_text
+from invertible_attention.experiments.density.comparison import (
+    at_time,
+    compare,
+    guarantee,
+    mean_and_error,
+    table_text,
+)
+from invertible_attention.experiments.density.configuration import Configuration
+from invertible_attention.experiments.density.study_report import write_study_report
+from invertible_attention.experiments.metadata import run_metadata
 
 
 def run(
@@ -12,7 +24,7 @@ def run(
         "variant": variant,
         "name": variant,
         "parameters": 100 if variant == "a" else 101,
-        "configuration": {"seed": seed},
+        "configuration": {"seed": seed, "model": "maf" if variant == "maf" else "i-resnet"},
         "training": {"processor_seconds": seconds, "skipped_steps": 1},
         "curve": [{"processor_seconds": seconds, "test": bits if test is None else test}],
         "untrained": {"bits_per_dim": 8.0},
@@ -57,6 +69,23 @@ def test_a_variant_that_did_not_train_stays_in_the_table() -> None:
     assert "| a | 100 (1.000) |" in text
 
 
+def test_what_has_no_certificate_is_not_called_certified() -> None:
+    rows = compare([run("a", 0, 3.0), run("maf", 0, 3.0)])
+    assert [guarantee(row) for row in rows] == ["certified", "–"]
+    assert guarantee(rows[0] | {"spectral_radius": 0.5}) == "0.500"
+
+
+@pytest.mark.parametrize("points", [4, 6, 11])
+def test_reading_a_curve_that_flattens_costs_a_slower_variant_nothing(points: int) -> None:
+    # The same curve over time, seen at other times: whoever is slower must not look worse for it.
+    def curve(seconds: float) -> list[dict[str, float]]:
+        times = [seconds * k / points for k in range(points + 1)]
+        return [{"processor_seconds": t, "test": 3 + 2 * math.exp(-t / 3)} for t in times]
+
+    expected = 3 + 2 * math.exp(-10 / 3)
+    assert at_time(curve(11.0), 10.0) == pytest.approx(expected, abs=0.01)
+
+
 def test_curves_are_read_between_their_points_only() -> None:
     curve = [
         {"processor_seconds": 1.0, "test": 5.0},
@@ -68,3 +97,21 @@ def test_curves_are_read_between_their_points_only() -> None:
     assert at_time(curve, 3.5) is None
     assert at_time(curve, 9.0) is None
     assert mean_and_error([2.0]) == (2.0, None)
+
+
+def test_a_study_whose_reference_did_not_train_has_a_report(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    runs = [run("a", 0, None), run("a", 1, None), run("b", 0, 3.0016), run("b", 1, None)]
+    study = {
+        "base": Configuration.choose().to_json(),
+        "variants": ["a", "b"],
+        "draws": 4,
+        "data": {"title": "T", "train_images": 1, "test_images": 1, "shape": [1, 2, 2]},
+        "seeds": 2,
+        "rows": compare(runs),
+        "cells": [r | {"curve": [{"step": 1, **point} for point in r["curve"]]} for r in runs],
+        "run": run_metadata(),
+    }
+    page = write_study_report(tmp_path, study).read_text()
+    assert "3.0016 (1 not finite)" in page
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["curve.png"]

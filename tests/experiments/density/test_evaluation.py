@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from invertible_attention import Exact, RussianRoulette
-from invertible_attention.experiments.density.evaluation import Score, score
+from invertible_attention.experiments.density.evaluation import Score, evaluation_estimator, score
 from invertible_attention.experiments.density.radius import MeasureRadius
 from invertible_attention.flows import Dequantize, Flatten, Flow, Logit, Residual, Sequential, Uniform
 
@@ -83,3 +83,9 @@ def test_score_reports_the_radius_of_what_is_not_certified() -> None:
     assert bits(0.5).radius is None
     assert bits(math.inf).radius == pytest.approx(0.4, rel=1e-4)
     assert bits(math.inf).to_json()["spectral_radius"] == pytest.approx(0.4, rel=1e-4)
+
+
+def test_few_dimensions_are_evaluated_exactly() -> None:
+    otherwise = RussianRoulette(probes=2)
+    assert isinstance(evaluation_estimator(64, otherwise), Exact)
+    assert evaluation_estimator(3 * 32 * 32, otherwise) is otherwise

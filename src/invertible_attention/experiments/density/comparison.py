@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["at_time", "compare", "mean_and_error", "table_text"]
+from .configuration import Model
+
+__all__ = ["at_time", "compare", "guarantee", "mean_and_error", "spread", "table_text"]
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -27,15 +29,19 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 def at_time(curve: Sequence[dict[str, Any]], seconds: float) -> float | None:
     """Return test bits per dimension after so many processor seconds of training, interpolated.
 
-    ``None`` before the first point, after the last, and where a value was not finite.
+    By monotone cubics: a curve that flattens lies below its chords, and straight lines would put every slower
+    variant at a disadvantage. ``None`` before the first point, after the last, and where a value was not finite.
     """
+    from scipy.interpolate import PchipInterpolator
+
     for before, after in pairwise(curve):
         if before["processor_seconds"] <= seconds <= after["processor_seconds"]:
             if before["test"] is None or after["test"] is None:
                 return None
-            span = after["processor_seconds"] - before["processor_seconds"]
-            share = (seconds - before["processor_seconds"]) / span if span > 0 else 1.0
-            return before["test"] + share * (after["test"] - before["test"])
+            known = {p["processor_seconds"]: p["test"] for p in curve if p["test"] is not None}
+            if len(known) == 1:
+                return after["test"]
+            return float(PchipInterpolator(list(known), list(known.values()))(seconds))
     return None
 
 
@@ -44,7 +50,8 @@ def compare(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Differences are paired: runs with the same seed share data, order of batches, noise, and the weights that
     both have. Equal time is the processor time of the fastest run of a seed, at which the learning curves
-    are read.
+    are read. Where the learning rate decays over the steps, a slower run is read before its own has, which
+    counts against it: limit the time of all instead to compare at equal time alone.
     """
     variants = list(dict.fromkeys(run["variant"] for run in runs))
     seeds = sorted({run["configuration"]["seed"] for run in runs})
@@ -73,6 +80,7 @@ def compare(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "parameters": first["parameters"],
                 "parameters_relative": first["parameters"] / by_cell[variants[0], seeds[0]]["parameters"],
                 "processor_seconds": statistics.fmean(r["training"]["processor_seconds"] for r in own),
+                "model": first["configuration"]["model"],
                 "exact": all(run["evaluation"]["exact"] for run in own),
                 "spectral_radius": max(
                     (r["evaluation"].get("spectral_radius") or 0.0 for r in own), default=0.0
@@ -118,16 +126,24 @@ def table_text(study: dict[str, Any]) -> str:
     for row in study["rows"]:
         lines.append(
             f"| {row['variant']} | {row['parameters']:,} ({row['parameters_relative']:.3f}) "
-            f"| {row['processor_seconds'] / 60:.1f} | {_spread(row['bits_per_dim'])} "
-            f"| {_spread(row['difference'], sign=True)} "
-            f"| {_spread(row['difference_at_equal_time'], sign=True)} "
-            f"| {'certified' if row['spectral_radius'] is None else format(row['spectral_radius'], '.3f')} "
+            f"| {row['processor_seconds'] / 60:.1f} | {spread(row['bits_per_dim'])} "
+            f"| {spread(row['difference'], sign=True)} "
+            f"| {spread(row['difference_at_equal_time'], sign=True)} "
+            f"| {guarantee(row)} "
             f"| {row['skipped_steps']} steps, {row['failed_samples']} samples |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _spread(summary: dict[str, Any], *, sign: bool = False) -> str:
+def guarantee(row: dict[str, Any]) -> str:
+    """Return the largest spectral radius met, or why there is none: a certificate, or no residual blocks."""
+    if row["spectral_radius"] is not None:
+        return format(row["spectral_radius"], ".3f")
+    return "certified" if Model(row.get("model", Model.I_RESNET)).residual else "–"
+
+
+def spread(summary: dict[str, Any], *, sign: bool = False) -> str:
+    """Return mean ± standard error, and how many values were not finite."""
     missing = sum(value is None for value in summary["values"])
     if summary["mean"] is None:
         return "–"

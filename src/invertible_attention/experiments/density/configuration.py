@@ -168,6 +168,9 @@ class Configuration:
             raise ValueError(f"blocks must be positive numbers, got {self.blocks}")
         if self.attention != "none" and not Model(self.model).residual:
             raise ValueError(f"attention goes into residual models only, got model {self.model}")
+        if self.attention == "none" and (self.heads > 1 or self.position_prior):
+            given = f"{self.heads} heads" if self.heads > 1 else "a position prior"
+            raise ValueError(f"there is no attention to give {given}: name one with attention")
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ import lightning.pytorch as lightning
 from ...flows import Flow
 from ...logdet import RussianRoulette
 from ..averaging import WeightAverage
-from .evaluation import score
+from .evaluation import evaluation_estimator, score
 
 __all__ = ["LearningCurve"]
 
@@ -81,7 +81,9 @@ class LearningCurve(lightning.Callback):
         result = score(
             self.model.to(run.device),
             run.data.test[: settings.curve_images],
-            estimator=RussianRoulette(evaluation_exact_terms=10),
+            estimator=evaluation_estimator(
+                run.data.test[0].numel(), RussianRoulette(evaluation_exact_terms=10)
+            ),
             draws=1,
             seed=settings.seed,
             batch_size=settings.batch_size,

@@ -17,7 +17,15 @@ from .batches import EVALUATION, step_seed
 from .network import using_estimator
 from .radius import MeasureRadius
 
-__all__ = ["Score", "score"]
+__all__ = ["Score", "evaluation_estimator", "score"]
+
+EXACT_DIMENSIONS = 128
+"""Up to this many dimensions densities are evaluated with exact determinants."""
+
+
+def evaluation_estimator(dimensions: int, otherwise: LogDetEstimator) -> LogDetEstimator:
+    """Return :class:`~invertible_attention.Exact` for few dimensions, ``otherwise`` for many."""
+    return Exact(chunk_size=EXACT_DIMENSIONS) if dimensions <= EXACT_DIMENSIONS else otherwise
 
 
 @dataclass(frozen=True)

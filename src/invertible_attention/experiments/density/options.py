@@ -74,7 +74,12 @@ Terms = Annotated[
 ]
 Steps = Annotated[int | None, _number("Optimizer steps.")]
 Minutes = Annotated[
-    float | None, typer.Option(help="Processor time after which training ends.", show_default="no limit")
+    float | None,
+    typer.Option(
+        help="Processor time after which training ends, if --steps are not done before; the learning rate "
+        "then does not decay.",
+        show_default="no limit",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step, over all devices.")]
 LearningRate = Annotated[float, typer.Option(help="Of Adamax.")]

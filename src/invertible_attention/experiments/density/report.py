@@ -67,8 +67,8 @@ def draw_curve(runs: list[dict[str, Any]]) -> Figure:
         png = render_png(canvas)
     return Figure(
         "curve",
-        "Bits per dimension of test images, averaged weights, unbiased estimate with one draw. "
-        "Nothing was chosen by it.",
+        "Bits per dimension of test images, averaged weights, one draw of the noise. The weights of the last step "
+        "are those evaluated, whatever this curve does.",
         "Lines falling with the number of steps, and with time.",
         png,
     )

@@ -22,7 +22,7 @@ from ..progress import RunProgress
 from ..training import Parallel, choose_device, is_first_process
 from .configuration import Configuration, Estimator
 from .data import DensityData, load_data
-from .evaluation import score
+from .evaluation import evaluation_estimator, score
 from .network import build_model, count_parameters
 from .pictures import draw_samples, interpolate, tile
 from .report import write_report
@@ -32,8 +32,6 @@ __all__ = ["evaluate_run", "sample_run", "train_run"]
 
 OWNED = ("logs", "training.ckpt", "model.safetensors", "results.json", "report.html", "samples.png")
 OWNED = (*OWNED, "interpolation.png", "evaluation.json", "figures")
-EXACT_DIMENSIONS = 128
-"""Up to this many dimensions the final figure is computed with exact determinants."""
 
 
 def train_run(
@@ -195,8 +193,7 @@ def _load(
 
 
 def _final_score(model: Flow, data: DensityData, *, draws: int, device: torch.device) -> dict[str, Any]:
-    exact = data.train[0].numel() <= EXACT_DIMENSIONS
-    estimator = Exact(chunk_size=EXACT_DIMENSIONS) if exact else RussianRoulette(probes=2)
+    estimator = evaluation_estimator(data.train[0].numel(), RussianRoulette(probes=2))
     return score(model, data.test, estimator=estimator, draws=draws, seed=0, device=device).to_json()
 
 

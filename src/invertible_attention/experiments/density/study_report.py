@@ -7,6 +7,7 @@ from typing import Any
 
 from ..published import TABLE_3
 from ..report import COLORS, Figure, plot_style, render_png, save_figures, write_page
+from .comparison import guarantee, spread
 from .report import TEMPLATES, draw_curve
 
 __all__ = ["write_study_report"]
@@ -14,7 +15,9 @@ __all__ = ["write_study_report"]
 
 def write_study_report(output: Path, study: dict[str, Any]) -> Path:
     """Write ``figures/*.png`` and ``study.html``; return the page's path."""
-    figures = {"differences": _differences(study), "curve": draw_curve(study["cells"])}
+    figures = {"curve": draw_curve(study["cells"])}
+    if any(row["difference"]["mean"] is not None for row in study["rows"]):
+        figures = {"differences": _differences(study), **figures}
     save_figures(output / "figures", list(figures.values()))
     path = output / "study.html"
     write_page(
@@ -24,6 +27,8 @@ def write_study_report(output: Path, study: dict[str, Any]) -> Path:
         study=study,
         settings=study["base"],
         figures=figures,
+        guarantee=guarantee,
+        spread=spread,
         published=TABLE_3 if study["base"]["dataset"] == "cifar10" else None,
     )
     return path
