@@ -116,14 +116,17 @@ class OutputFolder:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return one phrase for every setting that differs.
+    """Return one phrase for every setting that differs, those inside of a setting by themselves.
 
     Example:
-        >>> differences({"seed": 0, "size": [32, 32]}, {"seed": 1, "size": [32, 32]})
-        ['seed was 0, now 1']
+        >>> differences({"seed": 0, "base": {"steps": 5, "size": 8}}, {"seed": 1, "base": {"steps": 9, "size": 8}})
+        ['seed was 0, now 1', 'steps was 5, now 9']
     """
-    return [
-        f"{name} was {old.get(name)}, now {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
+    phrases = []
+    for name in dict.fromkeys([*old, *new]):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            phrases += differences(before, now)
+        elif before != now:
+            phrases.append(f"{name} was {before}, now {now}")
+    return phrases
