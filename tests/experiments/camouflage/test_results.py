@@ -6,14 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from invertible_attention.experiments.camouflage.comparison import compare, pooled_deviation, usual_deviation
 from invertible_attention.experiments.camouflage.configuration import Configuration
-from invertible_attention.experiments.camouflage.findings import (
-    audit_findings,
-    claim_findings,
-    compare,
-    headline,
-    pooled_deviation,
-)
+from invertible_attention.experiments.camouflage.findings import audit_findings, claim_findings, headline
 from invertible_attention.experiments.camouflage.metrics import Scores
 from invertible_attention.experiments.camouflage.results import collect, datasets, rows
 from invertible_attention.experiments.published import TABLE_4
@@ -84,43 +79,140 @@ def test_deviation_is_pooled_over_rows_with_several_seeds() -> None:
     assert pooled_deviation(rows(collect([cell("base", 0, 0.5)])), "CAMO") is None
 
 
+def seeds(model: str, *values: float) -> list[dict[str, Any]]:
+    """Return networks with given S-measures, one per seed."""
+    return [cell(model, seed, value) for seed, value in enumerate(values)]
+
+
+def diverged(model: str, seed: int) -> dict[str, Any]:
+    """Return the result of a training that diverged."""
+    return {
+        "model": model,
+        "seed": seed,
+        "images": "x",
+        "configuration": {},
+        "diverged": "the loss is nan",
+    }
+
+
 def test_invertible_rows_are_compared_with_ordinary_ones() -> None:
     comparisons = {c.form: c for c in compare(rows(collect(CELLS)), "CAMO")}
     assert set(comparisons) == {"InvConcatenation", "Certified Concatenation", "InvDot-product"}
     assert comparisons["InvConcatenation"].difference == pytest.approx(-0.02)
-    assert comparisons["InvConcatenation"].within is True
-    assert comparisons["Certified Concatenation"].within is True
-    assert comparisons["InvDot-product"].within is False
+    assert comparisons["InvConcatenation"].place == "within"
+    assert comparisons["Certified Concatenation"].place == "within"
+    assert comparisons["InvDot-product"].place == "below"
+
+
+@pytest.mark.parametrize(
+    ("shift", "place"),
+    [(0.2, "above"), (0.0015, "above"), (0.0005, "within"), (-0.0005, "within"), (-0.0015, "below")],
+)
+def test_more_than_one_deviation_counts_in_both_directions(shift, place) -> None:
+    ordinary, inverse = (0.699, 0.700, 0.701), (0.699 + shift, 0.700 + shift, 0.701 + shift)
+    results = collect(seeds("gaussian", *ordinary) + seeds("inv-gaussian", *inverse))
+    (comparison,) = compare(rows(results), "CAMO")
+    assert comparison.deviation.value == pytest.approx(0.001)
+    assert comparison.place == place
+    (sentence,) = claim_findings(results)
+    assert ("within one deviation, 0.001" in sentence) == (place == "within")
+    assert (f"more than one deviation {place}, 0.001" in sentence) == (place != "within")
+
+
+def test_a_pair_is_compared_with_its_own_deviation() -> None:
+    steady = seeds("gaussian", 0.70, 0.71) + seeds("inv-gaussian", 0.60, 0.61)
+    wild = seeds("dot-product", 0.2, 0.9) + seeds("inv-dot-product", 0.9, 0.1)
+    alone, together = (compare(rows(collect(found)), "CAMO") for found in (steady, steady + wild))
+    assert alone[0] in together
+    assert alone[0].deviation.value == pytest.approx(0.01 / math.sqrt(2))
+    assert alone[0].deviation.rows == ("InvGaussian", "Gaussian")
+    assert (alone[0].place, alone[0].borrowed) == ("below", False)
+    # Of a pair in which one row has several seeds, that row's.
+    mixed = [cell("inv-gaussian", 0, 0.705), *seeds("gaussian", 0.70, 0.72), *wild]
+    by_form = {c.form: c for c in compare(rows(collect(mixed)), "CAMO")}
+    assert by_form["InvGaussian"].deviation.rows == ("Gaussian",)
+    assert by_form["InvGaussian"].deviation.value == pytest.approx(0.02 / math.sqrt(2))
+
+
+def test_a_pair_with_one_seed_borrows_the_deviation_of_stable_rows_and_says_so() -> None:
+    stable = seeds("base", 0.60, 0.61) + seeds("concatenation", 0.70, 0.72)
+    unstable = [*seeds("inv-dot-product", 0.1, 0.5), *seeds("inv-concatenation", 0.70, 0.70)]
+    unstable.append(diverged("inv-concatenation", 2))
+    single = [cell("gaussian", 0, 0.70), cell("inv-gaussian", 0, 0.60)]
+    found = collect([*stable, *unstable, *single])
+    usual = usual_deviation(rows(found), "CAMO")
+    assert usual.rows == ("Base", "Concatenation")
+    assert usual.unstable == ("InvConcatenation", "InvDot-product")
+    assert usual.value == pytest.approx(math.sqrt((0.01**2 / 2 + 0.02**2 / 2) / 2))
+    comparison = next(c for c in compare(rows(found), "CAMO") if c.form == "InvGaussian")
+    assert (comparison.deviation, comparison.borrowed) == (usual, True)
+    assert claim_findings(found)[0].endswith(
+        "InvGaussian -0.100 (more than one deviation below; 1 and 1 seed). InvGaussian: compared with 0.011, the "
+        "deviation over seeds of Base and Concatenation, since this pair has one seed (InvConcatenation and "
+        "InvDot-product left out of it as unstable)."
+    )
+
+
+def test_seeds_that_both_rows_have_are_compared_in_pairs() -> None:
+    ordinary = [cell("gaussian", seed, s) for seed, s in ((0, 0.5), (1, 0.7), (2, 0.9), (7, 0.1))]
+    inverse = [cell("inv-gaussian", seed, s) for seed, s in ((2, 0.93), (1, 0.72), (0, 0.51), (8, 0.2))]
+    results = collect(ordinary + inverse)
+    (comparison,) = compare(rows(results), "CAMO")
+    mean, error = comparison.paired
+    assert mean == pytest.approx(0.02)
+    assert error == pytest.approx(0.01 / math.sqrt(3))
+    assert comparison.difference == pytest.approx((0.51 + 0.72 + 0.93 + 0.2) / 4 - 0.55)
+    assert "+0.020 ± 0.006 by the 3 seeds of both, mean and standard error" in claim_findings(results)[0]
+    one = collect([ordinary[0], *inverse])
+    assert compare(rows(one), "CAMO")[0].paired is None
+    assert "±" not in claim_findings(one)[0]
+
+
+def test_trainings_that_diverged_are_told() -> None:
+    found = [
+        *seeds("gaussian", 0.70, 0.71, 0.72),
+        *seeds("inv-gaussian", 0.70, 0.71),
+        diverged("inv-gaussian", 2),
+        *seeds("dot-product", 0.70, 0.71),
+        *(diverged("inv-dot-product", seed) for seed in (0, 1)),
+        diverged("base", 0),
+    ]
+    results = collect(found)
+    claim, total = claim_findings(results)
+    assert "InvGaussian -0.005 (within one deviation, 0.009; 2 and 3 seeds; " in claim
+    assert "mean and standard error, 1 and 0 diverged)" in claim
+    assert "InvDot-product cannot be compared (0 and 2 seeds, 2 and 0 diverged)" in claim
+    listed = "rainings that diverged: Base 1 of 1, InvDot-product 2 of 2, InvGaussian 1 of 3"
+    assert total == f"T{listed}; means are over the others."
+    assert headline(results) == (
+        "Gaussian has the best S on CAMO, 0.710 ± 0.010; of 2 invertible rows, 1 within one deviation over seeds of "
+        f"the ordinary attention with the same response, 0 above, 0 below and 1 that cannot be compared; t{listed}."
+    )
+    nothing = collect([diverged("base", 0)])
+    assert headline(nothing) == "No network finished training: trainings that diverged: Base 1 of 1."
+    assert claim_findings(nothing) == []
 
 
 def test_findings_say_what_the_numbers_say() -> None:
     (sentence,) = claim_findings(collect(CELLS))
     assert "InvDot-product -0.110 (more than one deviation below; 1 and 1 seed)" in sentence
-    assert "InvConcatenation -0.020 (within one deviation; 1 and 2 seeds)" in sentence
-    assert "is 0.028" in sentence
+    assert "InvConcatenation -0.020 (within one deviation, 0.028; 1 and 2 seeds)" in sentence
     single = [cell("gaussian", 0, 0.5), cell("inv-gaussian", 0, 0.5)]
-    assert "no row has several seeds" in claim_findings(collect(single))[0]
+    assert "no stable row has several seeds" in claim_findings(collect(single))[0]
     assert claim_findings(collect([cell("base", 0, 0.5)])) == []
 
 
 def test_headline_names_the_best_row_and_counts() -> None:
     assert headline(collect(CELLS)) == (
-        "Certified Concatenation has the best S on CAMO, 0.730; 2 of 3 invertible rows are no more than one "
-        "deviation over seeds below the ordinary attention with the same response."
+        "Certified Concatenation has the best S on CAMO, 0.730; of 3 invertible rows, 2 within one deviation over "
+        "seeds of the ordinary attention with the same response, 0 above and 1 below."
     )
     assert headline(collect([cell("base", 0, 0.5)])).startswith("Base reaches S 0.500, mean F 0.500")
     assert headline(collect([])) == "No network finished training."
 
 
 def test_diverged_networks_are_counted_and_not_averaged() -> None:
-    diverged = {
-        "model": "inv-dot-product",
-        "seed": 1,
-        "images": "x",
-        "configuration": {},
-        "diverged": "the loss is nan",
-    }
-    results = collect([*CELLS, diverged])
+    results = collect([*CELLS, diverged("inv-dot-product", 1)])
     row = rows(results)[-1]
     assert (row.diverged, len(row.scored)) == (1, 1)
     assert row.text("CAMO", "s_measure") == "0.600"

@@ -2,76 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ..published import RESPONSES
+from .comparison import MEASURE, Comparison, compare
 from .results import Row, datasets, rows
 
-__all__ = ["Comparison", "audit_findings", "claim_findings", "compare", "headline", "pooled_deviation"]
+__all__ = ["audit_findings", "claim_findings", "headline"]
 
-MEASURE = "s_measure"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """An invertible row against the ordinary one with the same response, by S-measure.
-
-    Args:
-        response: name of the response.
-        form: title of the invertible row.
-        difference: invertible minus ordinary.
-        deviation: standard deviation over seeds that it is compared with, ``None`` where there is no estimate.
-        seeds: of the invertible row and of the ordinary row.
-    """
-
-    response: str
-    form: str
-    difference: float
-    deviation: float | None
-    seeds: tuple[int, int]
-
-    @property
-    def within(self) -> bool | None:
-        """Whether the invertible row is at most one deviation below the ordinary one; ``None`` without estimate."""
-        return None if self.deviation is None else self.difference >= -self.deviation
-
-
-def pooled_deviation(found: Sequence[Row], dataset: str) -> float | None:
-    """Return the standard deviation over seeds, pooled over the rows that have several; ``None`` without any."""
-    squares, freedom = 0.0, 0
-    for row in found:
-        values = row.values(dataset, MEASURE)
-        if len(values) > 1:
-            squares += statistics.variance(values) * (len(values) - 1)
-            freedom += len(values) - 1
-    return math.sqrt(squares / freedom) if freedom else None
-
-
-def compare(found: Sequence[Row], dataset: str) -> list[Comparison]:
-    """Compare every invertible row with the ordinary one that has the same response."""
-    ordinary = {row.model.response: row for row in found if row.model.constraint == "ordinary"}
-    deviation = pooled_deviation(found, dataset)
-    comparisons = []
-    for row in found:
-        partner = ordinary.get(row.model.response)
-        if not row.model.invertible or partner is None or row.model.response is None:
-            continue
-        own, other = row.values(dataset, MEASURE), partner.values(dataset, MEASURE)
-        if own and other:
-            comparisons.append(
-                Comparison(
-                    row.model.response,
-                    row.title,
-                    statistics.fmean(own) - statistics.fmean(other),
-                    deviation,
-                    (len(own), len(other)),
-                )
-            )
-    return comparisons
+PLACES = {
+    "above": "more than one deviation above",
+    "within": "within one deviation",
+    "below": "more than one deviation below",
+}
 
 
 def claim_findings(results: dict[str, Any]) -> list[str]:
@@ -80,21 +24,14 @@ def claim_findings(results: dict[str, Any]) -> list[str]:
     sentences = []
     for dataset in datasets(results):
         comparisons = compare(found, dataset)
-        if not comparisons:
-            continue
-        deviation = comparisons[0].deviation
-        listed = "; ".join(
-            f"{c.form} {c.difference:+.3f} ({_verdict(c)}; {c.seeds[0]} and {c.seeds[1]} "
-            f"{'seed' if c.seeds == (1, 1) else 'seeds'})"
-            for c in comparisons
-        )
-        base = "no row has several seeds, so there is no deviation to compare with"
-        if deviation is not None:
-            base = f"the deviation over seeds, pooled over the rows that have several, is {deviation:.3f}"
-        sentences.append(
-            f"{dataset}: S of the invertible rows minus S of the ordinary rows with the same response: "
-            f"{listed}. Here {base}."
-        )
+        if comparisons:
+            listed = "; ".join(_pair(comparison) for comparison in comparisons)
+            sentences.append(
+                f"{dataset}: S of the invertible rows minus S of the ordinary rows with the same response: "
+                f"{listed}.{_origin(comparisons)}"
+            )
+    if datasets(results) and (diverged := _diverged(found)):
+        sentences.append(f"{diverged[0].upper()}{diverged[1:]}; means are over the others.")
     return sentences
 
 
@@ -130,8 +67,9 @@ def audit_findings(results: dict[str, Any]) -> list[str]:
 def headline(results: dict[str, Any]) -> str:
     """Return the result in one sentence."""
     found, tested = rows(results), datasets(results)
+    diverged = _diverged(found)
     if not tested:
-        return "No network finished training."
+        return "No network finished training" + (f": {diverged}." if diverged else ".")
     dataset = tested[0]
     scored = [row for row in found if row.values(dataset, MEASURE)]
     best = max(scored, key=lambda row: statistics.fmean(row.values(dataset, MEASURE)))
@@ -141,17 +79,72 @@ def headline(results: dict[str, Any]) -> str:
             f"{best.title} reaches S {best.text(dataset, MEASURE)}, mean F {best.text(dataset, 'mean_f')}, "
             f"mean E {best.text(dataset, 'mean_e')} and MAE {best.text(dataset, 'mae')} on {dataset}"
         )
-    comparisons = [c for c in compare(found, dataset) if c.within is not None]
-    if comparisons:
-        kept = sum(bool(c.within) for c in comparisons)
-        sentence += (
-            f"; {kept} of {len(comparisons)} invertible rows are no more than one deviation over seeds below "
-            "the ordinary attention with the same response"
+    return "; ".join(part for part in (sentence, _counts(compare(found, dataset)), diverged) if part) + "."
+
+
+def _counts(comparisons: Sequence[Comparison]) -> str:
+    """Return how many invertible rows are as good as the ordinary ones, empty where nothing can be said."""
+    places = [comparison.place for comparison in comparisons]
+    if not any(places):
+        return ""
+    count = "the only invertible row" if len(places) == 1 else f"{len(places)} invertible rows"
+    parts = [
+        f"{places.count('within')} within one deviation over seeds of the ordinary attention "
+        "with the same response"
+    ]
+    parts += [f"{places.count(name)} {name}" for name in ("above", "below")]
+    if unknown := places.count(None):
+        parts.append(f"{unknown} that cannot be compared")
+    return f"of {count}, {', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _diverged(found: Sequence[Row]) -> str:
+    """Return how many trainings of which rows diverged, empty where none did."""
+    listed = [f"{row.title} {row.diverged} of {len(row.cells)}" for row in found if row.diverged]
+    return f"trainings that diverged: {', '.join(listed)}" if listed else ""
+
+
+def _pair(comparison: Comparison) -> str:
+    """Return what is known of a pair of rows."""
+    diverged = ""
+    if any(comparison.diverged):
+        diverged = f", {comparison.diverged[0]} and {comparison.diverged[1]} diverged"
+    seeds = f"{comparison.seeds[0]} and {comparison.seeds[1]} seed{'' if comparison.seeds == (1, 1) else 's'}"
+    if comparison.difference is None:
+        return f"{comparison.form} cannot be compared ({seeds}{diverged})"
+    verdict = "no deviation to compare with"
+    if comparison.place is not None:
+        verdict = PLACES[comparison.place]
+    if comparison.deviation is not None and not comparison.borrowed:
+        verdict += f", {comparison.deviation.value:.3f}"
+    if comparison.paired is not None:
+        mean, error = comparison.paired
+        seeds += (
+            f"; {mean:+.3f} ± {error:.3f} by the {comparison.shared} seeds of both, mean and standard error"
         )
-    return sentence + "."
+    return f"{comparison.form} {comparison.difference:+.3f} ({verdict}; {seeds}{diverged})"
 
 
-def _verdict(comparison: Comparison) -> str:
-    if comparison.within is None:
-        return RESPONSES[comparison.response]
-    return "within one deviation" if comparison.within else "more than one deviation below"
+def _origin(comparisons: Sequence[Comparison]) -> str:
+    """Return where the deviation of pairs with one seed comes from."""
+    known = [comparison for comparison in comparisons if comparison.difference is not None]
+    single = [comparison.form for comparison in known if comparison.borrowed]
+    lacking = [comparison.form for comparison in known if comparison.deviation is None]
+    if lacking:
+        return (
+            f" {_listed(lacking)}: no stable row has several seeds, so there is no deviation to compare with."
+        )
+    if not single:
+        return ""
+    deviation = next(c.deviation for c in known if c.borrowed and c.deviation is not None)
+    text = (
+        f" {_listed(single)}: compared with {deviation.value:.3f}, the deviation over seeds of "
+        f"{_listed(deviation.rows)}, since {'this pair has' if len(single) == 1 else 'these pairs have'} one seed"
+    )
+    if deviation.unstable:
+        text += f" ({_listed(deviation.unstable)} left out of it as unstable)"
+    return text + "."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)

@@ -63,6 +63,14 @@ class Row:
         """Return a measure of every seed's network on a dataset; empty where it was not tested."""
         return [cell["scores"][dataset][measure] for cell in self.scored if dataset in cell["scores"]]
 
+    def by_seed(self, dataset: str, measure: str) -> dict[int, float]:
+        """Return a measure on a dataset by the network's seed; empty where it was not tested."""
+        return {
+            cell["seed"]: cell["scores"][dataset][measure]
+            for cell in self.scored
+            if dataset in cell["scores"]
+        }
+
     def text(self, dataset: str, measure: str, decimals: int = 3) -> str:
         """Return mean and deviation over seeds."""
         return format_fixed(self.values(dataset, measure), decimals)
