@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from invertible_attention.cli import main
+from invertible_attention.experiments.camouflage.configuration import Configuration
 
 
 @pytest.mark.slow
@@ -22,3 +23,20 @@ def test_cost_of_a_step_is_measured(tmp_path, capsys) -> None:
         assert len(item["step_seconds"]) == 2
         assert item["step_mib"] >= item["evaluation_mib"] > 50
         assert 0.1 < item["loss"] < 2
+
+
+def test_steps_that_are_measured_train_batch_statistics(monkeypatch) -> None:
+    from invertible_attention.experiments.camouflage import measure as module
+
+    build, networks = module.build_network, []
+
+    def pretrained(*arguments):
+        networks.append(build(*arguments).eval())
+        return networks[0]
+
+    monkeypatch.setattr(module, "build_network", pretrained)
+    configuration = Configuration(backbone="tiny", weights="random", size=64, batch_size=2)
+    module.measure("base", configuration, steps=2, device="cpu")
+    counts = [value for name, value in networks[0].named_buffers() if name.endswith("num_batches_tracked")]
+    assert counts
+    assert all(count == 2 for count in counts)
