@@ -108,6 +108,65 @@ def test_evaluating_maps_needs_no_model(tmp_path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.fixture
+def maps_and_masks(tmp_path) -> list[str]:
+    """Eight maps of CAMO, six without a mask, one damaged; masks of NC4K without maps."""
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[2:5, 2:5] = 255
+    held = {"maps/CAMO": "abcdefgh", "masks/CAMO": "ab", "masks/NC4K": "a"}
+    for folder, names in held.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for name in names:
+            Image.fromarray(mask).save(tmp_path / folder / f"{name}.png")
+    (tmp_path / "maps" / "CAMO" / "b.png").write_bytes(b"?")
+    return ["evaluate", "--predictions", str(tmp_path / "maps"), "--masks", str(tmp_path / "masks")]
+
+
+def test_what_is_left_out_of_scores_is_told_and_stored(maps_and_masks, tmp_path, capsys) -> None:
+    file = tmp_path / "scores.json"
+    assert main(["camouflage", *maps_and_masks, "-o", str(file)]) == 1
+    assert "6 files cannot be used" in _error(capsys)
+    assert main(["camouflage", *maps_and_masks, "--leave-out-bad", "-o", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"images scored +1 *\n", printed)
+    assert re.search(r"Left out, 7: \S*c\.png has no mask; .*; and 2 more\n", printed)
+    assert "Not scored, 1: NC4K has masks and no maps\n" in printed
+    stored = json.loads(file.read_text())
+    assert stored["images"] == {"CAMO": 1}
+    assert len(stored["left_out"]) == 7
+    assert "b.png cannot be read" in stored["left_out"][-1]
+    assert stored["not_scored"] == ["NC4K has masks and no maps"]
+
+
+def test_images_left_out_of_a_networks_scores_are_told_and_stored(dataset, tmp_path, capsys) -> None:
+    assert _train(dataset, tmp_path / "run", "--model", "base") == 0
+    (dataset / "TestDataset" / "CAMO" / "GT" / "test_1.png").unlink()
+    capsys.readouterr()
+    arguments = ["evaluate", "--checkpoint", str(tmp_path / "run"), "--data", str(dataset)]
+    file = tmp_path / "scores.json"
+    assert main(["camouflage", *arguments, "--leave-out-bad", "-o", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"images scored +2 *\n", printed)
+    assert re.search(r"Left out, 1: \S*test_1\.jpg has no mask\n", printed)
+    stored = json.loads(file.read_text())
+    assert (stored["images"], len(stored["left_out"])) == ({"CAMO": 2}, 1)
+
+
+def test_files_that_cannot_be_written_are_told_before_anything_is_scored(
+    maps_and_masks, tmp_path, capsys, monkeypatch
+) -> None:
+    from invertible_attention.experiments.camouflage import apply_command
+
+    monkeypatch.delattr(apply_command, "match_folders")
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "more" / "scores.json"
+    for output, reason in ((below, f"{tmp_path / 'file'} is not a folder"), (tmp_path, "it is a folder")):
+        assert main(["camouflage", *maps_and_masks, "--output", str(output)]) == 1
+        assert f"cannot write {output}: {reason}" in _error(capsys)
+    assert main(["camouflage", "measure", "--models", "base", "--output", str(below)]) == 1
+    assert f"cannot write {below}" in _error(capsys)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -122,6 +181,10 @@ def test_evaluating_maps_needs_no_model(tmp_path) -> None:
         (["train", "--resume", "--overwrite"], "give one of them"),
         (["evaluate"], "give --checkpoint with --data, or --predictions with --masks"),
         (["evaluate", "--predictions", "x"], "give --checkpoint with --data, or --predictions with --masks"),
+        (
+            ["evaluate", "--predictions", "x", "--masks", "y", "--data", "z"],
+            "--predictions are scored against --masks alone: --data and --test-data go with --checkpoint",
+        ),
         (["evaluate", "--checkpoint", "x"], "--data or --test-data is needed"),
         (["predict"], "--checkpoint is needed"),
         (["predict", "--checkpoint", "x"], "--data or --images is needed"),

@@ -41,8 +41,8 @@ def test_folders_are_matched_in_every_layout(maps, masks, tmp_path) -> None:
     for name in ("a", "b"):
         _mask(tmp_path / "maps" / maps / f"{name}.png")
         _mask(tmp_path / "masks" / masks / f"{name}.png")
-    datasets, problems = match_folders(tmp_path / "maps", tmp_path / "masks")
-    assert problems == []
+    datasets, problems, unmatched = match_folders(tmp_path / "maps", tmp_path / "masks")
+    assert problems == unmatched == []
     (pairs,) = datasets.values()
     assert [(pair.prediction.stem, pair.mask.stem) for pair in pairs] == [("a", "a"), ("b", "b")]
 
@@ -52,8 +52,8 @@ def test_training_masks_are_left_aside_and_datasets_kept_apart(tmp_path) -> None
         _mask(tmp_path / "data" / "TestDataset" / name / "GT" / f"{name}.png")
         _mask(tmp_path / "maps" / name / f"{name}.png")
     _mask(tmp_path / "data" / "TrainDataset" / "GT" / "x.png")
-    datasets, problems = match_folders(tmp_path / "maps", tmp_path / "data")
-    assert problems == []
+    datasets, problems, unmatched = match_folders(tmp_path / "maps", tmp_path / "data")
+    assert problems == unmatched == []
     assert {name: [pair.mask.stem for pair in pairs] for name, pairs in datasets.items()} == {
         "CAMO": ["CAMO"],
         "NC4K": ["NC4K"],
@@ -65,11 +65,21 @@ def test_files_without_a_partner_are_named(tmp_path) -> None:
     _mask(tmp_path / "maps" / "extra.png")
     _mask(tmp_path / "masks" / "a.png")
     _mask(tmp_path / "masks" / "missing.png")
-    _, problems = match_folders(tmp_path / "maps", tmp_path / "masks")
+    _, problems, _ = match_folders(tmp_path / "maps", tmp_path / "masks")
     assert {str(problem) for problem in problems} == {
         f"{tmp_path / 'masks' / 'missing.png'} has no map",
         f"{tmp_path / 'maps' / 'extra.png'} has no mask",
     }
+
+
+def test_datasets_without_a_partner_are_named(tmp_path) -> None:
+    for name in ("CAMO", "CHAMELEON"):
+        _mask(tmp_path / "masks" / name / "a.png")
+    for name in ("CAMO", "CHAMELON"):
+        _mask(tmp_path / "maps" / name / "a.png")
+    pairs, problems, unmatched = match_folders(tmp_path / "maps", tmp_path / "masks")
+    assert (list(pairs), problems) == (["CAMO"], [])
+    assert unmatched == ["CHAMELEON has masks and no maps", "CHAMELON has maps and no masks"]
 
 
 def test_names_that_do_not_agree_are_shown(tmp_path) -> None:

@@ -10,14 +10,14 @@ import typer
 from rich.console import Console
 
 from ...cli.arguments import Device
+from ..errors import ExperimentError
 from ..files import write_json
 from ..metadata import run_metadata
 from ..progress import RunProgress
 from . import options as given
-from .console import print_scores
-from .data import Collection, open_data, open_images, report_problems
-from .evaluation import REMEDY, match_folders, score_collection, score_pairs
-from .metrics import Scores
+from .console import print_evaluation
+from .data import Collection, DetectionData, open_data, open_images, report_problems
+from .evaluation import REMEDY, Evaluation, match_folders, score_collection, score_pairs
 
 __all__ = ["evaluate", "predict"]
 
@@ -90,28 +90,26 @@ def evaluate(
     by_network, by_maps = checkpoint is not None, predictions is not None and masks is not None
     if by_network == by_maps or (predictions is None) != (masks is None):
         raise typer.BadParameter("give --checkpoint with --data, or --predictions with --masks")
+    if by_maps and (data or test_data):
+        raise typer.BadParameter(
+            "--predictions are scored against --masks alone: --data and --test-data go with --checkpoint"
+        )
+    if by_network and not data and not test_data:
+        raise typer.BadParameter("--data or --test-data is needed: which images?")
+    given.check_file(output)
     with RunProgress(1, console, "evaluation") as progress:
         if predictions is not None and masks is not None:
-            scores = _score_folders(predictions, masks, resize, leave_out_bad, progress)
+            found = _score_folders(predictions, masks, resize, leave_out_bad, progress)
         else:
-            if not data and not test_data:
-                raise typer.BadParameter("--data or --test-data is needed: which images?")
             assert checkpoint is not None
-            found = open_data(
+            opened = open_data(
                 data or (), test_roots=test_data or (), need_train=False, leave_out_bad=leave_out_bad
             )
-            with tempfile.TemporaryDirectory() as folder:
-                _write_maps(checkpoint, found.test, Path(folder), device, progress)
-                progress.stage("scoring", None)
-                scores = {item.name: score_collection(Path(folder), item) for item in found.test}
-    print_scores(console, scores)
+            found = _score_network(checkpoint, opened, device, progress)
+    print_evaluation(console, found)
     if output is not None:
-        content = {
-            "schema": "invertible-attention/camouflage-scores/1",
-            "run": run_metadata(),
-            "scores": {name: values.to_json() for name, values in scores.items()},
-        }
-        write_json(output, content)
+        head = {"schema": "invertible-attention/camouflage-scores/1", "run": run_metadata()}
+        write_json(output, head | found.to_json())
 
 
 def _write_maps(
@@ -134,19 +132,30 @@ def _write_maps(
     )
 
 
+def _score_network(checkpoint: Path, data: DetectionData, device: str, progress: RunProgress) -> Evaluation:
+    if not data.test:
+        raise ExperimentError("there is nothing to test on: give --test-data, or --data with a test part")
+    with tempfile.TemporaryDirectory() as folder:
+        _write_maps(checkpoint, data.test, Path(folder), device, progress)
+        progress.stage("scoring", None)
+        scores = {item.name: score_collection(Path(folder), item) for item in data.test}
+    return Evaluation(scores, {item.name: len(item) for item in data.test}, data.unusable)
+
+
 def _score_folders(
     predictions: Path, masks: Path, resize: bool, leave_out_bad: bool, progress: RunProgress
-) -> dict[str, Scores]:
-    datasets, problems = match_folders(predictions, masks)
+) -> Evaluation:
+    datasets, problems, unmatched = match_folders(predictions, masks)
     if not leave_out_bad:
         report_problems(problems, remedy=REMEDY)
-    scores, found = {}, []
+    scores, images, found = {}, {}, []
     for name, pairs in datasets.items():
         advance = progress.stage(f"scoring {name}", len(pairs))
         scores[name], wrong = score_pairs(
             pairs, resize=resize, report=lambda done, total, tell=advance: tell(done)
         )
+        images[name] = len(pairs) - len(wrong)
         found += wrong
     if not leave_out_bad:
         report_problems(found, remedy=REMEDY)
-    return scores
+    return Evaluation(scores, images, [*problems, *found], unmatched)

@@ -9,13 +9,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .metrics import MEASURES, Scores
+from .evaluation import Evaluation
+from .metrics import MEASURES
 from .results import TABLE_MEASURES, datasets, rows
 
 if TYPE_CHECKING:
     from .measure import Measurement
 
-__all__ = ["print_measurements", "print_scores", "print_summary"]
+__all__ = ["print_evaluation", "print_measurements", "print_summary"]
+
+NAMED = 5
+"""How many files that were left out are named."""
 
 
 def print_summary(console: Console, results: dict[str, Any]) -> None:
@@ -31,12 +35,20 @@ def print_summary(console: Console, results: dict[str, Any]) -> None:
         console.print(table)
 
 
-def print_scores(console: Console, scores: dict[str, Scores]) -> None:
-    """Print every measure of some datasets."""
-    table = _table("", list(scores))
+def print_evaluation(console: Console, found: Evaluation) -> None:
+    """Print every measure of some datasets, of how many images they are, and what was left out."""
+    table = _table("", list(found.scores))
     for name, title in MEASURES.items():
-        table.add_row(title, *(f"{getattr(values, name):.3f}" for values in scores.values()))
+        table.add_row(title, *(f"{getattr(values, name):.3f}" for values in found.scores.values()))
+    table.add_row("images scored", *(str(count) for count in found.images.values()))
     console.print(table)
+    for title, items in (("Left out", found.left_out), ("Not scored", found.unmatched)):
+        if items:
+            named = "; ".join(str(item) for item in items[:NAMED])
+            more = f"; and {len(items) - NAMED} more" if len(items) > NAMED else ""
+            console.print(
+                f"{title}, {len(items)}: {named}{more}", highlight=False, markup=False, soft_wrap=True
+            )
 
 
 def print_measurements(console: Console, found: Sequence[Measurement], titles: Mapping[str, str]) -> None:

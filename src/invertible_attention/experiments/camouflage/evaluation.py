@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,7 +20,7 @@ from .data.pairs import Collection, files_in
 from .data.problems import Problem, report_problems
 from .metrics import Scores, score_map
 
-__all__ = ["ScoredPair", "match_folders", "score_collection", "score_pairs"]
+__all__ = ["Evaluation", "Matches", "ScoredPair", "match_folders", "score_collection", "score_pairs"]
 
 REMEDY = "mend or remove these files, or go on without them with --leave-out-bad"
 
@@ -33,6 +34,46 @@ class ScoredPair:
 
     prediction: Path
     mask: Path
+
+
+class Matches(NamedTuple):
+    """What a folder of maps and a folder of masks have in common.
+
+    Args:
+        pairs: by dataset.
+        problems: files without a partner.
+        unmatched: whole datasets without one, and what they lack.
+    """
+
+    pairs: dict[str, list[ScoredPair]]
+    problems: list[Problem]
+    unmatched: list[str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of some datasets, and what they are of.
+
+    Args:
+        scores: by dataset.
+        images: how many were scored, by dataset.
+        left_out: files that were left out, and why.
+        unmatched: datasets that were not scored, and why.
+    """
+
+    scores: dict[str, Scores]
+    images: dict[str, int]
+    left_out: Sequence[Problem] = ()
+    unmatched: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "scores": {name: values.to_json() for name, values in self.scores.items()},
+            "images": self.images,
+            "left_out": [str(problem) for problem in self.left_out],
+            "not_scored": list(self.unmatched),
+        }
 
 
 def score_collection(maps: Path, collection: Collection) -> Scores:
@@ -101,14 +142,14 @@ def read_map(path: Path, size: tuple[int, ...] | None = None) -> UInt8[np.ndarra
     return values
 
 
-def match_folders(predictions: Path, masks: Path) -> tuple[dict[str, list[ScoredPair]], list[Problem]]:
+def match_folders(predictions: Path, masks: Path) -> Matches:
     """Find the datasets in a folder of maps and one of masks, and pair their files by stem.
 
     Either folder may hold files directly, or one folder per dataset (masks in ``DATASET/GT`` too, as datasets
     come). A single folder of maps goes with a single folder of masks, whatever they are called.
 
     Returns:
-        Pairs by dataset, and the files without a partner.
+        Pairs by dataset, and the files and datasets without a partner.
 
     Raises:
         ExperimentError: when a folder does not exist or is empty, or no names agree.
@@ -122,6 +163,8 @@ def match_folders(predictions: Path, masks: Path) -> tuple[dict[str, list[Scored
             f"{predictions} has maps for {', '.join(found)}, {masks} has masks for {', '.join(truths)}: "
             "name the folders alike"
         )
+    unmatched = [f"{name} has masks and no maps" for name in truths if name not in found]
+    unmatched += [f"{name} has maps and no masks" for name in found if name not in truths]
     pairs: dict[str, list[ScoredPair]] = {}
     problems = []
     for name in common:
@@ -130,7 +173,7 @@ def match_folders(predictions: Path, masks: Path) -> tuple[dict[str, list[Scored
         pairs[name] = [ScoredPair(by_stem[stem], path) for stem, path in truth.items() if stem in by_stem]
         problems += [Problem(path, "has no map") for stem, path in truth.items() if stem not in by_stem]
         problems += [Problem(path, "has no mask") for stem, path in by_stem.items() if stem not in truth]
-    return pairs, problems
+    return Matches(pairs, problems, unmatched)
 
 
 def file_sets(root: Path, what: str) -> Mapping[str, list[Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,7 @@ __all__ = [
     "TrainData",
     "Weights",
     "Workers",
+    "check_file",
     "check_folders",
     "choose",
     "parallel",
@@ -143,6 +145,23 @@ def check_folders(*folders: Path | None) -> None:
     for folder in folders:
         if folder is not None and not folder.is_dir():
             raise ExperimentError(f"there is no folder {folder}")
+
+
+def check_file(path: Path | None) -> None:
+    """Raise for a file that could not be written when the work is done.
+
+    Raises:
+        ExperimentError: saying what is in the way.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ExperimentError(f"cannot write {path}: it is a folder, give a file in it")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ExperimentError(f"cannot write {path}: {above} is not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ExperimentError(f"cannot write {path}: nothing may be written in {above}")
 
 
 def parallel(configuration: Configuration, devices: int, nodes: int, strategy: str) -> Parallel:

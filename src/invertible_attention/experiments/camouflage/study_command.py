@@ -124,6 +124,7 @@ def measure(
     from .console import print_measurements
     from .measure import measure_apart
 
+    given.check_file(output)
     configuration = given.choose(
         data=True,
         quick=False,

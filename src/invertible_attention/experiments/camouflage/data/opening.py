@@ -23,10 +23,17 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class DetectionData:
-    """Training pairs, and the test sets they are not part of."""
+    """Training pairs, and the test sets they are not part of.
+
+    Args:
+        train: datasets to train on.
+        test: datasets to test on.
+        unusable: files that were left out since they cannot be used.
+    """
 
     train: tuple[Collection, ...]
     test: tuple[Collection, ...]
+    unusable: tuple[Problem, ...] = ()
 
     @property
     def train_pairs(self) -> tuple[Pair, ...]:
@@ -49,6 +56,8 @@ class DetectionData:
         test = ", ".join(f"{item.name} {len(item)}" for item in self.test) or "nothing"
         dropped = sum(item.left_out for item in (*self.train, *self.test))
         note = f" ({dropped} images without a camouflaged object left out)" if dropped else ""
+        if self.unusable:
+            note += f" ({len(self.unusable)} that cannot be used left out)"
         return f"training on {train}; testing on {test}{note}"
 
 
@@ -92,13 +101,14 @@ def open_data(
         checked, wrong = check_collections(paired, report=report)
         collections.extend(checked)
         problems += wrong
+    problems = list(dict.fromkeys(problems))
     if not leave_out_bad:
-        report_problems(list(dict.fromkeys(problems)), listing=listing, remedy=REMEDY)
+        report_problems(problems, listing=listing, remedy=REMEDY)
     if need_train and not splits["train"]:
         where = ", ".join(str(root) for root in (*roots, *test_roots))
         raise ExperimentError(f"there is nothing to train on in {where}: give --train-data")
     _refuse_overlap(splits["train"], splits["test"])
-    return DetectionData(tuple(splits["train"]), tuple(splits["test"]))
+    return DetectionData(tuple(splits["train"]), tuple(splits["test"]), tuple(problems))
 
 
 def open_images(root: Path) -> list[Collection]:
