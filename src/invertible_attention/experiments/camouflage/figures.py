@@ -88,6 +88,7 @@ def _curves(found: list[Row], tested: list[str]) -> Figure:
 
 def _losses(found: list[Row]) -> Figure:
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     canvas = Canvas(figsize=(6.4, 2.9))
     axes = canvas.subplots()
@@ -98,6 +99,10 @@ def _losses(found: list[Row]) -> Figure:
         style = _style(row)
         axes.plot(steps, losses, linewidth=1.0, **style)
     axes.set(xlabel="step", ylabel="binary cross-entropy", yscale="log")
+    # Losses often stay within one power of ten, where the usual labels are "6 × 10⁻¹".
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     canvas.legend(loc="outside right center")
     return Figure(
         "losses",

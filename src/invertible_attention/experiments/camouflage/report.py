@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..published import TABLE_4, TABLE_4_DATASETS
+from ..published import TABLE_4
 from ..report import save_figures, write_page
 from .data import DetectionData
 from .figures import draw_figures
@@ -45,7 +45,6 @@ def write_report(output: Path, results: dict[str, Any], maps: dict[Any, Path], d
         measures=MEASURES,
         table=_table(results),
         tested=tested,
-        paper_datasets=[*TABLE_4_DATASETS, *(name for name in tested if name not in TABLE_4_DATASETS)],
         rows=found,
         audit_rows=[
             (row, level, values)
@@ -61,10 +60,15 @@ def write_report(output: Path, results: dict[str, Any], maps: dict[Any, Path], d
 
 
 def _table(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the lines of Table 4: every row of the paper or of the run, published beside measured."""
+    """Return the lines of Table 4, published beside measured: of a single network, its own; else every row."""
     by_name = {row.name: row for row in rows(results)}
-    columns = [*TABLE_4_DATASETS, *(name for name in datasets(results) if name not in TABLE_4_DATASETS)]
-    names = [name for name in (*STUDY, *MODELS) if name in by_name or MODELS[name].title in TABLE_4]
+    columns = datasets(results)
+    single = len(results["cells"]) == 1
+    names = [
+        name
+        for name in (*STUDY, *MODELS)
+        if name in by_name or (not single and MODELS[name].title in TABLE_4)
+    ]
     lines = []
     for name in dict.fromkeys(names):
         title, row = MODELS[name].title, by_name.get(name)
