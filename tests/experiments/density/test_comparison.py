@@ -75,6 +75,22 @@ def test_what_has_no_certificate_is_not_called_certified() -> None:
     assert guarantee(rows[0] | {"spectral_radius": 0.5}) == "0.500"
 
 
+def test_what_is_no_likelihood_is_in_brackets_and_not_compared() -> None:
+    reference, row = compare([run("a", 0, 3.0), run("b", 0, 2.5)])
+    row = row | {"exact": False, "spectral_radius": 1.2}
+    study = {
+        "base": {"steps": 5, "batch_size": 2},
+        "data": {"title": "T", "train_images": 1, "test_images": 1, "shape": [1, 2, 2]},
+        "seeds": 1,
+        "rows": [reference, row],
+    }
+    line = table_text(study).splitlines()[-3]
+    assert "| [2.5000] | – | – | 1.200 |" in line
+    assert table_text(study).rstrip().endswith("no likelihood.")
+    assert "[" not in table_text(study | {"rows": [reference, row | {"exact": True}]})
+    assert "[" not in table_text(study | {"rows": [reference, row | {"spectral_radius": 0.9}]})
+
+
 @pytest.mark.parametrize("points", [4, 6, 11])
 def test_reading_a_curve_that_flattens_costs_a_slower_variant_nothing(points: int) -> None:
     # The same curve over time, seen at other times: whoever is slower must not look worse for it.

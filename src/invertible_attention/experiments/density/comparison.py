@@ -10,7 +10,13 @@ from typing import Any
 
 from .configuration import Model
 
-__all__ = ["at_time", "compare", "guarantee", "mean_and_error", "spread", "table_text"]
+__all__ = ["at_time", "compare", "guarantee", "is_likelihood", "mean_and_error", "spread", "table_text"]
+
+
+BRACKETS = (
+    "In brackets: estimated where the spectral radius reaches 1, so that the series does not converge and the "
+    "figure is no likelihood."
+)
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -124,14 +130,18 @@ def table_text(study: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in study["rows"]:
+        right = is_likelihood(row)
+        bits = spread(row["bits_per_dim"])
         lines.append(
             f"| {row['variant']} | {row['parameters']:,} ({row['parameters_relative']:.3f}) "
-            f"| {row['processor_seconds'] / 60:.1f} | {spread(row['bits_per_dim'])} "
-            f"| {spread(row['difference'], sign=True)} "
-            f"| {spread(row['difference_at_equal_time'], sign=True)} "
+            f"| {row['processor_seconds'] / 60:.1f} | {bits if right else f'[{bits}]'} "
+            f"| {spread(row['difference'], sign=True) if right else '–'} "
+            f"| {spread(row['difference_at_equal_time'], sign=True) if right else '–'} "
             f"| {guarantee(row)} "
             f"| {row['skipped_steps']} steps, {row['failed_samples']} samples |"
         )
+    if not all(map(is_likelihood, study["rows"])):
+        lines += ["", BRACKETS]
     return "\n".join(lines) + "\n"
 
 
@@ -140,6 +150,15 @@ def guarantee(row: dict[str, Any]) -> str:
     if row["spectral_radius"] is not None:
         return format(row["spectral_radius"], ".3f")
     return "certified" if Model(row.get("model", Model.I_RESNET)).residual else "–"
+
+
+def is_likelihood(row: dict[str, Any]) -> bool:
+    """Return whether a row's bits per dimension are exact or unbiased.
+
+    A series of powers of a Jacobian does not converge where its spectral radius reaches 1, and an estimate of it
+    is then no estimate of the log-determinant.
+    """
+    return row["exact"] or row["spectral_radius"] is None or row["spectral_radius"] < 1
 
 
 def spread(summary: dict[str, Any], *, sign: bool = False) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..published import TABLE_3
 from ..report import COLORS, Figure, plot_style, render_png, save_figures, write_page
-from .comparison import guarantee, spread
+from .comparison import BRACKETS, guarantee, is_likelihood, spread
 from .report import TEMPLATES, draw_curve
 
 __all__ = ["write_study_report"]
@@ -16,7 +16,7 @@ __all__ = ["write_study_report"]
 def write_study_report(output: Path, study: dict[str, Any]) -> Path:
     """Write ``figures/*.png`` and ``study.html``; return the page's path."""
     figures = {"curve": draw_curve(study["cells"])}
-    if any(row["difference"]["mean"] is not None for row in study["rows"]):
+    if any(_drawn(row) for row in study["rows"]):
         figures = {"differences": _differences(study), **figures}
     save_figures(output / "figures", list(figures.values()))
     path = output / "study.html"
@@ -28,16 +28,22 @@ def write_study_report(output: Path, study: dict[str, Any]) -> Path:
         settings=study["base"],
         figures=figures,
         guarantee=guarantee,
+        is_likelihood=is_likelihood,
+        brackets=None if all(map(is_likelihood, study["rows"])) else BRACKETS,
         spread=spread,
         published=TABLE_3 if study["base"]["dataset"] == "cifar10" else None,
     )
     return path
 
 
+def _drawn(row: dict[str, Any]) -> bool:
+    return is_likelihood(row) and row["difference"]["mean"] is not None
+
+
 def _differences(study: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure as Canvas
 
-    rows = [row for row in study["rows"] if row["difference"]["mean"] is not None]
+    rows = [row for row in study["rows"] if _drawn(row)]
     with plot_style():
         longest = max(len(row["variant"]) for row in rows)
         canvas = Canvas(figsize=(5 + 0.07 * longest, 0.9 + 0.34 * len(rows)))
