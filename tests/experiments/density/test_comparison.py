@@ -13,6 +13,7 @@ from invertible_attention.experiments.density.comparison import (
     table_text,
 )
 from invertible_attention.experiments.density.configuration import Configuration
+from invertible_attention.experiments.density.report import leave_out_diverged
 from invertible_attention.experiments.density.study_report import write_study_report
 from invertible_attention.experiments.metadata import run_metadata
 
@@ -131,3 +132,14 @@ def test_a_study_whose_reference_did_not_train_has_a_report(tmp_path: Path) -> N
     page = write_study_report(tmp_path, study).read_text()
     assert "3.0016 (1 not finite)" in page
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["curve.png"]
+
+
+def test_a_curve_that_diverged_does_not_squash_the_others() -> None:
+    from matplotlib.figure import Figure as Canvas
+
+    runs = [run("a", 0, 3.0), run("b", 0, 4.0), run("c", 0, 1e27), run("d", 0, -1000.0)]
+    axes = Canvas().subplots()
+    leave_out_diverged(axes, runs)
+    bottom, top = axes.get_ylim()
+    assert 2.5 < bottom < 3
+    assert 4 < top < 4.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from ..report import COLORS, Figure, plot_style, render_png, save_figures, write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_curve", "write_report"]
+__all__ = ["draw_curve", "leave_out_diverged", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 DASHES = ("-", "--", ":", "-.")
@@ -60,6 +61,7 @@ def draw_curve(runs: list[dict[str, Any]]) -> Figure:
             label = run["name"] if run is next(r for r in runs if r["name"] == run["name"]) else None
             left.plot([point["step"] for point in points], values, **style, label=label)
             right.plot([point["processor_seconds"] / 60 for point in points], values, **style)
+        leave_out_diverged(left, runs)
         _label(left, "steps", "test bits/dim")
         _label(right, "processor minutes of training", None)
         if len(names) > 1:
@@ -72,6 +74,18 @@ def draw_curve(runs: list[dict[str, Any]]) -> Figure:
         "Lines falling with the number of steps, and with time.",
         png,
     )
+
+
+def leave_out_diverged(axes: Axes, runs: list[dict[str, Any]]) -> None:
+    """Let lines that leave for values no likelihood has, or far above an untrained one, leave the picture too."""
+    untrained = [value for run in runs if (value := run["untrained"]["bits_per_dim"]) is not None]
+    values = [point["test"] for run in runs for point in run["curve"] if point["test"] is not None]
+    ceiling = 1.1 * min(untrained, default=math.inf)
+    # Of integers, whatever the model, no mean can be below zero.
+    inside = [value for value in values if 0 <= value <= ceiling]
+    if inside and len(inside) < len(values):
+        margin = 0.04 * (max(inside) - min(inside)) or 0.1
+        axes.set_ylim(min(inside) - margin, max(inside) + margin)
 
 
 def _label(axes: Axes, x: str, y: str | None) -> None:
