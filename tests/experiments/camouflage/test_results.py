@@ -250,3 +250,14 @@ def test_audits_are_told_in_sentences() -> None:
         "Certified Gaussian: 8 of 8 feature maps recovered; local Lipschitz constant at most 0.5, certified "
         "below 0.9.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [("/home/me/weights/small", "small"), ("timm/resnet50.tv_in1k", "timm/resnet50.tv_in1k"), (None, None)],
+)
+def test_weights_are_told_without_the_folders_of_a_machine(weights, told) -> None:
+    settings = Configuration().to_json() | {"weights": weights}
+    results = collect([cell("base", 0, 0.5, configuration=settings)])
+    assert results["configuration"]["weights"] == told
+    assert results["cells"][0]["configuration"]["weights"] == told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..metadata import run_metadata
@@ -22,7 +23,7 @@ TABLE_MEASURES = {"s_measure": "s_measure", "mean_f": "f_measure", "mean_e": "e_
 
 def collect(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the content of results.json."""
-    ordered = sorted(cells, key=lambda cell: (_place(cell["model"]), cell["seed"]))
+    ordered = sorted(map(_portable, cells), key=lambda cell: (_place(cell["model"]), cell["seed"]))
     return {
         "schema": SCHEMA,
         "configuration": ordered[0]["configuration"] if ordered else {},
@@ -30,6 +31,15 @@ def collect(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "summary": [row.to_json() for row in _rows(ordered)],
         "cells": ordered,
     }
+
+
+def _portable(cell: dict[str, Any]) -> dict[str, Any]:
+    """Name a folder of weights by its last part: results are read on other machines."""
+    settings = cell["configuration"]
+    weights = settings.get("weights")
+    if not weights or not Path(weights).is_absolute():
+        return cell
+    return cell | {"configuration": settings | {"weights": Path(weights).name}}
 
 
 @dataclass(frozen=True)
