@@ -96,7 +96,7 @@ def test_density_and_detection_tables_from_what_the_experiments_write(tables, tm
     row = {
         "variant": "base", "parameters": 10, "parameters_relative": 1.0, "processor_seconds": 60.0,
         "bits_per_dim": spread, "difference": spread, "difference_at_equal_time": spread,
-        "spectral_radius": None, "skipped_steps": 0, "failed_samples": 0,
+        "exact": True, "spectral_radius": None, "skipped_steps": 0, "failed_samples": 0,
     }  # fmt: skip
     study = {
         "base": {"steps": 1, "batch_size": 2},
