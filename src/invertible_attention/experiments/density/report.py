@@ -78,7 +78,8 @@ def draw_curve(runs: list[dict[str, Any]]) -> Figure:
 
 def leave_out_diverged(axes: Axes, runs: list[dict[str, Any]]) -> None:
     """Let lines that leave for values no likelihood has, or far above an untrained one, leave the picture too."""
-    untrained = [value for run in runs if (value := run["untrained"]["bits_per_dim"]) is not None]
+    scores = [run.get("untrained", {}).get("bits_per_dim") for run in runs]
+    untrained = [value for value in scores if value is not None]
     values = [point["test"] for run in runs for point in run["curve"] if point["test"] is not None]
     ceiling = 1.1 * min(untrained, default=math.inf)
     # Of integers, whatever the model, no mean can be below zero.
