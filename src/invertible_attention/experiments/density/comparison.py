@@ -158,7 +158,7 @@ def is_likelihood(row: dict[str, Any]) -> bool:
     A series of powers of a Jacobian does not converge where its spectral radius reaches 1, and an estimate of it
     is then no estimate of the log-determinant.
     """
-    return row["exact"] or row["spectral_radius"] is None or row["spectral_radius"] < 1
+    return row["spectral_radius"] is None or row["spectral_radius"] < 1 or row["exact"]
 
 
 def spread(summary: dict[str, Any], *, sign: bool = False) -> str:
