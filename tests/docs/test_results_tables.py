@@ -123,6 +123,27 @@ def test_density_and_detection_tables_from_what_the_experiments_write(tables, tm
     ]
 
 
+def test_trained_attention_is_shown_with_the_images_it_gives_back(tables, tmp_path: Path):
+    def level(recovered: int, largest: float) -> dict[str, Any]:
+        return {
+            "images": 8, "recovered": recovered, "local_lipschitz_largest": largest, "certificate": None,
+        }  # fmt: skip
+
+    content = {
+        "summary": [{"model": "base", "title": "Base"}, {"model": "inv-gaussian", "title": "InvGaussian"}],
+        "cells": [
+            {"model": "base", "seed": 0, "audit": {}},
+            {"model": "inv-gaussian", "seed": 3, "audit": {"1": level(2, 18.2), "4": level(8, 0.5)}},
+        ],
+        "run": None,
+    }
+    (tmp_path / "camouflage").mkdir()
+    (tmp_path / "camouflage" / "results.json").write_text(json.dumps(content))
+    assert cells(tables.render("camouflage-audits", tmp_path))[2:] == [
+        ["InvGaussian", "3", "2 of 8", "8 of 8", "18.20", "–"]
+    ]
+
+
 def test_a_density_is_shown_before_and_after_its_training(tables, tmp_path: Path):
     def score(bits: float, exact: bool) -> dict[str, Any]:
         return {"bits_per_dim": bits, "sampling_error": 0.01, "exact": exact}

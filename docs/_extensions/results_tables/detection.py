@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from results_tables.markdown import Table, grid, provenance, read
+from results_tables.markdown import Table, fixed, grid, provenance, read
 
 __all__ = ["TABLES"]
 
@@ -28,6 +29,32 @@ def scores(path: Path) -> str:
         ]
         parts += [f"**{dataset}**", grid(["attention", "seeds", *MEASURES.values()], rows)]
     return "\n\n".join([*parts, provenance(content.get("run"))])
+
+
+def audits(path: Path) -> str:
+    """How many test images each invertible module of the trained networks gives back, by level."""
+    content = read(path)
+    audited = [cell for cell in content["cells"] if cell.get("audit")]
+    levels = sorted({level for cell in audited for level in cell["audit"]})
+    rows = []
+    for cell in audited:
+        found = [cell["audit"].get(level) for level in levels]
+        known = [level for level in found if level is not None]
+        rows.append(
+            [
+                _title(content, cell["model"]),
+                str(cell["seed"]),
+                *("–" if level is None else f"{level['recovered']} of {level['images']}" for level in found),
+                f"{max(level['local_lipschitz_largest'] for level in known):.2f}",
+                fixed(known[0]["certificate"], 1),
+            ]
+        )
+    head = ["attention", "seed", *(f"level {level}" for level in levels), "largest local constant", "bound"]
+    return f"{grid(head, rows)}\n\n{provenance(content.get('run'))}"
+
+
+def _title(content: dict[str, Any], model: str) -> str:
+    return next(row["title"] for row in content["summary"] if row["model"] == model)
 
 
 def costs(path: Path) -> str:
@@ -65,6 +92,13 @@ TABLES = (
         ("results.json", "*/results.json"),
         "invertible-attention camouflage study",
         scores,
+    ),
+    Table(
+        "camouflage-audits",
+        "camouflage",
+        ("results.json", "*/results.json"),
+        "invertible-attention camouflage study",
+        audits,
     ),
     Table(
         "camouflage-costs",

@@ -87,10 +87,12 @@ class TestTransforms:
 
 @pytest.mark.usefixtures("small_strips")
 def test_portable_kernel_under_transforms(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(flash, "kernel_for", lambda device: flash.PortableKernel())
+    asked: list[torch.device] = []
+    monkeypatch.setattr(flash, "kernel_for", lambda device: asked.append(device) or flash.PortableKernel())
     TestTransforms().test_jvp("flash", Form("product", "exp", "column"))
     TestTransforms().test_vmap("flash", Form("product", "exp", "row"))
     TestTransforms().test_jacobians_and_hessian_products("flash", Form("product", "exp", "column"))
+    assert asked, "the kernel of this device was used instead"
 
 
 @pytest.mark.slow

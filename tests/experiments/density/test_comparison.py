@@ -9,13 +9,13 @@ from invertible_attention.experiments.density.comparison import (
     at_time,
     compare,
     guarantee,
-    mean_and_error,
     table_text,
 )
 from invertible_attention.experiments.density.configuration import Configuration
 from invertible_attention.experiments.density.report import leave_out_diverged
 from invertible_attention.experiments.density.study_report import write_study_report
 from invertible_attention.experiments.metadata import run_metadata
+from invertible_attention.experiments.report import mean_and_error
 
 
 def run(

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..report import mean_and_error
 from .results import Row
 
 __all__ = ["Comparison", "Deviation", "compare", "pooled_deviation", "usual_deviation"]
@@ -117,10 +118,7 @@ def _compare(row: Row, partner: Row, dataset: str, usual: Deviation | None) -> C
         names = tuple(r.title for r, values in ((row, own), (partner, other)) if len(values) > 1)
         deviation = Deviation(pooled, names)
     differences = [own[seed] - other[seed] for seed in own if seed in other]
-    paired = None
-    if len(differences) > 1:
-        error = statistics.stdev(differences) / math.sqrt(len(differences))
-        paired = (statistics.fmean(differences), error)
+    mean, error = mean_and_error(differences) if differences else (None, None)
     difference = None
     if own and other:
         difference = statistics.fmean(own.values()) - statistics.fmean(other.values())
@@ -129,7 +127,7 @@ def _compare(row: Row, partner: Row, dataset: str, usual: Deviation | None) -> C
         difference=difference,
         deviation=deviation,
         borrowed=pooled is None and deviation is not None,
-        paired=paired,
+        paired=None if mean is None or error is None else (mean, error),
         seeds=(len(own), len(other)),
         shared=len(differences),
         diverged=(row.diverged, partner.diverged),

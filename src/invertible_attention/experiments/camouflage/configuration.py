@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 __all__ = ["Configuration", "Schedule"]
@@ -103,6 +104,13 @@ class Configuration:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
         return asdict(self) | {"levels": list(self.levels)}
+
+    def portable(self) -> dict[str, Any]:
+        """Return the settings for a file that is read on other machines: a folder of weights by its name."""
+        settings = self.to_json()
+        if self.weights is not None and Path(self.weights).is_absolute():
+            settings["weights"] = Path(self.weights).name
+        return settings
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Configuration:

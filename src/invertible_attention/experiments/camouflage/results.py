@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..metadata import run_metadata
 from ..published import TABLE_4, TABLE_4_DATASETS, DetectionRow
 from ..report import format_fixed, mean_and_deviation
+from .configuration import Configuration
 from .metrics import MEASURES
 from .models import MODELS, STUDY, Model
 
@@ -34,12 +34,7 @@ def collect(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _portable(cell: dict[str, Any]) -> dict[str, Any]:
-    """Name a folder of weights by its last part: results are read on other machines."""
-    settings = cell["configuration"]
-    weights = settings.get("weights")
-    if not weights or not Path(weights).is_absolute():
-        return cell
-    return cell | {"configuration": settings | {"weights": Path(weights).name}}
+    return cell | {"configuration": Configuration.from_json(cell["configuration"]).portable()}
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def measure(
     if output is not None:
         content = {
             "schema": "invertible-attention/camouflage-measure/1",
-            "configuration": configuration.to_json(),
+            "configuration": configuration.portable(),
             "threads": threads,
             "run": run_metadata(),
             "models": [measurement.to_json() for measurement in found],

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..report import mean_and_error
 from .configuration import Model
 
-__all__ = ["at_time", "compare", "guarantee", "is_likelihood", "mean_and_error", "spread", "table_text"]
-
+__all__ = ["at_time", "compare", "guarantee", "is_likelihood", "spread", "table_text"]
 
 BRACKETS = (
     "In brackets: estimated where the spectral radius reaches 1, so that the series does not converge and the "
     "figure is no likelihood."
 )
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and its standard error, ``None`` for a single value.
-
-    Example:
-        >>> mean_and_error([1.0, 2.0, 3.0])
-        (2.0, 0.5773502691896258)
-    """
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, statistics.stdev(values) / math.sqrt(len(values))
 
 
 def at_time(curve: Sequence[dict[str, Any]], seconds: float) -> float | None:

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["format_fixed", "format_number", "format_spread", "mean_and_deviation"]
+__all__ = ["format_fixed", "format_number", "format_spread", "mean_and_deviation", "mean_and_error"]
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -24,6 +24,19 @@ def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, fl
     if not known or len(known) < len(values):
         return None, None
     return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and its standard error, ``None`` for a single value.
+
+    Example:
+        >>> mean_and_error([1.0, 2.0, 3.0])
+        (2.0, 0.5773502691896258)
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, statistics.stdev(values) / math.sqrt(len(values))
 
 
 def format_number(value: float | None, digits: int = 3, *, missing: str = "–") -> str:
