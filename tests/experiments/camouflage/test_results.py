@@ -185,7 +185,8 @@ def test_trainings_that_diverged_are_told() -> None:
     listed = "rainings that diverged: Base 1 of 1, InvDot-product 2 of 2, InvGaussian 1 of 3"
     assert total == f"T{listed}; means are over the others."
     assert headline(results) == (
-        "Gaussian has the best S on CAMO, 0.710 ± 0.010; of 2 invertible rows, 1 within one deviation over seeds of "
+        "S on CAMO is between 0.705 ± 0.007 (Dot-product) and 0.710 ± 0.010 (Gaussian); "
+        "of 2 invertible rows, 1 within one deviation over seeds of "
         f"the ordinary attention with the same response, 0 above, 0 below and 1 that cannot be compared; t{listed}."
     )
     nothing = collect([diverged("base", 0)])
@@ -202,9 +203,10 @@ def test_findings_say_what_the_numbers_say() -> None:
     assert claim_findings(collect([cell("base", 0, 0.5)])) == []
 
 
-def test_headline_names_the_best_row_and_counts() -> None:
+def test_headline_names_the_range_and_counts() -> None:
     assert headline(collect(CELLS)) == (
-        "Certified Concatenation has the best S on CAMO, 0.730; of 3 invertible rows, 2 within one deviation over "
+        "S on CAMO is between 0.600 (Base) and 0.730 (Certified Concatenation); "
+        "of 3 invertible rows, 2 within one deviation over "
         "seeds of the ordinary attention with the same response, 0 above and 1 below."
     )
     assert headline(collect([cell("base", 0, 0.5)])).startswith("Base reaches S 0.500, mean F 0.500")

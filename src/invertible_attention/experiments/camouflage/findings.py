@@ -72,8 +72,12 @@ def headline(results: dict[str, Any]) -> str:
         return "No network finished training" + (f": {diverged}." if diverged else ".")
     dataset = tested[0]
     scored = [row for row in found if row.values(dataset, MEASURE)]
-    best = max(scored, key=lambda row: statistics.fmean(row.values(dataset, MEASURE)))
-    sentence = f"{best.title} has the best S on {dataset}, {best.text(dataset, MEASURE)}"
+    ranked = sorted(scored, key=lambda row: statistics.fmean(row.values(dataset, MEASURE)))
+    worst, best = ranked[0], ranked[-1]
+    sentence = (
+        f"S on {dataset} is between {worst.text(dataset, MEASURE)} ({worst.title}) "
+        f"and {best.text(dataset, MEASURE)} ({best.title})"
+    )
     if len(scored) == 1:
         sentence = (
             f"{best.title} reaches S {best.text(dataset, MEASURE)}, mean F {best.text(dataset, 'mean_f')}, "
