@@ -36,11 +36,10 @@ class Transposed(ia.flows.Flatten):
 
     uses_mask = False
 
-    def forward(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return x.view(-1, *self.shape).mT.flatten(1)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
-        return self.forward(z)
+    _inverse = _forward
 
 
 def block() -> list[Bijection]:
@@ -81,7 +80,8 @@ class Training:
         self.path = arguments.checkpoints / f"{kind}-{seed}.pt"
         torch.manual_seed(seed)
         self.flow = make_flow(arguments.blocks)
-        self.flow.initialize(*self.train)
+        images, classes = self.train
+        self.flow.initialize(images, context=classes)
         self.optimizer = torch.optim.Adam(self.flow.parameters(), lr=arguments.lr)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, arguments.steps)
         self.step, self.seconds = 0, 0.0
@@ -110,7 +110,7 @@ class Training:
         while self.step < self.arguments.steps:
             start = time.process_time()
             index = torch.randint(len(x), (self.arguments.batch,))
-            loss = self.flow.train().bits_per_dim(x[index], y[index]).mean()
+            loss = self.flow.train().bits_per_dim(x[index], context=y[index]).mean()
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.flow.parameters(), 1.0)
@@ -131,12 +131,16 @@ class Training:
             if isinstance(module, ia.Residual):
                 module.logdet = ia.Exact()
         torch.manual_seed(123)
-        bits = torch.stack([flow.bits_per_dim(x, y) for _ in range(self.arguments.draws)]).mean(0).double()
+        bits = (
+            torch.stack([flow.bits_per_dim(x, context=y) for _ in range(self.arguments.draws)])
+            .mean(0)
+            .double()
+        )
         assert isinstance(flow.transform, ia.flows.Sequential)
         dequantize, *others = flow.transform
         inner = ia.flows.Sequential(*others)
         z = dequantize(x)
-        error = (inner.inverse(inner(z, y), y) - z).abs().max().item()
+        error = (inner.inverse(inner(z, context=y), context=y) - z).abs().max().item()
         return {
             "bits_per_dim": bits.mean().item(),
             "standard_error": standard_error(bits),

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = [
     "channelwise",
     "count_valid",
     "flat_mask",
-    "given",
     "on_valid",
     "spread_over_channels",
     "valid_values",
@@ -72,19 +70,6 @@ def on_valid(
         return function(x)
     valid = valid_values(mask, x)
     return torch.where(valid, function(x.masked_fill(~valid, fill)), x)
-
-
-def given(module: nn.Module, mask: Tensor | None) -> dict[str, Any]:
-    """Return the keyword arguments that pass a mask on to a bijection: none without a mask.
-
-    Raises:
-        ValueError: If there is a mask and the bijection takes none.
-    """
-    if mask is None:
-        return {}
-    if not getattr(module, "uses_mask", False):
-        raise ValueError(f"{type(module).__name__} takes no mask, got one of shape {tuple(mask.shape)}")
-    return {"mask": mask}
 
 
 def spread_over_channels(mask: Tensor, shape: tuple[int, ...]) -> Bool[Tensor, "batch dim"]:

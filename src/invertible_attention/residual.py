@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from invertible_attention._mask import valid_values
-from invertible_attention.bijection import Bijection
+from invertible_attention.bijection import Bijection, refuse_unused
 from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound
 from invertible_attention.logdet import LogDetEstimator, RussianRoulette
 from invertible_attention.solvers import (
@@ -76,9 +76,18 @@ class Residual(Bijection):
             raise ValueError(f"logdet must be an object such as RussianRoulette(), got {logdet!r}")
         self.branch = branch
         self.lipschitz = lipschitz
-        self.uses_mask = bool(getattr(branch, "uses_mask", False))
         self.solver = Anderson() if solver is None else solver
         self.logdet = RussianRoulette() if logdet is None else logdet
+
+    @property
+    def uses_context(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the branch uses a context."""
+        return bool(getattr(self.branch, "uses_context", False))
+
+    @property
+    def uses_mask(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the branch uses a mask."""
+        return bool(getattr(self.branch, "uses_mask", False))
 
     def check_input(self, x: Tensor) -> None:
         """Raise :class:`TypeError` for what is no tensor, :class:`ValueError` for one the block cannot take."""
@@ -99,17 +108,17 @@ class Residual(Bijection):
         except ValueError:
             return torch.tensor(torch.inf)
 
-    def forward(self, x: Batch, context: Tensor | None = None, *, mask: Tensor | None = None) -> Batch:
+    def forward(self, x: Batch, *, context: Tensor | None = None, mask: Tensor | None = None) -> Batch:
         """Return ``x + g(x)``.
 
         Args:
             x: Where to evaluate.
-            context: One entry per sample, for a branch that uses it; others ignore it.
-            mask: True at valid positions, for a branch that takes one. The others are returned as they are, and
+            context: One entry per sample, for a branch that uses one.
+            mask: True at valid positions, for a branch that uses one. The others are returned as they are, and
                 count as such in the log-determinant.
 
         Raises:
-            ValueError: For input the block cannot take.
+            ValueError: For input the block cannot take, and for a context or a mask that the branch does not use.
         """
         self.check_input(x)
         return _add(x, self.branch(x, *self._args(context, mask)))
@@ -117,10 +126,10 @@ class Residual(Bijection):
     def inverse(
         self,
         z: Batch,
-        context: Tensor | None = None,
         *,
-        strict: bool = True,
+        context: Tensor | None = None,
         mask: Tensor | None = None,
+        strict: bool = True,
     ) -> Batch:
         """Return ``x`` with ``x + g(x) = z``, differentiable by the implicit function theorem.
 
@@ -134,7 +143,7 @@ class Residual(Bijection):
         Raises:
             ConvergenceError: Naming the samples that did not converge; the solution found is in ``.solution``.
         """
-        solution = self.solve_inverse(z, context, mask=mask)
+        solution = self.solve_inverse(z, context=context, mask=mask)
         if not bool(solution.converged.all()):
             error = ConvergenceError(solution)
             if strict:
@@ -143,7 +152,7 @@ class Residual(Bijection):
         return solution.value
 
     def solve_inverse(
-        self, z: Batch, context: Tensor | None = None, *, mask: Tensor | None = None
+        self, z: Batch, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Solution:
         """Solve ``x + g(x) = z`` and say per sample how it went; never raises for lack of convergence."""
         self.check_input(z)
@@ -170,7 +179,7 @@ class Residual(Bijection):
         return replace(solution, value=value)
 
     def forward_and_logdet(
-        self, x: Batch, context: Tensor | None = None, *, mask: Tensor | None = None
+        self, x: Batch, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Batch, Float[Tensor, " batch"]]:
         """Return ``x + g(x)`` and the log-determinant (or an estimate, as :attr:`logdet` does it)."""
         self.check_input(x)
@@ -178,10 +187,10 @@ class Residual(Bijection):
         return _add(x, update), logdet
 
     def inverse_and_logdet(
-        self, z: Batch, context: Tensor | None = None, *, mask: Tensor | None = None
+        self, z: Batch, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Batch, Float[Tensor, " batch"]]:
         """Return the inverse and minus the log-determinant at it. Raises as :meth:`inverse` does."""
-        x = self.inverse(z, context, mask=mask)
+        x = self.inverse(z, context=context, mask=mask)
         _, logdet = self._logdet(x, context, mask)
         return x, -logdet
 
@@ -202,8 +211,8 @@ class Residual(Bijection):
     def _initialize(self, batch: Tensor, mask: Tensor | None) -> None:
         # In either direction: x and z = x + g(x) are of the same scale.
         if not getattr(self.branch, "_initialized", True):
-            given = () if mask is None else (mask,)
-            self.branch.initialize(batch, *given)  # pyright: ignore[reportCallIssue]
+            given = {} if mask is None else {"mask": mask}
+            self.branch.initialize(batch, **given)  # pyright: ignore[reportCallIssue]
 
     def _constrained(self) -> tuple[Callable[..., Tensor], Float[Tensor, ""]]:
         """Return the branch with its weights computed, and its bound: they come from the same norms."""
@@ -217,14 +226,9 @@ class Residual(Bijection):
         return self.branch if bind is None else bind()
 
     def _args(self, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, ...]:
-        if not getattr(self.branch, "uses_context", False):
-            context = None
+        refuse_unused(self, context=context, mask=mask)
         if mask is None:
             return () if context is None else (context,)
-        if not getattr(self.branch, "uses_mask", False):
-            raise ValueError(
-                f"{type(self.branch).__name__} takes no mask, got one of shape {tuple(mask.shape)}"
-            )
         return context, mask
 
     def _needs_gradient(self, z: Tensor, args: tuple[Tensor | None, ...]) -> bool:

@@ -101,7 +101,7 @@ def test_a_context_vector_costs_nothing():
     torch.manual_seed(0)
     layer = make("vector", heads=2, bias=True, scale=0.1)
     plain = ia.InvertibleAttention(
-        4, "embedded_gaussian", ia.Certified(0.9, radius=1.0), heads=2, bias=True
+        4, "embedded_gaussian", constraint=ia.Certified(0.9, radius=1.0), heads=2, bias=True
     ).double()
     plain.load_state_dict({k: v for k, v in layer.state_dict().items() if "context" not in k})
     assert torch.equal(layer.lipschitz_bound(), plain.lipschitz_bound())
@@ -131,7 +131,7 @@ def test_forward_is_the_definition(kind):
     norms = branch._norms()
     bound = norms.log_bound(Spread(crowding=ratio)).exp()
     expected = (0.9 / bound).clamp_max(1.0) * attended @ branch.out_weight.T + o[:, None]
-    torch.testing.assert_close(layer(x, c), x + expected.mT)
+    torch.testing.assert_close(layer(x, context=c), x + expected.mT)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,16 +141,16 @@ def test_inverse_and_log_determinant(response, normalization, kind):
     torch.manual_seed(1)
     layer = make(kind, response, normalization, heads=2, bias=True, scale=0.3)
     x, c = torch.randn(3, 4, 5, dtype=torch.float64), draw(kind, 3)
-    z, logdet = layer.forward_and_logdet(x, c)
-    assert (layer.inverse(z, c) - x).abs().max() < 1e-10
-    torch.testing.assert_close(layer.inverse_and_logdet(z, c)[1], -logdet)
+    z, logdet = layer.forward_and_logdet(x, context=c)
+    assert (layer.inverse(z, context=c) - x).abs().max() < 1e-10
+    torch.testing.assert_close(layer.inverse_and_logdet(z, context=c)[1], -logdet)
     for i in range(3):
         given = c[i : i + 1]
-        jacobian = torch.autograd.functional.jacobian(lambda s, g=given: layer(s, g), x[i : i + 1])
+        jacobian = torch.autograd.functional.jacobian(lambda s, g=given: layer(s, context=g), x[i : i + 1])
         torch.testing.assert_close(logdet[i], torch.linalg.slogdet(jacobian.reshape(20, 20)).logabsdet)
     # another context is another map
-    assert (layer(x, c.roll(1, 0)) - z).abs().amax((1, 2)).min() > 1e-4
-    assert (layer.inverse(z, c.roll(1, 0)) - x).abs().amax((1, 2)).min() > 1e-4
+    assert (layer(x, context=c.roll(1, 0)) - z).abs().amax((1, 2)).min() > 1e-4
+    assert (layer.inverse(z, context=c.roll(1, 0)) - x).abs().amax((1, 2)).min() > 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,7 +159,7 @@ def test_the_error_bound_is_a_bound_and_samples_leave_with_their_context(kind):
     layer = make(kind, scale=0.3, solver=ia.Anderson(tolerance=1e-4))
     x = torch.randn(16, 4, 6, dtype=torch.float64) * torch.logspace(-3, 2, 16)[:, None, None]
     c = draw(kind, 16)
-    solution = layer.solve_inverse(layer(x, c), c)
+    solution = layer.solve_inverse(layer(x, context=c), context=c)
     assert solution.evaluations.min() < solution.evaluations.max()
     assert ((solution.value - x).flatten(1).norm(dim=1) <= solution.error_bound).all()
 
@@ -170,7 +170,7 @@ def test_gradients_reach_the_context_and_its_weights(kind, logdet):
     torch.manual_seed(3)
     layer = make(kind, logdet=logdet).train()
     x, c = torch.randn(3, 4, 5, dtype=torch.float64), draw(kind, 3).requires_grad_()
-    z, value = layer.forward_and_logdet(x, c)
+    z, value = layer.forward_and_logdet(x, context=c)
     value.sum().backward()
     assert c.grad is not None
     assert c.grad.abs().amax(1).min() > 0
@@ -178,7 +178,7 @@ def test_gradients_reach_the_context_and_its_weights(kind, logdet):
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
     c.grad = None
-    layer.inverse(z.detach(), c).sin().sum().backward()
+    layer.inverse(z.detach(), context=c).sin().sum().backward()
     assert c.grad.isfinite().all()
     assert c.grad.abs().max() > 0
 
@@ -188,14 +188,14 @@ def test_implicit_gradient_in_the_context(kind):
     torch.manual_seed(4)
     layer = make(kind, "gaussian")
     z, c = torch.randn(2, 4, 3, dtype=torch.float64), draw(kind, 2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda given: layer.inverse(z, given), (c,))
+    assert torch.autograd.gradcheck(lambda given: layer.inverse(z, context=given), (c,))
 
 
 def test_a_vector_context_begins_without_effect_and_then_learns():
     layer = ia.InvertibleAttention(4, context_channels=3)
     x, c = torch.randn(2, 4, 6), torch.randn(2, 3)
-    torch.testing.assert_close(layer(x, c), layer(x, torch.zeros(2, 3)))
-    layer(x, c).square().sum().backward()
+    torch.testing.assert_close(layer(x, context=c), layer(x, context=torch.zeros(2, 3)))
+    layer(x, context=c).square().sum().backward()
     weight = layer.branch.context.weight
     assert weight.grad.view(4, 4, 3).abs().amax((1, 2)).min() > 0  # every role
 
@@ -209,20 +209,20 @@ def test_flows_pass_the_context_on():
         ia.flows.DiagonalGaussian(12).double(),
     )
     x, c = torch.randn(5, 4, 3, dtype=torch.float64), draw("vector", 5)
-    log_prob = flow.log_prob(x, c)
-    assert not torch.allclose(flow.log_prob(x, c.flip(0)), log_prob)
-    sample = flow.sample(5, c)
-    z = flow.transform(sample, c)
-    torch.testing.assert_close(flow.transform.inverse(z, c), sample)
+    log_prob = flow.log_prob(x, context=c)
+    assert not torch.allclose(flow.log_prob(x, context=c.flip(0)), log_prob)
+    sample = flow.sample(5, context=c)
+    z = flow.transform(sample, context=c)
+    torch.testing.assert_close(flow.transform.inverse(z, context=c), sample)
 
 
 def test_vectors_in_half_precision_and_under_vmap():
     torch.manual_seed(5)
     layer = make("vector").float()
     x, c = torch.randn(3, 4, 5), torch.randn(3, 3)
-    z = layer(x, c)
-    torch.testing.assert_close(layer(x.bfloat16(), c.bfloat16()).float(), z, atol=0.1, rtol=0.05)
-    many = torch.func.vmap(lambda s, g: layer(s[None], g[None])[0])(x, c)
+    z = layer(x, context=c)
+    torch.testing.assert_close(layer(x.bfloat16(), context=c.bfloat16()).float(), z, atol=0.1, rtol=0.05)
+    many = torch.func.vmap(lambda s, g: layer(s[None], context=g[None])[0])(x, c)
     torch.testing.assert_close(many, z)
 
 
@@ -242,7 +242,7 @@ BAD = [
 def test_bad_contexts_are_named(kind, context, shown):
     layer = make(kind)
     with pytest.raises(ValueError, match=shown):
-        layer(torch.zeros(2, 4, 5, dtype=torch.float64), context)
+        layer(torch.zeros(2, 4, 5, dtype=torch.float64), context=context)
 
 
 def test_bad_arguments_are_named():
@@ -252,10 +252,13 @@ def test_bad_arguments_are_named():
         ia.InvertibleAttention(4, context_channels=2, context_kind="words")
 
 
-def test_a_layer_without_context_ignores_one():
+def test_a_layer_without_context_refuses_one():
     layer = ia.InvertibleAttention(4)
-    x = torch.randn(2, 4, 5)
-    torch.testing.assert_close(layer(x, torch.randn(2, 3)), layer(x))
+    x, context = torch.randn(2, 4, 5), torch.randn(2, 3)
+    with pytest.raises(ValueError, match=r"InvertibleAttention takes no context, got one of shape \(2, 3\)"):
+        layer(x, context=context)
+    with pytest.raises(ValueError, match=r"takes no context, got one of shape \(2, 3\)"):
+        layer.branch(x, context)
 
 
 def masked_tokens(*lengths: int, size: int = 5) -> torch.Tensor:
@@ -274,17 +277,17 @@ def test_masked_context_tokens_are_the_same_as_not_being_there(response, normali
     context = masked_tokens(5, 2, 0)
     x = torch.randn(3, 4, 6, dtype=torch.float64)
     mask = torch.arange(6) < torch.tensor([[6], [4], [1]]) if padded else None
-    z, logdet = layer.forward_and_logdet(x, context, mask=mask)
-    back, inverse_logdet = layer.inverse_and_logdet(z, context, mask=mask)
+    z, logdet = layer.forward_and_logdet(x, context=context, mask=mask)
+    back, inverse_logdet = layer.inverse_and_logdet(z, context=context, mask=mask)
     torch.testing.assert_close(back, x, atol=1e-9, rtol=0)
     torch.testing.assert_close(inverse_logdet, -logdet, atol=1e-8, rtol=0)
     for i, count in enumerate((5, 2, 0)):
         tokens = 6 if mask is None else int(mask[i].sum())
         sample, given = x[i : i + 1, :, :tokens], context[i : i + 1, :, :count]
-        alone, alone_logdet = layer.forward_and_logdet(sample, given)
+        alone, alone_logdet = layer.forward_and_logdet(sample, context=given)
         torch.testing.assert_close(z[i : i + 1, :, :tokens], alone)
         torch.testing.assert_close(logdet[i : i + 1], alone_logdet)
-        jacobian = torch.autograd.functional.jacobian(lambda s, g=given: layer(s, g), sample)
+        jacobian = torch.autograd.functional.jacobian(lambda s, g=given: layer(s, context=g), sample)
         size = 4 * tokens
         torch.testing.assert_close(logdet[i], torch.linalg.slogdet(jacobian.reshape(size, size)).logabsdet)
 
@@ -294,7 +297,7 @@ def test_masked_context_tokens_are_those_of_a_layer_without_a_mask():
     masked, plain = make("masked_tokens"), make("tokens")
     plain.load_state_dict(masked.state_dict())
     x, context = torch.randn(2, 4, 5, dtype=torch.float64), masked_tokens(5, 5)
-    torch.testing.assert_close(masked(x, context), plain(x, context[:, :3]))
+    torch.testing.assert_close(masked(x, context=context), plain(x, context=context[:, :3]))
 
 
 @pytest.mark.slow

@@ -77,7 +77,9 @@ def test_softplus_and_biases_and_a_fixed_radius(response):
     if response in ("dot_product", "concatenation"):
         kind = {"dot_product": ia.DotProduct, "concatenation": ia.Concatenation}[response]
         response = partial(kind, phi="softplus")
-    layer = ia.InvertibleAttention(6, response, ia.Certified(0.5, radius=2.0), heads=3, bias=True).double()
+    layer = ia.InvertibleAttention(
+        6, response, constraint=ia.Certified(0.5, radius=2.0), heads=3, bias=True
+    ).double()
     assert layer.branch.radius == pytest.approx(2.0)
     x = torch.randn(2, 6, 5, dtype=torch.float64)
     assert (layer.inverse(layer(x)) - x).abs().max() < 1e-10
@@ -118,7 +120,7 @@ def test_any_weights_and_any_scale_invert(response, normalization, scale, weight
 @pytest.mark.parametrize("name", ["x", "weights"])
 @pytest.mark.parametrize("response", RESPONSES)
 def test_implicit_gradient(response, name):
-    layer = ia.InvertibleAttention(2, response, ia.Certified(0.8, radius=1.0)).double()
+    layer = ia.InvertibleAttention(2, response, constraint=ia.Certified(0.8, radius=1.0)).double()
     z = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
     if name == "x":
         assert torch.autograd.gradcheck(layer.inverse, (z,))
@@ -137,7 +139,7 @@ def test_a_relaxed_layer_never_gives_a_silent_wrong_answer():
     outcomes = set()
     for seed, response in itertools.product(range(10), RESPONSES):
         torch.manual_seed(seed)
-        layer = ia.InvertibleAttention(4, response, ia.Relaxed(0.99)).double()
+        layer = ia.InvertibleAttention(4, response, constraint=ia.Relaxed(0.99)).double()
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.copy_(10 * torch.randn_like(parameter))
@@ -169,7 +171,7 @@ def test_not_strict_warns_and_returns_the_best():
 @pytest.mark.parametrize("constraint", [ia.Relaxed(0.7, 0.5, True), ia.Relaxed(0.7, 0.5), ia.Relaxed(0.9)])
 @pytest.mark.parametrize("response", RESPONSES)
 def test_relaxed_constrains_what_the_paper_constrains(response, constraint):
-    layer = ia.InvertibleAttention(6, response, constraint)
+    layer = ia.InvertibleAttention(6, response, constraint=constraint)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(10 * torch.randn_like(parameter))
@@ -392,18 +394,18 @@ def test_compiles_without_graph_breaks(response):
 @pytest.mark.parametrize("constraint", [ia.Certified(), ia.Certified(radius=3.0), ia.Relaxed()])
 @pytest.mark.parametrize("response", RESPONSES)
 def test_copies_and_storage(response, constraint, tmp_path):
-    layer = ia.InvertibleAttention(4, response, constraint)
+    layer = ia.InvertibleAttention(4, response, constraint=constraint)
     x = 4 * torch.randn(2, 4, 6)
     z = layer(x)
     torch.testing.assert_close(copy.deepcopy(layer)(x), z)
     torch.save(layer.state_dict(), tmp_path / "state.pt")
     safetensors.torch.save_model(layer, str(tmp_path / "state.safetensors"))
-    loaded = ia.InvertibleAttention(4, response, constraint)
+    loaded = ia.InvertibleAttention(4, response, constraint=constraint)
     loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     torch.testing.assert_close(loaded(x), z)
     # A radius set from the first batch is part of the state: a smaller batch must not set it again.
     torch.testing.assert_close(loaded(0.1 * x), layer(0.1 * x))
-    loaded = ia.InvertibleAttention(4, response, constraint)
+    loaded = ia.InvertibleAttention(4, response, constraint=constraint)
     safetensors.torch.load_model(loaded, str(tmp_path / "state.safetensors"))
     torch.testing.assert_close(loaded(x), z)
 

@@ -66,8 +66,8 @@ def test_the_bound_survives_gradient_ascent_on_the_prior_too(response, normaliza
     layer = ia.InvertibleAttention(
         4,
         response,
-        ia.Certified(0.9, radius=1.0),
-        normalization,
+        constraint=ia.Certified(0.9, radius=1.0),
+        normalization=normalization,
         heads=2,
         bias=True,
         position_prior=ia.TorusPrior(1, 2, width=0.3, reference=5),
@@ -142,8 +142,8 @@ def partly_seen(response, normalization, part, *, heads=2, width=0.7, prior_scal
     layer = ia.InvertibleAttention(
         4,
         response,
-        ia.Certified(0.9, radius=1.0),
-        normalization,
+        constraint=ia.Certified(0.9, radius=1.0),
+        normalization=normalization,
         heads=heads,
         bias=True,
         causal=case.get("causal", False),
@@ -217,12 +217,12 @@ def test_padding_does_not_matter_and_the_inverse_is_one(normalization, part):
     torch.manual_seed(8)
     layer, mask, context = partly_seen("embedded_gaussian", normalization, part)
     x = torch.randn(1, 4, 5, dtype=torch.float64)
-    z, logdet = layer.forward_and_logdet(x, context, mask=mask)
-    torch.testing.assert_close(layer.inverse(z, context, mask=mask), x, atol=1e-9, rtol=0)
-    jacobian = torch.autograd.functional.jacobian(lambda s: layer(s, context, mask=mask), x)
+    z, logdet = layer.forward_and_logdet(x, context=context, mask=mask)
+    torch.testing.assert_close(layer.inverse(z, context=context, mask=mask), x, atol=1e-9, rtol=0)
+    jacobian = torch.autograd.functional.jacobian(lambda s: layer(s, context=context, mask=mask), x)
     torch.testing.assert_close(logdet[0], torch.linalg.slogdet(jacobian.reshape(20, 20)).logabsdet)
     if mask is not None:
-        other = layer(x.masked_fill(~mask[:, None], torch.nan), context, mask=mask)
+        other = layer(x.masked_fill(~mask[:, None], torch.nan), context=context, mask=mask)
         torch.testing.assert_close(other.mT[mask], z.mT[mask])
 
 

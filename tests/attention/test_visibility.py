@@ -63,10 +63,10 @@ def test_padding_is_the_same_as_not_being_there(response, normalization, sources
     mask[3] = torch.tensor([True, False, True, False, False, True])  # not only at the end
     context = torch.randn(4, 2, sources, dtype=torch.float64) if sources else None
     x = x.masked_fill(~mask[:, None], torch.nan)
-    z, logdet = layer.forward_and_logdet(x, context, mask=mask)
+    z, logdet = layer.forward_and_logdet(x, context=context, mask=mask)
     for i in range(4):
         given = None if context is None else context[i : i + 1]
-        alone, alone_logdet = layer.forward_and_logdet(x[i : i + 1, :, mask[i]], given)
+        alone, alone_logdet = layer.forward_and_logdet(x[i : i + 1, :, mask[i]], context=given)
         torch.testing.assert_close(z[i : i + 1, :, mask[i]], alone)
         torch.testing.assert_close(logdet[i : i + 1], alone_logdet)
     assert z[:, :].isnan().equal(x.isnan())
@@ -267,7 +267,7 @@ def test_ordinary_attention_under_a_mask(response):
     layer = ia.Attention(4, response, heads=2, bias=True).double()
     mask = lengths_mask(6, 2, 4)
     x = torch.randn(3, 4, 6, dtype=torch.float64).masked_fill(~mask[:, None], torch.nan)
-    z = layer(x, mask)
+    z = layer(x, mask=mask)
     for i, length in enumerate((6, 2, 4)):
         torch.testing.assert_close(z[i : i + 1, :, :length], layer(x[i : i + 1, :, :length]))
     assert z.isnan().equal(x.isnan())

@@ -161,11 +161,14 @@ def test_samples_do_not_see_each_other(case):
         torch.testing.assert_close(alone_logdet, logdet[i : i + 1])
 
 
-def test_context_is_accepted_and_ignored(case):
+@pytest.mark.parametrize("method", ["forward", "inverse", "forward_and_logdet", "inverse_and_logdet"])
+def test_context_that_nobody_uses_is_refused(case, method):
     bijection, x = case
-    context = torch.ones(3, 1, dtype=torch.float64)
-    torch.testing.assert_close(bijection(x, context), bijection(x))
-    torch.testing.assert_close(bijection.inverse_and_logdet(bijection(x), context)[0], x, atol=1e-9, rtol=0)
+    argument = x if method.startswith("forward") else bijection(x)
+    with pytest.raises(ValueError, match=r"takes no context, got one of shape \(3, 1\)"):
+        getattr(bijection, method)(argument, context=torch.ones(3, 1))
+    with pytest.raises(TypeError, match="positional"):
+        getattr(bijection, method)(argument, torch.ones(3, 1))
 
 
 def test_attributes_of_the_module_survive_a_move(case):

@@ -262,7 +262,7 @@ def test_actnorm_is_set_from_what_is_valid():
 def test_uniform_base_counts_valid_values():
     base = flows.Uniform(3, 0.0, 2.0)
     mask = prefix_mask([2, 3, 0], 3)
-    found = base.log_prob(torch.tensor([[1.0, 1, 9], [1, 1, 9], [9, 9, 9]]), mask)
+    found = base.log_prob(torch.tensor([[1.0, 1, 9], [1, 1, 9], [9, 9, 9]]), mask=mask)
     assert found.tolist() == [pytest.approx(-2 * math.log(2)), -math.inf, 0.0]
 
 

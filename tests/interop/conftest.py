@@ -44,17 +44,17 @@ def moons():
 
 def check_bijection(bijection: ia.Bijection, x: torch.Tensor, context: torch.Tensor | None = None) -> None:
     """Inverse, log-determinant against the Jacobian, and its sign in the other direction; float64."""
-    z, logdet = bijection.forward_and_logdet(x, context)
+    z, logdet = bijection.forward_and_logdet(x, context=context)
     assert logdet.shape == x.shape[:1]
-    torch.testing.assert_close(bijection(x, context), z)
-    torch.testing.assert_close(bijection.inverse(z, context), x, atol=1e-8, rtol=0)
-    back, inverse_logdet = bijection.inverse_and_logdet(z, context)
+    torch.testing.assert_close(bijection(x, context=context), z)
+    torch.testing.assert_close(bijection.inverse(z, context=context), x, atol=1e-8, rtol=0)
+    back, inverse_logdet = bijection.inverse_and_logdet(z, context=context)
     torch.testing.assert_close(back, x, atol=1e-8, rtol=0)
     torch.testing.assert_close(inverse_logdet, -logdet, atol=1e-7, rtol=0)
     for i in range(len(x)):
         given = None if context is None else context[i : i + 1]
         jacobian = torch.autograd.functional.jacobian(
-            lambda flat, like=x[i : i + 1], c=given: bijection(flat.view(like.shape), c).flatten(),
+            lambda flat, like=x[i : i + 1], c=given: bijection(flat.view(like.shape), context=c).flatten(),
             x[i].flatten(),
         )
         torch.testing.assert_close(logdet[i].double(), torch.linalg.slogdet(jacobian).logabsdet)

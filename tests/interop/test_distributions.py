@@ -25,13 +25,13 @@ class Counted(ia.flows.Logit):
 
     calls: tuple[str, ...] = ()
 
-    def forward_and_logdet(self, x, context=None, *, mask=None):
+    def forward_and_logdet(self, x, *, context=None, mask=None):
         self.calls += ("forward",)
-        return super().forward_and_logdet(x, context, mask=mask)
+        return super().forward_and_logdet(x, context=context, mask=mask)
 
-    def inverse(self, z, context=None, *, mask=None):
+    def inverse(self, z, *, context=None, mask=None):
         self.calls += ("inverse",)
-        return super().inverse(z, context, mask=mask)
+        return super().inverse(z, context=context, mask=mask)
 
 
 def test_log_probabilities_agree_both_ways():

@@ -49,20 +49,22 @@ def test_plain_is_the_same_map(response, arguments):
     if "context_channels" in arguments:
         sources = (5,) if arguments.get("context_kind") == "tokens" else ()
         context = torch.randn(3, 3, *sources, dtype=torch.float64)
-    z, logdet = layer.forward_and_logdet(x, context)
-    plain_z, plain_logdet = plain.forward_and_logdet(x, context)
+    z, logdet = layer.forward_and_logdet(x, context=context)
+    plain_z, plain_logdet = plain.forward_and_logdet(x, context=context)
     torch.testing.assert_close(plain_z, z, atol=1e-12, rtol=0)
     torch.testing.assert_close(plain_logdet, logdet)
     assert plain.lipschitz_bound().item() == pytest.approx(layer.lipschitz_bound().item())
     if isinstance(layer.branch.constraint, ia.Certified):
-        torch.testing.assert_close(plain.inverse(z, context), x, atol=1e-10, rtol=0)
+        torch.testing.assert_close(plain.inverse(z, context=context), x, atol=1e-10, rtol=0)
     assert not any(parametrize.is_parametrized(module) for module in plain.modules())
     state = {name for name, _ in plain.named_parameters()}
     assert {"branch.value_weight", "branch.out_weight"} <= state
     mask = torch.arange(6) < torch.tensor([6, 2, 3])[:, None]
-    torch.testing.assert_close(plain(x, context, mask=mask), layer(x, context, mask=mask), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        plain(x, context=context, mask=mask), layer(x, context=context, mask=mask), atol=1e-12, rtol=0
+    )
     few = x[..., :2]  # the scale may depend on the number of tokens
-    torch.testing.assert_close(plain(few, context), layer(few, context), atol=1e-12, rtol=0)
+    torch.testing.assert_close(plain(few, context=context), layer(few, context=context), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("normalization", ["column", "row", "all"])
@@ -162,16 +164,16 @@ def test_compiled_branches_are_the_same_inside_solvers(arguments):
     fast = compile_branches(layer, backend="eager")
     with torch.no_grad():
         for given in ({}, {"mask": mask}):
-            z = layer(x, context, **given)
+            z = layer(x, context=context, **given)
             found, expected = (
-                fast.solve_inverse(z, context, **given),
-                layer.solve_inverse(z, context, **given),
+                fast.solve_inverse(z, context=context, **given),
+                layer.solve_inverse(z, context=context, **given),
             )
             torch.testing.assert_close(found.value, expected.value, atol=2e-6, rtol=0)
             assert torch.equal(found.evaluations, expected.evaluations)
         assert torch.equal(fast.lipschitz_bound(), layer.lipschitz_bound())
     # Gradients of any order are those of the branch itself.
-    z, logdet = fast.train().forward_and_logdet(x, context)
+    z, logdet = fast.train().forward_and_logdet(x, context=context)
     (z.sum() + logdet.sum()).backward()
     assert all(parameter.grad is not None for parameter in fast.parameters())
 

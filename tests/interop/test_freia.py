@@ -101,8 +101,11 @@ def test_a_context_reaches_the_module_that_has_a_condition():
     x, context = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     conditional = from_freia(Fm.AllInOneBlock([(2,)], [(3,)], subnet_constructor=subnet).double())
     check_bijection(conditional, x, context)
-    assert not torch.allclose(conditional(x, context), conditional(x, context.flip(0)))
-    check_bijection(from_freia(Fm.AllInOneBlock([(2,)], subnet_constructor=subnet).double()), x, context)
+    assert not torch.allclose(conditional(x, context=context), conditional(x, context=context.flip(0)))
+    unconditional = from_freia(Fm.AllInOneBlock([(2,)], subnet_constructor=subnet).double())
+    check_bijection(unconditional, x)
+    with pytest.raises(ValueError, match="takes no context"):
+        unconditional(x, context=context)
 
 
 def test_arguments_that_do_not_fit():

@@ -29,8 +29,8 @@ def given(kind):
 
 
 def check(log_prob, flow, x, context):
-    torch.testing.assert_close(log_prob, flow.log_prob(x, context), atol=1e-5, rtol=0)
-    assert (flow.log_prob(x, context.roll(1, 0)) - log_prob).abs().max() > 1e-3
+    torch.testing.assert_close(log_prob, flow.log_prob(x, context=context), atol=1e-5, rtol=0)
+    assert (flow.log_prob(x, context=context.roll(1, 0)) - log_prob).abs().max() > 1e-3
 
 
 def test_zuko(given, kind):
@@ -45,7 +45,7 @@ def test_zuko(given, kind):
     log_prob = theirs.log_prob(samples)
     repeated = context.expand(7, *context.shape).flatten(0, 1)
     torch.testing.assert_close(
-        log_prob.flatten(), flow.log_prob(samples.flatten(0, 1), repeated), atol=1e-5, rtol=0
+        log_prob.flatten(), flow.log_prob(samples.flatten(0, 1), context=repeated), atol=1e-5, rtol=0
     )
 
 
@@ -95,7 +95,7 @@ def test_freia(kind):
     x, c = torch.randn(6, 4, 5), torch.randn(6, *shape)
     inn(2 * x, c=[c])
     z, jac = inn(x, c=[c])
-    expected, logdet = layer.forward_and_logdet(x, c)
+    expected, logdet = layer.forward_and_logdet(x, context=c)
     torch.testing.assert_close(z, expected)
     torch.testing.assert_close(jac, logdet)
     torch.testing.assert_close(inn(z, c=[c], rev=True)[0], x, atol=1e-5, rtol=1e-5)
@@ -113,7 +113,7 @@ def test_pyro(given, kind):
     check(theirs.log_prob(x), flow, x, context)
     assert set(transform.parameters()) == set(layer.parameters())
     x = theirs.sample((20,))
-    torch.testing.assert_close(theirs.log_prob(x), flow.log_prob(x, context), atol=1e-5, rtol=0)
+    torch.testing.assert_close(theirs.log_prob(x), flow.log_prob(x, context=context), atol=1e-5, rtol=0)
 
 
 @pytest.fixture
@@ -127,8 +127,8 @@ def padded():
     x, c = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
     mask = torch.arange(5) < torch.tensor([5, 2, 3])[:, None]
     x = x.masked_fill(~mask[:, None], 0.0)
-    layer.initialize(x, mask)
-    z, logdet = layer.forward_and_logdet(x, c, mask=mask)
+    layer.initialize(x, mask=mask)
+    z, logdet = layer.forward_and_logdet(x, context=c, mask=mask)
     return interop.MaskInContext(layer), x.flatten(1), torch.cat([c, mask.double()], 1), z.flatten(1), logdet
 
 
@@ -175,3 +175,15 @@ def test_a_mask_in_the_context(padded, library):
     back, back_logdet = inverse(z, context)
     torch.testing.assert_close(back, x, atol=1e-9, rtol=0)
     torch.testing.assert_close(back_logdet, -logdet, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("library", ["nflows", "normflows", "zuko"])
+def test_parts_of_a_foreign_chain_do_not_mind_a_context_for_others(library):
+    pytest.importorskip(library, reason=REASON)
+    layer = ia.InvertibleAttention(4, logdet=ia.Exact()).double()
+    x = torch.randn(3, 20, dtype=torch.float64)
+    expected, logdet = layer.forward_and_logdet(x.view(3, 4, 5))
+    forward, _ = theirs_of(library, layer)
+    found, found_logdet = forward(x, torch.ones(3, 2))
+    torch.testing.assert_close(found, expected.flatten(1))
+    torch.testing.assert_close(found_logdet, logdet)

@@ -59,8 +59,11 @@ def test_a_context_reaches_the_transform_that_is_said_to_use_it():
     x, context = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     conditional = from_nflows(autoregressive(3, context_features=3).double(), uses_context=True)
     check_bijection(conditional, x, context)
-    assert not torch.allclose(conditional(x, context), conditional(x, context.flip(0)))
-    check_bijection(from_nflows(autoregressive(3).double()), x, context)
+    assert not torch.allclose(conditional(x, context=context), conditional(x, context=context.flip(0)))
+    unconditional = from_nflows(autoregressive(3).double())
+    check_bijection(unconditional, x)
+    with pytest.raises(ValueError, match="takes no context"):
+        unconditional(x, context=context)
 
 
 @pytest.mark.slow

@@ -54,9 +54,12 @@ def test_a_context_reaches_the_layer_that_takes_one():
     bijection = from_normflows(flow).double()
     x, context = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     check_bijection(bijection, x, context)
-    assert not torch.allclose(bijection(x, context), bijection(x, context.flip(0)))
+    assert not torch.allclose(bijection(x, context=context), bijection(x, context=context.flip(0)))
     # one that takes none ignores that of the chain
-    check_bijection(from_normflows(coupling(3)).double(), x, context)
+    unconditional = from_normflows(coupling(3)).double()
+    check_bijection(unconditional, x)
+    with pytest.raises(ValueError, match="takes no context"):
+        unconditional(x, context=context)
 
 
 @pytest.mark.slow

@@ -126,6 +126,6 @@ def test_views_name_what_they_cannot_take():
         (torch.ones(2, 3, 5), r"\(2, 3, 5\)"),
     ):
         with pytest.raises(ValueError, match=shown):
-            masked(torch.zeros(2, 3, 5), context)
+            masked(torch.zeros(2, 3, 5), context=context)
     with pytest.raises(ValueError, match="takes no mask"):
         OnVectors(ia.Residual(torch.nn.Linear(3, 3)), (3,))(torch.zeros(2, 3), mask=torch.ones(2, 3).bool())

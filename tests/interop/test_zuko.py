@@ -73,8 +73,11 @@ def test_a_context_reaches_the_transformation_that_is_said_to_use_it():
     x, context = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     conditional = from_zuko(zuko.flows.MAF(2, 3).transform, uses_context=True).double()
     check_bijection(conditional, x, context)
-    assert not torch.allclose(conditional(x, context), conditional(x, context.flip(0)))
-    check_bijection(from_zuko(zuko.flows.MAF(2).transform).double(), x, context)
+    assert not torch.allclose(conditional(x, context=context), conditional(x, context=context.flip(0)))
+    unconditional = from_zuko(zuko.flows.MAF(2).transform).double()
+    check_bijection(unconditional, x)
+    with pytest.raises(ValueError, match="takes no context"):
+        unconditional(x, context=context)
 
 
 def test_an_estimated_log_determinant_is_drawn_once_per_pair():

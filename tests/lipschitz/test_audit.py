@@ -256,17 +256,11 @@ class Block(Bijection):
     def lipschitz_bound(self):
         return torch.tensor(self.promise)
 
-    def forward(self, x, context=None):
-        return x * (1 + self.scale)
+    def forward_and_logdet(self, x, *, context=None, mask=None):
+        return x * (1 + self.scale), torch.zeros(len(x))
 
-    def inverse(self, z, context=None):
-        return z / (1 + self.scale)
-
-    def forward_and_logdet(self, x, context=None):
-        return self(x), torch.zeros(len(x))
-
-    def inverse_and_logdet(self, z, context=None):
-        return self.inverse(z), torch.zeros(len(z))
+    def inverse_and_logdet(self, z, *, context=None, mask=None):
+        return z / (1 + self.scale), torch.zeros(len(z))
 
 
 class Chain(Block):
@@ -278,12 +272,12 @@ class Chain(Block):
         super().__init__(0.0, 0.0)
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x, context=None):
+    def forward(self, x, *, context=None, mask=None):
         for block in self.blocks:
-            x = block(x, context)
+            x = block(x)
         return x.unflatten(1, (2, -1))
 
-    def inverse(self, z, context=None):
+    def inverse(self, z, *, context=None, mask=None):
         z = z.flatten(1)
         for block in reversed(self.blocks):
             z = block.inverse(z)

@@ -131,16 +131,10 @@ class Block(Bijection):
     def lipschitz_bound(self) -> torch.Tensor:
         return torch.tensor(0.5)
 
-    def forward(self, x, context=None):
-        return x + 0.5 * x.sin()
+    def forward_and_logdet(self, x, *, context=None, mask=None):
+        return x + 0.5 * x.sin(), x
 
-    def inverse(self, z, context=None):
-        return z
-
-    def forward_and_logdet(self, x, context=None):
-        return self(x), x
-
-    def inverse_and_logdet(self, z, context=None):
+    def inverse_and_logdet(self, z, *, context=None, mask=None):
         return z, z
 
 

@@ -83,11 +83,11 @@ def test_a_layer_is_built_and_works_or_says_why_not(
         layer = ia.InvertibleAttention(
             channels,
             response,
-            constraint,
-            normalization,
-            embedding,
-            heads,
-            bias,
+            constraint=constraint,
+            normalization=normalization,
+            embedding_channels=embedding,
+            heads=heads,
+            bias=bias,
             causal=causal,
             context_channels=context,
             context_kind=kind,
@@ -99,10 +99,10 @@ def test_a_layer_is_built_and_works_or_says_why_not(
     given_context = None
     if context is not None:
         given_context = torch.randn(2, context, *((3,) if kind == "tokens" else ()), dtype=torch.float64)
-    z = layer(x, given_context)
+    z = layer(x, context=given_context)
     assert z.shape == x.shape
-    solution = layer.solve_inverse(z, given_context)
-    residual = (layer(solution.value, given_context) - z).flatten(1).norm(dim=1) / (
+    solution = layer.solve_inverse(z, context=given_context)
+    residual = (layer(solution.value, context=given_context) - z).flatten(1).norm(dim=1) / (
         1 + z.flatten(1).norm(dim=1)
     )
     assert (residual[solution.converged] <= 1.01e-12).all()

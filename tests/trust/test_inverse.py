@@ -60,7 +60,7 @@ class Singular(nn.Module):
 def relaxed(scale: float, seed: int, dtype: torch.dtype) -> ia.Residual:
     response = RESPONSES[seed % 4]
     normalization = ("column", "row", "all")[seed % 3]
-    layer = ia.InvertibleAttention(4, response, ia.Relaxed(0.99), normalization)
+    layer = ia.InvertibleAttention(4, response, constraint=ia.Relaxed(0.99), normalization=normalization)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(scale * torch.randn_like(parameter))
@@ -166,7 +166,7 @@ def certified(kind: str, coefficient: float, log_scale: float, seed: int) -> ia.
     else:
         normalization = ("column", "row", "all")[seed % 3]
         constraint = ia.Certified(coefficient, radius=scale)
-        layer = ia.InvertibleAttention(4, kind, constraint, normalization, bias=True)
+        layer = ia.InvertibleAttention(4, kind, constraint=constraint, normalization=normalization, bias=True)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(2 * torch.randn_like(parameter))

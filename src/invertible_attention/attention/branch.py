@@ -143,7 +143,7 @@ class AttentionBranch(nn.Module):
         return self.context is not None
 
     @torch.no_grad()
-    def initialize(self, x: Image, mask: Tensor | None = None) -> None:
+    def initialize(self, x: Image, *, mask: Tensor | None = None) -> None:
         """Set the radius to just above the largest token norm of ``x``, and scale the response so that log M ≈ 1.
 
         Called by the first forward. Tokens that are not finite are left out; without a finite non-zero token
@@ -198,7 +198,7 @@ class AttentionBranch(nn.Module):
             ValueError: If context or mask do not fit.
         """
         if not self._initialized:
-            self.initialize(x, mask)
+            self.initialize(x, mask=mask)
         return self.bind()(x, context, mask)
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:

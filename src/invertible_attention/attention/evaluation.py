@@ -152,6 +152,8 @@ class Evaluation:
         dtype = torch.promote_types(working_dtype(x.dtype), weights.value.dtype)
         tokens = x.flatten(2).transpose(1, 2).to(dtype)
         given = Given()
+        if self.context is None and context is not None:
+            raise ValueError(f"this layer takes no context, got one of shape {tuple(context.shape)}")
         if self.context is not None:
             self.context.check(context, x.shape[0])
             given = self.context(context, dtype)

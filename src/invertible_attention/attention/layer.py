@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from invertible_attention.attention.branch import AttentionBranch
@@ -80,6 +80,7 @@ class InvertibleAttention(Residual):
         self,
         channels: int,
         response: str | Callable[..., Response] = "concatenation",
+        *,
         constraint: Constraint | None = None,
         normalization: str = "column",
         embedding_channels: int | None = None,
@@ -112,10 +113,10 @@ class InvertibleAttention(Residual):
         super().__init__(branch, solver=solver, logdet=logdet)
         self.response = name_of(response)
 
-    def initialize(self, x: Image, mask: Tensor | None = None) -> None:
+    def initialize(self, x: Image, *, mask: Tensor | None = None) -> None:
         """Set the ball's radius from ``x``, as the first forward does; see :class:`AttentionBranch`."""
         self.check_input(x)
-        self.branch.initialize(x, mask)
+        self.branch.initialize(x, mask=mask)
 
     def check_input(self, x: Tensor) -> None:
         """Raise :class:`ValueError` unless ``x`` is a non-empty floating-point ``(B, C, *spatial)``."""
@@ -159,6 +160,7 @@ class Attention(nn.Module):
         self,
         channels: int,
         response: str | Callable[..., Response] = "concatenation",
+        *,
         normalization: str | None = None,
         embedding_channels: int | None = None,
         heads: int = 1,
@@ -183,7 +185,7 @@ class Attention(nn.Module):
             implementation=implementation,
         )
 
-    def forward(self, x: Image, mask: Bool[Tensor, "batch *valid"] | None = None) -> Image:
+    def forward(self, x: Image, *, mask: Tensor | None = None) -> Image:
         """Return ``x + W_L A(x)``, of the shape and dtype of ``x``.
 
         Args:

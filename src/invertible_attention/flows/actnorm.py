@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from invertible_attention._initialize import refuse_inside_transform
 from invertible_attention._mask import on_valid, valid_values
-from invertible_attention.bijection import Bijection
+from invertible_attention.flows.closed_form import ClosedForm
 
 __all__ = ["ActNorm"]
 
 
-class ActNorm(Bijection):
+class ActNorm(ClosedForm):
     r"""Activation normalization, :math:`z_c = e^{s_c} x_c + t_c` per channel :math:`c`.
 
     Scale and shift are ordinary parameters. The first batch sets them so that each channel of the output has
@@ -44,7 +44,6 @@ class ActNorm(Bijection):
     """
 
     initialized: Tensor
-    uses_mask = True
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -63,7 +62,7 @@ class ActNorm(Bijection):
         return str(self.channels)
 
     @torch.no_grad()
-    def initialize(self, x: Float[Tensor, "batch *event"], mask: Tensor | None = None) -> None:
+    def initialize(self, x: Float[Tensor, "batch *event"], *, mask: Tensor | None = None) -> None:
         """Set scale and shift from ``x`` where the mask is true. Samples that are not finite are left out.
 
         Raises:
@@ -98,58 +97,24 @@ class ActNorm(Bijection):
         if prefix + "initialized" in state_dict:
             self._initialized = bool(state_dict[prefix + "initialized"])
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Return the normalized tensor."""
+    def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         self._check(x)
         if not self._initialized:
-            self.initialize(x, mask)
+            self.initialize(x, mask=mask)
         scale, shift = self._broadcast(self.log_scale.exp(), x), self._broadcast(self.shift, x)
         return on_valid(lambda values: values * scale + shift, x, mask)
 
-    def inverse(
-        self,
-        z: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Return the tensor before normalization."""
+    def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
         self._check(z)
         scale, shift = self._broadcast((-self.log_scale).exp(), z), self._broadcast(self.shift, z)
         return on_valid(lambda values: (values - shift) * scale, z, mask)
 
-    def forward_and_logdet(
-        self,
-        x: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the normalized tensor and the log-determinant, the same for every sample without a mask."""
-        return self.forward(x, mask=mask), self._logdet(x, mask)
-
-    def inverse_and_logdet(
-        self,
-        z: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the tensor before normalization and the log-determinant of this direction."""
-        return self.inverse(z, mask=mask), -self._logdet(z, mask)
-
-    def _logdet(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, " batch"]:
+    def _logdet(self, z: Tensor, mask: Tensor | None) -> Float[Tensor, " batch"]:
         wide = self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32))
         if mask is None:
-            return (x[0, 0].numel() * wide.sum()).expand(x.shape[0])
-        valid = valid_values(mask, x)
-        return torch.where(valid, self._broadcast(wide, x), 0.0).flatten(1).sum(1)
+            return (z[0, 0].numel() * wide.sum()).expand(z.shape[0])
+        valid = valid_values(mask, z)
+        return torch.where(valid, self._broadcast(wide, z), 0.0).flatten(1).sum(1)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim < 2 or x.shape[1] != self.channels:

@@ -37,7 +37,7 @@ class Base(nn.Module, ABC):
         return str(self.dim)
 
     @abstractmethod
-    def log_prob(self, z: Float[Tensor, "batch dim"], mask: Mask = None) -> Float[Tensor, " batch"]:
+    def log_prob(self, z: Float[Tensor, "batch dim"], *, mask: Mask = None) -> Float[Tensor, " batch"]:
         """Return the log-density in nats, with a mask that of the values at which it is true."""
 
     @abstractmethod
@@ -74,7 +74,7 @@ class DiagonalGaussian(Base):
             else:
                 self.register_buffer(name, torch.zeros(dim))
 
-    def log_prob(self, z: Float[Tensor, "batch dim"], mask: Mask = None) -> Float[Tensor, " batch"]:
+    def log_prob(self, z: Float[Tensor, "batch dim"], *, mask: Mask = None) -> Float[Tensor, " batch"]:
         """Return the log-density in nats, with a mask that of the values at which it is true."""
         self._check(z)
         wide = z.to(torch.promote_types(z.dtype, torch.float32))
@@ -114,7 +114,7 @@ class Uniform(Base):
         self.register_buffer("low", torch.tensor(float(low)))
         self.register_buffer("high", torch.tensor(float(high)))
 
-    def log_prob(self, z: Float[Tensor, "batch dim"], mask: Mask = None) -> Float[Tensor, " batch"]:
+    def log_prob(self, z: Float[Tensor, "batch dim"], *, mask: Mask = None) -> Float[Tensor, " batch"]:
         """Return the log-density in nats, ``-inf`` outside of the cube; with a mask that of the valid values."""
         self._check(z)
         inside = (z >= self.low) & (z <= self.high)

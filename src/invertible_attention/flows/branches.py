@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invertible_attention._mask import valid_values
+from invertible_attention.bijection import refuse_unused
 from invertible_attention.flows.activations import make_activation
 from invertible_attention.lipschitz.parametrize import constrain
 from invertible_attention.lipschitz.together import constrained_weight
@@ -77,8 +78,11 @@ class LipschitzBranch(nn.Module):
 
         Args:
             x: Where to evaluate.
-            context: Not used.
+            context: None: such a branch uses none.
             mask: True where ``x`` is valid, for branches that take one.
+
+        Raises:
+            ValueError: For a context, and for a mask that the branch does not take.
         """
         return self.bind()(x, context, mask)
 
@@ -212,6 +216,7 @@ class BoundBranch:
 
     def __call__(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``g(x)``; see :meth:`LipschitzBranch.forward`."""
+        refuse_unused(self.branch, context=context, mask=mask)
         padding = None if mask is None else ~valid_values(mask, x)
         activations = iter(self.branch.activations)
         x = x if padding is None else x.masked_fill(padding, 0.0)
@@ -230,11 +235,9 @@ class _FlatBoundBranch(BoundBranch):
     branch: LipschitzLinearBranch
 
     def __call__(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        if mask is not None:
-            raise ValueError(f"LipschitzLinearBranch takes no mask, got one of shape {tuple(mask.shape)}")
         if x[0].numel() != self.branch.dim:
             raise ValueError(f"expected samples of {self.branch.dim} values, got shape {tuple(x.shape)}")
-        return super().__call__(x.flatten(1)).reshape(x.shape)
+        return super().__call__(x.flatten(1), context, mask).reshape(x.shape)
 
 
 def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:

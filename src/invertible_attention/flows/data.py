@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from invertible_attention._mask import count_valid, on_valid, valid_values
-from invertible_attention.bijection import Bijection
+from invertible_attention.flows.closed_form import ClosedForm
 
 __all__ = ["Dequantize", "Logit"]
 
 
-class Dequantize(Bijection):
+class Dequantize(ClosedForm):
     r"""Integers :math:`0 \dots L - 1` to the unit interval by uniform noise, :math:`z = (x + u) / L`.
 
     With it inside, a flow's log-density of an integer image is a lower bound of its log-probability, and
     ``Flow.bits_per_dim`` the field's bits per dimension: the log-determinant is :math:`-d \log L`, so nothing
     is to be added by hand. The inverse rounds down to an integer in range and undoes the forward map exactly.
+    Integers become the default floating point type, half precisions ``float32``.
 
     Args:
         levels: Number of levels :math:`L`; 256 for 8-bit images.
@@ -40,8 +41,6 @@ class Dequantize(Bijection):
         True
     """
 
-    uses_mask = True
-
     def __init__(self, levels: int = 256, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if levels < 2:
@@ -53,14 +52,7 @@ class Dequantize(Bijection):
         """Return the arguments."""
         return str(self.levels)
 
-    def forward(
-        self,
-        x: Shaped[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Return a value in the unit interval, of the type of ``x`` or, for integers, the default type."""
+    def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype())
         elif x.dtype in (torch.float16, torch.bfloat16):
@@ -72,36 +64,8 @@ class Dequantize(Bijection):
         noise = noise.clamp(margin, 1 - margin)
         return on_valid(lambda values: (values + noise) / self.levels, x, mask)
 
-    def inverse(
-        self,
-        z: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Return the integer below ``levels · z``, kept in range, in the floating point type of ``z``."""
+    def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
         return on_valid(lambda values: (values * self.levels).floor().clamp(0, self.levels - 1), z, mask)
-
-    def forward_and_logdet(
-        self,
-        x: Shaped[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the dequantized value and ``-d log L``."""
-        z = self.forward(x, mask=mask)
-        return z, self._logdet(z, mask)
-
-    def inverse_and_logdet(
-        self,
-        z: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the integers and ``d log L``."""
-        return self.inverse(z, mask=mask), -self._logdet(z, mask)
 
     def _logdet(self, z: Tensor, mask: Tensor | None) -> Float[Tensor, " batch"]:
         if mask is not None:
@@ -111,8 +75,10 @@ class Dequantize(Bijection):
         return torch.full((z.shape[0],), -dim * math.log(self.levels), dtype=dtype, device=z.device)
 
 
-class Logit(Bijection):
+class Logit(ClosedForm):
     r"""The unit interval to the real line, :math:`z = \operatorname{logit}(\alpha + (1 - 2\alpha) x)`.
+
+    Not finite outside of its domain.
 
     Args:
         alpha: Margin :math:`\alpha`, in :math:`[0, 1/2)`, that keeps the ends of the interval finite.
@@ -127,8 +93,6 @@ class Logit(Bijection):
         tensor([[-2.9444,  0.0000,  2.9444]])
     """
 
-    uses_mask = True
-
     def __init__(self, alpha: float = 0.05) -> None:
         super().__init__()
         if not 0 <= alpha < 0.5:
@@ -139,46 +103,11 @@ class Logit(Bijection):
         """Return the arguments."""
         return str(self.alpha)
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Return ``logit(α + (1 - 2α) x)``; not finite outside of its domain."""
+    def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return on_valid(self._logit, x, mask, fill=0.5)
 
-    def inverse(
-        self,
-        z: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Return ``(sigmoid(z) - α) / (1 - 2α)``, up to ``α / (1 - 2α)`` outside of the unit interval."""
+    def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
         return on_valid(lambda values: (values.sigmoid() - self.alpha) / (1 - 2 * self.alpha), z, mask)
-
-    def forward_and_logdet(
-        self,
-        x: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the logit and the log-determinant."""
-        z = self.forward(x, mask=mask)
-        return z, self._logdet(z, mask)
-
-    def inverse_and_logdet(
-        self,
-        z: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the inverse and its log-determinant."""
-        return self.inverse(z, mask=mask), -self._logdet(z, mask)
 
     def _logit(self, x: Tensor) -> Tensor:
         inside = self.alpha + (1 - 2 * self.alpha) * x

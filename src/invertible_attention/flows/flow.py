@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from invertible_attention._mask import count_valid, given
-from invertible_attention.bijection import Bijection
+from invertible_attention._mask import count_valid
+from invertible_attention.bijection import Bijection, given
 from invertible_attention.flows.base import Base
 
 __all__ = ["Flow"]
@@ -47,13 +47,13 @@ class Flow(nn.Module):
         self.base = base
 
     def forward(
-        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None, *, mask: Mask = None
+        self, x: Shaped[Tensor, "batch *event"], *, context: Tensor | None = None, mask: Mask = None
     ) -> Float[Tensor, " batch"]:
         """Return :meth:`log_prob`."""
-        return self.log_prob(x, context, mask=mask)
+        return self.log_prob(x, context=context, mask=mask)
 
     def log_prob(
-        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None, *, mask: Mask = None
+        self, x: Shaped[Tensor, "batch *event"], *, context: Tensor | None = None, mask: Mask = None
     ) -> Float[Tensor, " batch"]:
         """Return the log-density of each sample in nats.
 
@@ -67,15 +67,15 @@ class Flow(nn.Module):
                 values.
 
         Raises:
-            ValueError: If a part of the transform takes no mask.
+            ValueError: If no part of the transform uses a context, or a part of it takes no mask.
         """
-        z, logdet = self.transform.forward_and_logdet(x, context, **given(self.transform, mask))
+        z, logdet = self.transform.forward_and_logdet(x, **given(self.transform, context=context, mask=mask))
         if mask is None:
             return self.base.log_prob(z) + logdet
-        return self.base.log_prob(z, self.transform.output_mask(mask)) + logdet
+        return self.base.log_prob(z, mask=self.transform.output_mask(mask)) + logdet
 
     def bits_per_dim(
-        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None, *, mask: Mask = None
+        self, x: Shaped[Tensor, "batch *event"], *, context: Tensor | None = None, mask: Mask = None
     ) -> Float[Tensor, " batch"]:
         r"""Return :math:`-\log_2 p(x) / d` per sample, :math:`d` being the number of its (valid) values.
 
@@ -84,31 +84,32 @@ class Flow(nn.Module):
         beforehand it is smaller by :math:`\log_2` of the number of levels.
         """
         count = math.prod(x.shape[1:]) if mask is None else count_valid(mask, x).clamp_min(1)
-        return self.log_prob(x, context, mask=mask) / (-math.log(2) * count)
+        return self.log_prob(x, context=context, mask=mask) / (-math.log(2) * count)
 
     @torch.no_grad()
     def sample(
-        self, n: int, context: Tensor | None = None, *, temperature: float = 1.0, mask: Mask = None
+        self, n: int, *, context: Tensor | None = None, mask: Mask = None, temperature: float = 1.0
     ) -> Float[Tensor, "n *event"]:
         """Draw ``n`` samples.
 
         Args:
             n: How many.
             context: For each sample, where the transform uses one.
-            temperature: Factor on the base's spread.
             mask: True where a sample is to be valid; it is zero elsewhere.
+            temperature: Factor on the base's spread.
 
         Raises:
             ConvergenceError: If a block cannot be inverted at a latent that was drawn.
         """
+        arguments = given(self.transform, context=context, mask=mask)
         z = self.base.sample(n, temperature=temperature)
         if mask is not None:
             z = z.masked_fill(~self.transform.output_mask(mask), 0.0)
-        return self.transform.inverse(z, context, **given(self.transform, mask))
+        return self.transform.inverse(z, **arguments)
 
     @torch.no_grad()
     def initialize(
-        self, x: Shaped[Tensor, "batch *event"], context: Tensor | None = None, *, mask: Mask = None
+        self, x: Shaped[Tensor, "batch *event"], *, context: Tensor | None = None, mask: Mask = None
     ) -> None:
         """Let every part that sets itself from its first batch do so from ``x``, where it is valid."""
-        self.transform(x, context, **given(self.transform, mask))
+        self.transform(x, **given(self.transform, context=context, mask=mask))

@@ -6,22 +6,17 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from invertible_attention._mask import channelwise, given, spread_over_channels
-from invertible_attention.bijection import Bijection
+from invertible_attention._mask import channelwise, spread_over_channels, valid_values
+from invertible_attention.bijection import Bijection, Event, given, refuse_unused
+from invertible_attention.flows.closed_form import ClosedForm
 
 __all__ = ["Flatten", "Split", "Squeeze"]
 
 
-def zero_logdet(x: Tensor) -> Float[Tensor, " batch"]:
-    """Zeros, one per sample, in ``float32`` or better."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.zeros(x.shape[0], dtype=dtype, device=x.device)
-
-
-class Squeeze(Bijection):
+class Squeeze(ClosedForm):
     r"""Space to depth: :math:`(C, rH, rW) \to (r^2 C, H, W)`, with 1, 2 or 3 spatial axes.
 
     Channel ``offset · C + c`` of the output holds channel ``c`` at one offset inside the :math:`r^n` blocks;
@@ -40,8 +35,6 @@ class Squeeze(Bijection):
         tensor([0., 1., 2., 3.])
     """
 
-    uses_mask = True
-
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
         if factor < 1:
@@ -52,14 +45,8 @@ class Squeeze(Bijection):
         """Return the arguments."""
         return str(self.factor)
 
-    def forward(
-        self,
-        x: Shaped[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Return ``(B, rⁿ C, *(spatial / r))``."""
+    def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        _check_mask(mask, x)
         r, (batch, channels, *spatial) = self.factor, self._check(x)
         if any(size % r for size in spatial):
             raise ValueError(f"spatial axes must be divisible by {r}, got shape {tuple(x.shape)}")
@@ -68,14 +55,7 @@ class Squeeze(Bijection):
         x = x.permute(0, *range(3, 3 + 2 * n, 2), 1, *range(2, 2 + 2 * n, 2))
         return x.reshape(batch, channels * r**n, *(size // r for size in spatial))
 
-    def inverse(
-        self,
-        z: Shaped[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Return ``(B, C / rⁿ, *(r · spatial))``."""
+    def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
         r, (batch, channels, *spatial) = self.factor, self._check(z)
         n = len(spatial)
         if channels % r**n:
@@ -83,27 +63,9 @@ class Squeeze(Bijection):
         z = z.reshape(batch, *[r] * n, channels // r**n, *spatial)
         interleaved = [axis for i in range(n) for axis in (n + 2 + i, 1 + i)]
         z = z.permute(0, n + 1, *interleaved)
-        return z.reshape(batch, channels // r**n, *(size * r for size in spatial))
-
-    def forward_and_logdet(
-        self,
-        x: Shaped[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the rearranged tensor and zero."""
-        return self.forward(x), zero_logdet(x)
-
-    def inverse_and_logdet(
-        self,
-        z: Shaped[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the tensor arranged back and zero."""
-        return self.inverse(z), zero_logdet(z)
+        x = z.reshape(batch, channels // r**n, *(size * r for size in spatial))
+        _check_mask(mask, x)
+        return x
 
     def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch *output"]:
         """Return the mask of the blocks.
@@ -122,7 +84,7 @@ class Squeeze(Bijection):
         return x.shape
 
 
-class Flatten(Bijection):
+class Flatten(ClosedForm):
     """An event of known shape to a vector, ``(B, *shape) → (B, D)``.
 
     Args:
@@ -132,8 +94,6 @@ class Flatten(Bijection):
         ValueError: In a call, if the event has another shape.
     """
 
-    uses_mask = True
-
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = tuple(shape)
@@ -142,47 +102,16 @@ class Flatten(Bijection):
         """Return the arguments."""
         return str(self.shape)
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Return ``(B, D)``."""
+    def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         check_event(x, self.shape)
+        _check_mask(mask, x)
         return x.flatten(1)
 
-    def inverse(
-        self,
-        z: Float[Tensor, "batch dim"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Return ``(B, *shape)``."""
+    def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
         check_event(z, (math.prod(self.shape),))
-        return z.reshape(z.shape[0], *self.shape)
-
-    def forward_and_logdet(
-        self,
-        x: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return ``(B, D)`` and zero."""
-        return self.forward(x), zero_logdet(x)
-
-    def inverse_and_logdet(
-        self,
-        z: Float[Tensor, "batch dim"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return ``(B, *shape)`` and zero."""
-        return self.inverse(z), zero_logdet(z)
+        x = z.reshape(z.shape[0], *self.shape)
+        _check_mask(mask, x)
+        return x
 
     def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch dim"]:
         """Return the mask of the vector's values."""
@@ -220,70 +149,60 @@ class Split(Bijection):
             raise ValueError(f"nothing to factor out of {shape[0]} channels, shape {tuple(shape)}")
         self.shape = tuple(shape)
         self.transform = transform
-        self.uses_mask = transform.uses_mask
         self._factored_shape = (shape[0] - shape[0] // 2, *self.shape[1:])
+
+    @property
+    def uses_context(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the transform uses a context."""
+        return self.transform.uses_context
+
+    @property
+    def uses_mask(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the transform uses a mask."""
+        return self.transform.uses_mask
 
     def extra_repr(self) -> str:
         """Return the arguments that are not modules."""
         return str(self.shape)
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch channels *spatial"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``(B, D)``."""
         kept, factored = self._divide(x)
-        return self._join(self.transform(kept, context, **self._given(mask)), factored)
+        return self._join(self.transform(kept, **self._given(context, mask)), factored)
 
-    def inverse(
-        self,
-        z: Float[Tensor, "batch dim"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    def inverse(self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``(B, C, *spatial)``."""
         kept, factored = self._part(z)
-        return torch.cat([self.transform.inverse(kept, context, **self._given(mask)), factored], dim=1)
+        return torch.cat([self.transform.inverse(kept, **self._given(context, mask)), factored], dim=1)
 
     def forward_and_logdet(
-        self,
-        x: Float[Tensor, "batch channels *spatial"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``(B, D)`` and the log-determinant of ``transform``."""
         kept, factored = self._divide(x)
-        latent, logdet = self.transform.forward_and_logdet(kept, context, **self._given(mask))
+        latent, logdet = self.transform.forward_and_logdet(kept, **self._given(context, mask))
         return self._join(latent, factored), logdet
 
     def inverse_and_logdet(
-        self,
-        z: Float[Tensor, "batch dim"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``(B, C, *spatial)`` and the log-determinant of the inverse of ``transform``."""
         kept, factored = self._part(z)
-        x, logdet = self.transform.inverse_and_logdet(kept, context, **self._given(mask))
+        x, logdet = self.transform.inverse_and_logdet(kept, **self._given(context, mask))
         return torch.cat([x, factored], dim=1), logdet
 
     def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch dim"]:
         """Return the mask of the vector's values."""
         values = spread_over_channels(mask, self.shape)
         factored = values[:, values.shape[1] - math.prod(self._factored_shape) :]
-        return torch.cat([self.transform.output_mask(self._given(mask)["mask"]), factored], dim=1)
+        return torch.cat([self.transform.output_mask(self._given(None, mask)["mask"]), factored], dim=1)
 
-    def _given(self, mask: Tensor | None) -> dict[str, Tensor]:
-        """Return the keyword arguments of the transform: the mask of the channels that are kept."""
+    def _given(self, context: Tensor | None, mask: Tensor | None) -> dict[str, Tensor]:
+        """Return the keyword arguments of the transform: the mask is that of the channels that are kept."""
+        refuse_unused(self, context=context, mask=mask)
         if mask is not None and len(self.shape) == 1:
             mask = mask[:, : self.shape[0] // 2]
-        return given(self.transform, mask)
+        return given(self.transform, context=context, mask=mask)
 
     def _divide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_event(x, self.shape)
@@ -305,3 +224,8 @@ def check_event(x: Tensor, shape: Sequence[int]) -> None:
     """Raise :class:`ValueError` unless ``x`` is a batch of events of this shape."""
     if tuple(x.shape[1:]) != tuple(shape) or x.ndim == 0:
         raise ValueError(f"expected shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+
+
+def _check_mask(mask: Tensor | None, x: Tensor) -> None:
+    if mask is not None:
+        valid_values(mask, x)

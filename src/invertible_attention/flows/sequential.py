@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from invertible_attention._mask import given
-from invertible_attention.bijection import Bijection
+from invertible_attention.bijection import Bijection, Event, given, refuse_unused
 from invertible_attention.lipschitz.together import constrained_together
 
 __all__ = ["Sequential"]
@@ -18,8 +17,8 @@ class Sequential(Bijection):
     r"""The composition :math:`f = f_n \circ \dots \circ f_1`; log-determinants add up.
 
     Args:
-        *bijections: In the order they are applied forward. All receive the same ``context``, and the mask of
-            what they are applied to.
+        *bijections: In the order they are applied forward. Those that use a context receive the chain's; all
+            receive the mask of what they are applied to.
 
     Raises:
         ValueError: If there is none, or one is not a :class:`Bijection`.
@@ -40,7 +39,6 @@ class Sequential(Bijection):
             if not isinstance(bijection, Bijection):
                 raise ValueError(f"expected a Bijection, got {type(bijection).__name__}")
         self.bijections = nn.ModuleList(bijections)
-        self.uses_mask = all(bijection.uses_mask for bijection in bijections)
 
     def __len__(self) -> int:
         return len(self.bijections)
@@ -51,59 +49,49 @@ class Sequential(Bijection):
     def __getitem__(self, index: int) -> Bijection:
         return self.bijections[index]  # pyright: ignore[reportReturnType]
 
-    def forward(
-        self,
-        x: Shaped[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    @property
+    def uses_context(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether any of the bijections uses a context."""
+        return any(bijection.uses_context for bijection in self)
+
+    @property
+    def uses_mask(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all of the bijections use a mask."""
+        return all(bijection.uses_mask for bijection in self)
+
+    def forward(self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``z = f(x)``."""
         with constrained_together(self):
-            for bijection, keywords in self._given(mask):
-                x = bijection(x, context, **keywords)
+            for bijection, keywords in self._given(context, mask):
+                x = bijection(x, **keywords)
         return x
 
-    def inverse(
-        self,
-        z: Shaped[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    def inverse(self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``x`` such that ``f(x) = z``."""
-        for bijection, keywords in reversed(self._given(mask)):
-            z = bijection.inverse(z, context, **keywords)
+        for bijection, keywords in reversed(self._given(context, mask)):
+            z = bijection.inverse(z, **keywords)
         return z
 
     def forward_and_logdet(
-        self,
-        x: Shaped[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f(x)`` and ``log|det ∂f/∂x|`` per sample."""
-        (first, keywords), *others = self._given(mask)
+        (first, keywords), *others = self._given(context, mask)
         with constrained_together(self):
-            x, total = first.forward_and_logdet(x, context, **keywords)
+            x, total = first.forward_and_logdet(x, **keywords)
             for bijection, keywords in others:
-                x, logdet = bijection.forward_and_logdet(x, context, **keywords)
+                x, logdet = bijection.forward_and_logdet(x, **keywords)
                 total = total + logdet
         return x, total
 
     def inverse_and_logdet(
-        self,
-        z: Shaped[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f⁻¹(z)`` and ``log|det ∂f⁻¹/∂z|`` per sample."""
-        (first, keywords), *others = reversed(self._given(mask))
-        z, total = first.inverse_and_logdet(z, context, **keywords)
+        (first, keywords), *others = reversed(self._given(context, mask))
+        z, total = first.inverse_and_logdet(z, **keywords)
         for bijection, keywords in others:
-            z, logdet = bijection.inverse_and_logdet(z, context, **keywords)
+            z, logdet = bijection.inverse_and_logdet(z, **keywords)
             total = total + logdet
         return z, total
 
@@ -113,11 +101,15 @@ class Sequential(Bijection):
             mask = bijection.output_mask(mask)
         return mask
 
-    def _given(self, mask: Tensor | None) -> list[tuple[Bijection, dict[str, Tensor]]]:
+    def _given(
+        self, context: Tensor | None, mask: Tensor | None
+    ) -> list[tuple[Bijection, dict[str, Tensor]]]:
         """Return every part with the keyword arguments it is called with: the mask of its own input."""
+        refuse_unused(self, context=context)
         parts = []
         for bijection in self:
-            parts.append((bijection, given(bijection, mask)))
+            theirs = context if context is not None and bijection.uses_context else None
+            parts.append((bijection, given(bijection, context=theirs, mask=mask)))
             if mask is not None:
                 mask = bijection.output_mask(mask)
         return parts

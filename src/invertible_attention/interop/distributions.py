@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import IndependentTransform, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from invertible_attention.bijection import Bijection
+from invertible_attention.bijection import Bijection, Event, refuse_unused
 from invertible_attention.interop.views import Inverse, on_vectors, sum_over_event
 
 __all__ = ["DistributionBijection", "DistributionTransform", "from_distribution", "to_distribution"]
@@ -153,7 +153,7 @@ class DistributionTransform(Transform, nn.Module):
         return self._inverse(y) if pair is None else pair.x
 
     def _inverse(self, y: Tensor) -> Tensor:
-        (x,) = self._on_batch(lambda *arguments: (self.bijection.inverse(*arguments),), y, self.output_dim)
+        (x,) = self._on_batch(lambda z, **given: (self.bijection.inverse(z, **given),), y, self.output_dim)
         return self._remember(x, y, None).x
 
     def _remember(self, x: Tensor, y: Tensor, logdet: Tensor | None) -> _Pair:
@@ -183,7 +183,7 @@ class DistributionTransform(Transform, nn.Module):
             leading = torch.broadcast_shapes(leading, own)
             context = context.expand(*leading, *rest).reshape((math.prod(leading), *rest))
             x = x.expand(*leading, *event)
-        results = function(x.reshape((math.prod(leading), *event)), context)
+        results = function(x.reshape((math.prod(leading), *event)), context=context)
         return tuple(result.reshape((*leading, *result.shape[1:])) for result in results)
 
     def _with(self, **changed: Any) -> DistributionTransform:
@@ -216,24 +216,18 @@ class DistributionBijection(Bijection):
         # Compositions keep their parts in a list, where parameters are not found.
         self.parts = nn.ModuleList(_modules(transform))
 
-    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
-        """Return the transform's result."""
-        return _call(self.transform, x)
-
-    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
-        """Return the inverse transform's result."""
-        return _call(self.transform.inv, z)
-
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the transform's result and its log-determinant."""
+        refuse_unused(self, context=context, mask=mask)
         return call_and_logdet(self.transform, x)
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the inverse transform's result and its log-determinant."""
+        refuse_unused(self, context=context, mask=mask)
         return call_and_logdet(self.transform.inv, z)
 
 
@@ -275,12 +269,8 @@ def from_distribution(transform: Transform) -> Bijection:
 
 def call_and_logdet(transform: Transform, x: Tensor) -> tuple[Tensor, Float[Tensor, " batch"]]:
     """Evaluate a transform and its log-determinant per sample, whatever its event is."""
-    y = _call(transform, x)
+    y = cast(Tensor, transform(x))
     return y, sum_over_event(transform.log_abs_det_jacobian(x, y), x.shape[0])
-
-
-def _call(transform: Transform, x: Tensor) -> Tensor:
-    return cast(Tensor, transform(x))
 
 
 def _replace_event(

@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from invertible_attention._mask import given
 from invertible_attention.attention import AttentionBranch
 from invertible_attention.attention.plain import PlainAttentionBranch, bake_parametrizations
-from invertible_attention.bijection import Bijection
+from invertible_attention.bijection import Bijection, Event, given
 from invertible_attention.residual import Residual
 
 __all__ = ["CompiledBranch", "FixedInverse", "UnrolledResidual", "compile_branches", "to_plain"]
@@ -39,7 +38,7 @@ class UnrolledResidual(Residual):
         self.steps = steps
 
     def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None, *, mask: Tensor | None = None
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Float[Tensor, "batch *event"]:
         """Return the last iterate."""
         branch, args = self._bind(), self._args(context, mask)
@@ -86,11 +85,11 @@ class FixedInverse(nn.Module):
         self.bijection = _replace(to_plain(bijection), unroll)
 
     def forward(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None, mask: Tensor | None = None
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Float[Tensor, "batch *event"]:
         """Return the inverse at ``z``; the mask is as in :class:`~invertible_attention.Bijection`."""
         assert isinstance(self.bijection, Bijection)
-        return self.bijection.inverse(z, context, **given(self.bijection, mask))
+        return self.bijection.inverse(z, **given(self.bijection, context=context, mask=mask))
 
 
 class CompiledBranch(nn.Module):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention.attention import InvertibleAttention
-from invertible_attention.bijection import Bijection
+from invertible_attention.bijection import Bijection, Event, refuse_unused
 from invertible_attention.interop._missing import missing
 from invertible_attention.interop.views import on_vectors, sum_over_event
 
@@ -68,10 +68,10 @@ class FreiaModule(InvertibleModule):
         (x,) = x_or_z
         context = next(iter(c or ()), None)
         if not jac:
-            y = self.bijection.inverse(x, context) if rev else self.bijection(x, context)
+            y = self.bijection.inverse(x, context=context) if rev else self.bijection(x, context=context)
             return (y,), x.new_zeros(x.shape[0])
         call = self.bijection.inverse_and_logdet if rev else self.bijection.forward_and_logdet
-        y, logdet = call(x, context)
+        y, logdet = call(x, context=context)
         return (y,), logdet
 
     def output_dims(self, input_dims: list[Shape]) -> list[Shape]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -113,7 +113,7 @@ class FreiaBijection(Bijection):
 
     Args:
         module: The module. With a condition it receives the context.
-        uses_context: Whether it has a condition; otherwise a chain's context is not passed on to it.
+        uses_context: Whether it has a condition; otherwise it is given none.
     """
 
     def __init__(self, module: InvertibleModule, uses_context: bool | None = None) -> None:
@@ -121,30 +121,24 @@ class FreiaBijection(Bijection):
         self.module = module
         self.uses_context = bool(module.dims_c) if uses_context is None else uses_context
 
-    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
-        """Return the module's output."""
-        return self._call(x, context, rev=False, jac=False)[0]
-
-    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
-        """Return the output of the module run backwards."""
-        return self._call(z, context, rev=True, jac=False)[0]
-
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the module's output and log-determinant."""
-        return self._call(x, context, rev=False, jac=True)
+        refuse_unused(self, context=context, mask=mask)
+        return self._call(x, context, rev=False)
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the output and log-determinant of the module run backwards."""
-        return self._call(z, context, rev=True, jac=True)
+        refuse_unused(self, context=context, mask=mask)
+        return self._call(z, context, rev=True)
 
-    def _call(self, x: Tensor, context: Tensor | None, *, rev: bool, jac: bool) -> tuple[Tensor, Tensor]:
+    def _call(self, x: Tensor, context: Tensor | None, *, rev: bool) -> tuple[Tensor, Tensor]:
         # Not every module of the library takes a condition.
-        given = {"c": [context]} if self.uses_context and context is not None else {}
-        output, logdet = self.module([x], rev=rev, jac=jac, **given)
+        given = {} if context is None else {"c": [context]}
+        output, logdet = self.module([x], rev=rev, jac=True, **given)
         if not isinstance(output, Tensor):
             (output,) = output
         logdet = logdet if isinstance(logdet, Tensor) else x.new_tensor(float(logdet or 0))

@@ -8,9 +8,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention.bijection import Bijection
+from invertible_attention.bijection import Bijection, Event, refuse_unused
 from invertible_attention.interop._missing import missing
-from invertible_attention.interop.views import on_vectors, sum_over_event
+from invertible_attention.interop.views import on_vectors, sum_over_event, used
 
 try:
     from nflows.transforms import Transform
@@ -35,13 +35,13 @@ class NflowsTransform(Transform):
         self, inputs: Float[Tensor, "batch *event"], context: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return noise and ``log|det|``, from data."""
-        return self.bijection.forward_and_logdet(inputs, context)
+        return self.bijection.forward_and_logdet(inputs, **used(self.bijection, context))
 
     def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, inputs: Float[Tensor, "batch *event"], context: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return data and ``log|det|``, from noise."""
-        return self.bijection.inverse_and_logdet(inputs, context)
+        return self.bijection.inverse_and_logdet(inputs, **used(self.bijection, context))
 
 
 class NflowsBijection(Bijection):
@@ -49,8 +49,7 @@ class NflowsBijection(Bijection):
 
     Args:
         transform: A transform with an inverse.
-        uses_context: Whether it was built for a context (``context_features``); otherwise a chain's context is
-            not passed on to it.
+        uses_context: Whether it was built for a context (``context_features``); otherwise it is given none.
     """
 
     def __init__(self, transform: Transform, uses_context: bool = False) -> None:
@@ -58,27 +57,21 @@ class NflowsBijection(Bijection):
         self.transform = transform
         self.uses_context = uses_context
 
-    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
-        """Return noise."""
-        return self.forward_and_logdet(x, context)[0]
-
-    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
-        """Return data."""
-        return self.inverse_and_logdet(z, context)[0]
-
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return noise and the log-determinant."""
-        z, logdet = self.transform(x, context if self.uses_context else None)
+        refuse_unused(self, context=context, mask=mask)
+        z, logdet = self.transform(x, context)
         return z, sum_over_event(logdet, x.shape[0])
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return data and the log-determinant of the inverse."""
+        refuse_unused(self, context=context, mask=mask)
         inverse: Any = self.transform.inverse  # which the base class declares never to return
-        x, logdet = inverse(z, context if self.uses_context else None)
+        x, logdet = inverse(z, context)
         return x, sum_over_event(logdet, z.shape[0])
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention.bijection import Bijection
+from invertible_attention.bijection import Bijection, Event, given
 from invertible_attention.interop._missing import missing
-from invertible_attention.interop.views import on_vectors, sum_over_event
+from invertible_attention.interop.views import on_vectors, sum_over_event, used
 
 try:
     from normflows.flows import Flow
@@ -37,14 +37,14 @@ class NormflowsFlow(Flow):
         self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return data and ``log|det|``, from latents."""
-        x, logdet = self.bijection.inverse_and_logdet(z, context)
+        x, logdet = self.bijection.inverse_and_logdet(z, **used(self.bijection, context))
         return x, logdet
 
     def inverse(
         self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return latents and ``log|det|``, from data."""
-        return self.bijection.forward_and_logdet(z, context)
+        return self.bijection.forward_and_logdet(z, **used(self.bijection, context))
 
 
 class NormflowsBijection(Bijection):
@@ -59,30 +59,19 @@ class NormflowsBijection(Bijection):
         self.flow = flow
         self.uses_context = "context" in inspect.signature(flow.forward).parameters
 
-    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
-        """Return latents."""
-        return self.forward_and_logdet(x, context)[0]
-
-    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
-        """Return data."""
-        return self.inverse_and_logdet(z, context)[0]
-
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return latents and the log-determinant."""
-        z, logdet = self.flow.inverse(x, **self._keywords(context))
+        z, logdet = self.flow.inverse(x, **given(self, context=context, mask=mask))
         return z, _per_sample(logdet, x)
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return data and the log-determinant."""
-        x, logdet = self.flow(z, **self._keywords(context))
+        x, logdet = self.flow(z, **given(self, context=context, mask=mask))
         return x, _per_sample(logdet, z)
-
-    def _keywords(self, context: Tensor | None) -> dict[str, Tensor]:
-        return {"context": context} if self.uses_context and context is not None else {}
 
 
 def to_normflows(bijection: Bijection, view: Sequence[int] | None = None) -> NormflowsFlow:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from invertible_attention._mask import channelwise, given, spread_over_channels
-from invertible_attention.bijection import Bijection
+from invertible_attention._mask import channelwise, spread_over_channels
+from invertible_attention.bijection import Bijection, Event, given, refuse_unused
 
-__all__ = ["Inverse", "MaskInContext", "OnVectors", "on_vectors", "sum_over_event"]
+__all__ = ["Inverse", "MaskInContext", "OnVectors", "on_vectors", "sum_over_event", "used"]
 
 
 class Inverse(Bijection):
@@ -36,47 +37,36 @@ class Inverse(Bijection):
     def __init__(self, bijection: Bijection) -> None:
         super().__init__()
         self.bijection = bijection
-        self.uses_mask = bijection.uses_mask
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    @property
+    def uses_context(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the bijection uses a context."""
+        return self.bijection.uses_context
+
+    @property
+    def uses_mask(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the bijection uses a mask."""
+        return self.bijection.uses_mask
+
+    def forward(self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``f⁻¹(x)``."""
-        return self.bijection.inverse(x, context, **given(self.bijection, mask))
+        return self.bijection.inverse(x, **given(self, context=context, mask=mask))
 
-    def inverse(
-        self,
-        z: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    def inverse(self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``f(z)``."""
-        return self.bijection(z, context, **given(self.bijection, mask))
+        return self.bijection(z, **given(self, context=context, mask=mask))
 
     def forward_and_logdet(
-        self,
-        x: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f⁻¹(x)`` and its log-determinant."""
-        return self.bijection.inverse_and_logdet(x, context, **given(self.bijection, mask))
+        return self.bijection.inverse_and_logdet(x, **given(self, context=context, mask=mask))
 
     def inverse_and_logdet(
-        self,
-        z: Float[Tensor, "batch *event"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f(z)`` and its log-determinant."""
-        return self.bijection.forward_and_logdet(z, context, **given(self.bijection, mask))
+        return self.bijection.forward_and_logdet(z, **given(self, context=context, mask=mask))
 
 
 class OnVectors(Bijection):
@@ -103,57 +93,46 @@ class OnVectors(Bijection):
     ) -> None:
         super().__init__()
         self.bijection = bijection
-        self.uses_mask = bijection.uses_mask
         self.view = tuple(view)
         self.output_view = self.view if output_view is None else tuple(output_view)
         if math.prod(self.view) != math.prod(self.output_view):
             raise ValueError(f"views {self.view} and {self.output_view} differ in size")
 
+    @property
+    def uses_context(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the bijection uses a context."""
+        return self.bijection.uses_context
+
+    @property
+    def uses_mask(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the bijection uses a mask."""
+        return self.bijection.uses_mask
+
     def extra_repr(self) -> str:
         """Return the arguments that are not modules."""
         return str(self.view) if self.view == self.output_view else f"{self.view}, {self.output_view}"
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch dim"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``(B, D)``."""
-        return self.bijection(_view(x, self.view), context, **self._given(mask)).flatten(1)
+        return self.bijection(_view(x, self.view), **self._given(context, mask)).flatten(1)
 
-    def inverse(
-        self,
-        z: Float[Tensor, "batch dim"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    def inverse(self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``(B, D)``."""
-        return self.bijection.inverse(_view(z, self.output_view), context, **self._given(mask)).flatten(1)
+        return self.bijection.inverse(_view(z, self.output_view), **self._given(context, mask)).flatten(1)
 
     def forward_and_logdet(
-        self,
-        x: Float[Tensor, "batch dim"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``(B, D)`` and the log-determinant."""
-        z, logdet = self.bijection.forward_and_logdet(_view(x, self.view), context, **self._given(mask))
+        z, logdet = self.bijection.forward_and_logdet(_view(x, self.view), **self._given(context, mask))
         return z.flatten(1), logdet
 
     def inverse_and_logdet(
-        self,
-        z: Float[Tensor, "batch dim"],
-        context: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``(B, D)`` and the log-determinant of the inverse."""
         x, logdet = self.bijection.inverse_and_logdet(
-            _view(z, self.output_view), context, **self._given(mask)
+            _view(z, self.output_view), **self._given(context, mask)
         )
         return x.flatten(1), logdet
 
@@ -165,8 +144,10 @@ class OnVectors(Bijection):
         values = _view(mask, self.view)
         return channelwise(values) if len(self.view) > 1 else values
 
-    def _given(self, mask: Tensor | None) -> dict[str, Tensor]:
-        return given(self.bijection, None if mask is None else self._positions(mask))
+    def _given(self, context: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+        refuse_unused(self, context=context, mask=mask)
+        mask = None if mask is None else self._positions(mask)
+        return given(self.bijection, context=context, mask=mask)
 
 
 class MaskInContext(Bijection):
@@ -187,9 +168,11 @@ class MaskInContext(Bijection):
         >>> from invertible_attention.interop import MaskInContext
         >>> layer = MaskInContext(ia.InvertibleAttention(3))
         >>> x, mask = torch.randn(2, 3, 5), torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-        >>> bool((layer(x, mask)[1, :, 2:] == x[1, :, 2:]).all())
+        >>> bool((layer(x, context=mask)[1, :, 2:] == x[1, :, 2:]).all())
         True
     """
+
+    uses_context = True
 
     def __init__(self, bijection: Bijection) -> None:
         super().__init__()
@@ -197,25 +180,37 @@ class MaskInContext(Bijection):
             raise ValueError(f"{type(bijection).__name__} takes no mask")
         self.bijection = bijection
 
-    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``f(x)``."""
-        return self.bijection(x, **_split_context(x, context))
+        return self.bijection(x, **self._split(x, context, mask))
 
-    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``f⁻¹(z)``."""
-        return self.bijection.inverse(z, **_split_context(z, context))
+        return self.bijection.inverse(z, **self._split(z, context, mask))
 
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f(x)`` and its log-determinant."""
-        return self.bijection.forward_and_logdet(x, **_split_context(x, context))
+        return self.bijection.forward_and_logdet(x, **self._split(x, context, mask))
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f⁻¹(z)`` and its log-determinant."""
-        return self.bijection.inverse_and_logdet(z, **_split_context(z, context))
+        return self.bijection.inverse_and_logdet(z, **self._split(z, context, mask))
+
+    def _split(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+        refuse_unused(self, mask=mask)
+        positions = x.shape[1:].numel() if x.ndim == 2 else x.shape[2:].numel()
+        if context is None or context.ndim != 2 or context.shape[1] < positions:
+            found = None if context is None else tuple(context.shape)
+            raise ValueError(
+                f"expected a context of at least {positions} features, its mask the last, got {found}"
+            )
+        features, valid = context.split([context.shape[1] - positions, positions], dim=1)
+        own = features if features.shape[1] else None
+        return given(self.bijection, context=own, mask=valid > 0.5)
 
 
 def on_vectors(bijection: Bijection, view: Sequence[int] | None) -> Bijection:
@@ -235,15 +230,9 @@ def sum_over_event(values: Tensor, batch: int) -> Float[Tensor, " batch"]:
     return wide.expand(batch) if wide.ndim == 0 else wide.reshape(batch, -1).sum(1)
 
 
-def _split_context(x: Tensor, context: Tensor | None) -> dict[str, Tensor | None]:
-    positions = x.shape[1:].numel() if x.ndim == 2 else x.shape[2:].numel()
-    if context is None or context.ndim != 2 or context.shape[1] < positions:
-        found = None if context is None else tuple(context.shape)
-        raise ValueError(
-            f"expected a context of at least {positions} features, its mask the last, got {found}"
-        )
-    features, mask = context.split([context.shape[1] - positions, positions], dim=1)
-    return {"context": features if features.shape[1] else None, "mask": mask > 0.5}
+def used(bijection: Bijection, context: Tensor | None) -> dict[str, Any]:
+    """Return the keyword arguments of a part of a foreign chain, which passes its context to every part."""
+    return given(bijection, context=context if bijection.uses_context else None)
 
 
 def _view(x: Tensor, view: tuple[int, ...]) -> Tensor:

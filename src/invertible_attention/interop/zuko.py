@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Transform
 
-from invertible_attention.bijection import Bijection
+from invertible_attention.bijection import Bijection, Event, refuse_unused
 from invertible_attention.interop._missing import missing
 from invertible_attention.interop.distributions import (
     DistributionTransform,
     call_and_logdet,
     from_distribution,
 )
-from invertible_attention.interop.views import on_vectors
+from invertible_attention.interop.views import on_vectors, used
 
 try:
     from zuko.lazy import LazyTransform
@@ -41,7 +41,7 @@ class ZukoTransform(LazyTransform):
 
     def forward(self, c: Tensor | None = None) -> DistributionTransform:
         """Return the transformation given a context."""
-        return DistributionTransform(self.bijection, context=c, **self.arguments)
+        return DistributionTransform(self.bijection, **used(self.bijection, c), **self.arguments)
 
 
 class LazyTransformBijection(Bijection):
@@ -49,7 +49,7 @@ class LazyTransformBijection(Bijection):
 
     Args:
         transform: The lazy transformation.
-        uses_context: Whether it was built for a context; otherwise a chain's context is not passed on to it.
+        uses_context: Whether it was built for a context; otherwise it is given none.
     """
 
     def __init__(self, transform: LazyTransform, uses_context: bool = False) -> None:
@@ -57,28 +57,19 @@ class LazyTransformBijection(Bijection):
         self.transform = transform
         self.uses_context = uses_context
 
-    def forward(self, x: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
-        """Return latents."""
-        return cast(Tensor, self._given(context)(x))
-
-    def inverse(self, z: Float[Tensor, "batch *event"], context: Tensor | None = None) -> Tensor:
-        """Return data."""
-        return cast(Tensor, self._given(context).inv(z))
-
     def forward_and_logdet(
-        self, x: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return latents and the log-determinant."""
-        return call_and_logdet(self._given(context), x)
+        refuse_unused(self, context=context, mask=mask)
+        return call_and_logdet(self.transform(context), x)
 
     def inverse_and_logdet(
-        self, z: Float[Tensor, "batch *event"], context: Tensor | None = None
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return data and the log-determinant of the inverse."""
-        return call_and_logdet(self._given(context).inv, z)
-
-    def _given(self, context: Tensor | None) -> Transform:
-        return self.transform(context if self.uses_context else None)
+        refuse_unused(self, context=context, mask=mask)
+        return call_and_logdet(self.transform(context).inv, z)
 
 
 def to_zuko(

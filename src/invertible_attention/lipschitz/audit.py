@@ -49,7 +49,7 @@ def audit(
     Args:
         module: The module. Samples must not depend on each other.
         x: Inputs.
-        context: Passed on as second argument, if given.
+        context: Passed on as the keyword ``context``, if given.
         tolerance: Relative error up to which an input counts as recovered; default ``√eps`` of the precision.
         steps: Krylov steps of the estimates.
         search: Whether to look for second preimages; by default only where no certificate excludes them.
@@ -79,15 +79,15 @@ def audit(
         )
     if not callable(getattr(module, "inverse", None)):
         raise ValueError(f"{type(module).__name__} has no inverse to audit")
-    args = () if context is None else (context,)
-    function = _Function(module, x.dtype, args)
+    given = {} if context is None else {"context": context}
+    function = _Function(module, x.dtype, given)
     generator = torch.Generator().manual_seed(seed)
     if tolerance is None:
         tolerance = math.sqrt(torch.finfo(x.dtype).eps)
     with _evaluation_mode(module), torch.no_grad():
         blocks, z = _trace(function, x.detach())
         variation = norm(function(function.working(x.detach())) - z) / (1 + norm(z))
-        inversion = _invert(module, z.to(x.dtype), args, x)
+        inversion = _invert(module, z.to(x.dtype), given, x)
         x, answer = function.working(x.detach()), function.working(inversion.value)
         estimate, exceeds, certificate = _measure(blocks, len(x), steps, generator)
         stretch, direction = smallest_stretch_estimate(function, x, steps=steps, generator=generator)
@@ -128,15 +128,15 @@ def audit(
 class _Function:
     """The module's map, taking and returning ``float32`` or better whatever precision the module has."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, args: tuple[Tensor, ...] = ()) -> None:
-        self.module, self.dtype, self.args = module, dtype, args
+    def __init__(self, module: nn.Module, dtype: torch.dtype, given: dict[str, Tensor]) -> None:
+        self.module, self.dtype, self.given = module, dtype, given
 
     def working(self, x: Tensor) -> Tensor:
         return x.to(torch.promote_types(self.dtype, torch.float32))
 
     def __call__(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        args = self.args if index is None else tuple(arg[index] for arg in self.args)
-        return self.working(_first(self.module(x.to(self.dtype), *args)))
+        given = {k: v if index is None else v[index] for k, v in self.given.items()}
+        return self.working(_first(self.module(x.to(self.dtype), **given)))
 
     def branch(self, x: Tensor) -> Tensor:
         """Return ``f(x) − x``."""
@@ -167,16 +167,16 @@ def _trace(function: _Function, x: Tensor) -> tuple[list[_Block], Tensor]:
     """Return the residual blocks with the inputs they see, and the module's output."""
     module, blocks = function.module, []
 
-    def record(block: nn.Module, args: tuple[Any, ...]) -> None:
-        args = tuple(arg for arg in args if arg is not None)
-        part = _Function(block, args[0].dtype, args[1:])
-        blocks.append(_Block(part, part.working(args[0]), _certificate(block)))
+    def record(block: nn.Module, args: tuple[Tensor], given: dict[str, Any]) -> None:
+        (x,) = args
+        part = _Function(block, x.dtype, {k: v for k, v in given.items() if v is not None})
+        blocks.append(_Block(part, part.working(x), _certificate(block)))
 
     # first of all, so that whatever sets itself from its first batch has done so before it is asked
     z = function(x)
     inner = [] if _certificate(module) < torch.inf else list(_residual_blocks(module))
     if inner:
-        handles = [block.register_forward_pre_hook(record) for block in inner]
+        handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in inner]
         try:
             function(x)
         finally:
@@ -224,15 +224,15 @@ def _measure(
     return estimate, exceeds, max((block.bound for block in blocks), default=torch.inf)
 
 
-def _invert(module: nn.Module, z: Tensor, args: tuple[Tensor, ...], x: Tensor) -> _Inversion:
+def _invert(module: nn.Module, z: Tensor, given: dict[str, Tensor], x: Tensor) -> _Inversion:
     solve = getattr(module, "solve_inverse", None)
     if callable(solve):
-        solution: Any = solve(z, *args)
+        solution: Any = solve(z, **given)
         inversion = _Inversion(
             solution.value, solution.converged, solution.evaluations, getattr(solution, "error_bound", None)
         )
     else:
-        inversion = _invert_whole_or_each(module, z, args, x)
+        inversion = _invert_whole_or_each(module, z, given, x)
     if inversion.value.shape != x.shape:
         raise ValueError(
             f"the inverse of {type(module).__name__} returned shape {tuple(inversion.value.shape)} "
@@ -241,16 +241,17 @@ def _invert(module: nn.Module, z: Tensor, args: tuple[Tensor, ...], x: Tensor) -
     return inversion
 
 
-def _invert_whole_or_each(module: nn.Module, z: Tensor, args: tuple[Tensor, ...], x: Tensor) -> _Inversion:
+def _invert_whole_or_each(module: nn.Module, z: Tensor, given: dict[str, Tensor], x: Tensor) -> _Inversion:
     """Invert the batch, or where that raises, sample by sample, to see which of them it was."""
     inverse: Any = module.inverse
     try:
-        return _Inversion(_first(inverse(z, *args)))
+        return _Inversion(_first(inverse(z, **given)))
     except (RuntimeError, ArithmeticError):
         inversion = _Inversion(torch.full_like(x, torch.nan))
     for i in range(len(z)):
         try:
-            inversion.value[i] = _first(inverse(z[i : i + 1], *(arg[i : i + 1] for arg in args)))[0]
+            one = {k: v[i : i + 1] for k, v in given.items()}
+            inversion.value[i] = _first(inverse(z[i : i + 1], **one))[0]
         except (RuntimeError, ArithmeticError) as error:
             inversion.errors[i] = f"{type(error).__name__}: {error}"
     return inversion

@@ -123,7 +123,7 @@ def test_vector_baselines_have_normalized_densities(model: str) -> None:
     with pytest.raises(ValueError, match=r"temperature 1, got 0\.5"):
         flow.base.sample(3, temperature=0.5)
     with pytest.raises(ValueError, match=r"zuko flows take no mask, got one of shape \(121, 2\)"):
-        flow.base.log_prob(grid[:121], torch.ones(121, 2, dtype=torch.bool))
+        flow.base.log_prob(grid[:121], mask=torch.ones(121, 2, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("model", list(Model))

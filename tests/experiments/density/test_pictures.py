@@ -18,13 +18,13 @@ from invertible_attention.flows import Dequantize, DiagonalGaussian, Flatten, Fl
 class Fails(Flatten):
     """Cannot invert what begins with a negative number."""
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
         good = z[:, 0] >= 0
         if not good.all():
             residual = torch.where(good, 0.0, 1.0)
             count = torch.ones_like(good, dtype=torch.int64)
             raise ConvergenceError(Solution(z, good, count, count, residual, residual))
-        return super().inverse(z)
+        return super()._inverse(z, mask)
 
 
 def flow(last: Flatten) -> Flow:
@@ -46,8 +46,8 @@ def test_latents_that_cannot_be_inverted_are_left_out() -> None:
 
 def test_no_sample_at_all_is_an_empty_answer() -> None:
     class Never(Fails):
-        def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-            return super().inverse(-z.abs() - 1)
+        def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
+            return super()._inverse(-z.abs() - 1, mask)
 
     assert len(draw_samples(flow(Never((1, 2, 2))), 5, seed=0)) == 0
 

@@ -76,7 +76,7 @@ class Structure:
         layer = InvertibleAttention(
             self.channels,
             RESPONSES[self.response],
-            Certified(self.coefficient),
+            constraint=Certified(self.coefficient),
             normalization=self.normalization,
             embedding_channels=self.embedding,
             heads=self.heads,

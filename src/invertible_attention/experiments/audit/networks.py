@@ -88,8 +88,8 @@ def draw_network(
             attention=lambda channels: InvertibleAttention(
                 channels,
                 response,
-                Certified(description["coefficient"]),
-                description["normalization"],
+                constraint=Certified(description["coefficient"]),
+                normalization=description["normalization"],
                 bias=True,
             ),
         ).double()

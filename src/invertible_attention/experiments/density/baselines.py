@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...bijection import Bijection
+from ...bijection import Bijection, refuse_unused
 from ...flows import ActNorm, Dequantize, DiagonalGaussian, Flatten, Flow, Logit, Sequential, Split, Squeeze
 from ...flows.base import Base
 from .configuration import Configuration, Model
@@ -58,7 +58,9 @@ class ZukoBase(Base):
         super().__init__(dim)
         self.flow = flow
 
-    def log_prob(self, z: Float[Tensor, "batch dim"], mask: Tensor | None = None) -> Float[Tensor, " batch"]:
+    def log_prob(
+        self, z: Float[Tensor, "batch dim"], *, mask: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
         """Return the log-density in nats.
 
         Raises:
@@ -91,25 +93,19 @@ class NormflowsStep(Bijection):
         super().__init__()
         self.step: Any = step
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the step from data to latent."""
-        return self.step.inverse(x)[0]
-
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the step from latent to data."""
-        return self.step.forward(z)[0]
-
     def forward_and_logdet(
-        self, x: Tensor, context: Tensor | None = None
+        self, x: Tensor, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the step from data to latent and its log-determinant."""
+        refuse_unused(self, context=context, mask=mask)
         z, logdet = self.step.inverse(x)
         return z, _per_sample(logdet, x)
 
     def inverse_and_logdet(
-        self, z: Tensor, context: Tensor | None = None
+        self, z: Tensor, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return the step from latent to data and its log-determinant."""
+        refuse_unused(self, context=context, mask=mask)
         x, logdet = self.step.forward(z)
         return x, _per_sample(logdet, z)
 

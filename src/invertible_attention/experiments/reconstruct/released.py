@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ...attention.functional import attend
+from ...bijection import refuse_unused
 from ...lipschitz import constrain_by_estimate
 from ...residual import Residual
 from ...solvers import FixedPoint, Solution
@@ -147,9 +148,10 @@ class ReleasedAttention(Residual):
 
     @torch.no_grad()
     def solve_inverse(
-        self, z: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
+        self, z: Tensor, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Solution:
         """Return the last of 50 iterates, good or not; the library's solvers would return the best."""
+        refuse_unused(self, context=context, mask=mask)
         with parametrize.cached():
             x = z
             for _ in range(INVERSE_STEPS):
