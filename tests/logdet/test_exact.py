@@ -67,10 +67,13 @@ def test_autocast_does_not_lower_the_precision():
     assert raised.dtype == torch.float32
 
 
-def test_half_precision_module_gets_a_single_precision_logdet():
-    value, logdet = Exact()(nn.Linear(4, 4).bfloat16(), torch.randn(2, 4, dtype=torch.bfloat16))
-    assert value.dtype == torch.bfloat16
-    assert logdet.dtype == torch.float32
+def test_half_precision_module_is_evaluated_in_single_precision():
+    linear, x = nn.Linear(8, 8).bfloat16(), torch.randn(2, 8, dtype=torch.bfloat16)
+    value, logdet = Exact()(linear, x)
+    reference = nn.Linear(8, 8)
+    reference.load_state_dict(linear.state_dict())
+    expected = Exact()(reference, x.float())
+    torch.testing.assert_close((value, logdet), expected)
 
 
 def test_functional_transforms_give_the_same_gradient(block):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from invertible_attention.logdet.linearization import Linearization, promote
 
@@ -9,12 +10,13 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_inside_autocast_everything_in_half_precision_is_raised(half: torch.dtype):
+@pytest.mark.parametrize("autocast", [True, False])
+def test_whatever_is_in_half_precision_is_raised(half: torch.dtype, autocast: bool):
     x, mask = torch.ones(2, 3, dtype=half), torch.ones(2, dtype=torch.bool)
     args = (torch.ones(2, dtype=half), None, mask, torch.ones(2, dtype=torch.float64))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        raised, others = promote(x, args)
-        kept, _ = promote(x.double(), ())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        _, raised, others = promote(torch.sin, x, args)
+        _, kept, _ = promote(torch.sin, x.double(), ())
     assert raised.dtype == torch.float32
     assert kept.dtype == torch.float64
     assert others[0].dtype == torch.float32
@@ -24,17 +26,22 @@ def test_inside_autocast_everything_in_half_precision_is_raised(half: torch.dtyp
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_outside_of_autocast_nothing_is(half: torch.dtype):
-    x, arg = torch.ones(2, 3, dtype=half), torch.ones(2, dtype=half)
-    same, others = promote(x, [arg, None])
-    assert same is x
-    assert others == (arg, None)
+def test_a_module_in_half_precision_computes_in_single(half: torch.dtype):
+    module = nn.Linear(3, 3).to(half)
+    x = torch.randn(2, 3, dtype=half)
+    branch, raised, _ = promote(module, x, ())
+    expected = raised @ module.weight.float().mT + module.bias.float()
+    torch.testing.assert_close(branch(raised), expected, rtol=1e-6, atol=1e-6)
+    (grad,) = torch.autograd.grad(branch(raised).sum(), module.weight)
+    assert grad.dtype == half
+    same, _, _ = promote(module.float(), raised, ())
+    assert same is module
 
 
 def test_what_has_no_batch_or_is_not_floating_point_is_refused():
     for x in (torch.ones(()), torch.ones(2, 3, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"expected a batch of a floating point type"):
-            promote(x, ())
+            promote(torch.sin, x, ())
 
 
 @pytest.mark.parametrize("attached", [True, False])

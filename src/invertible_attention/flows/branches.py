@@ -209,7 +209,7 @@ class BoundBranch:
 
     def __init__(self, branch: LipschitzBranch) -> None:
         self.branch = branch
-        self.constrained = tuple(constrained_weight(layer) for layer in branch.layers)
+        self.constrained = tuple(_working(constrained_weight(layer)) for layer in branch.layers)
         self._affine = [
             _bind_affine(layer, weight) for layer, weight in zip(branch.layers, self.constrained, strict=True)
         ]
@@ -219,7 +219,7 @@ class BoundBranch:
         refuse_unused(self.branch, context=context, mask=mask)
         padding = None if mask is None else ~valid_values(mask, x)
         activations = iter(self.branch.activations)
-        x = x if padding is None else x.masked_fill(padding, 0.0)
+        x = _working(x if padding is None else x.masked_fill(padding, 0.0))
         for i, layer in enumerate(self._affine):
             if i > 0 or self.branch.preactivation:
                 x = next(activations)(x)
@@ -240,6 +240,11 @@ class _FlatBoundBranch(BoundBranch):
         return super().__call__(x.flatten(1), context, mask).reshape(x.shape)
 
 
+def _working(tensor: Tensor) -> Tensor:
+    """Return the tensor in ``float32`` or better, which branches compute in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
     if outer < 1 or hidden < 1:
         raise ValueError(f"widths must be at least 1, got {outer} and {hidden}")
@@ -248,7 +253,7 @@ def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
 
 
 def _bind_affine(layer: nn.Module, weight: Tensor) -> Callable[[Tensor], Tensor]:
-    bias = cast(Tensor, layer.bias)
+    bias = _working(cast(Tensor, layer.bias))
     if isinstance(layer, nn.Linear):
         return lambda x: F.linear(x, weight, bias)
     assert isinstance(layer, _CONVOLUTIONS)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention.logdet.base import LogDetEstimator
-from invertible_attention.logdet.linearization import Linearization, full_precision, promote
+from invertible_attention.logdet.linearization import Linearization, full_precision, promote, unhooked
 
 __all__ = ["Exact"]
 
@@ -57,9 +57,9 @@ class Exact(LogDetEstimator):
 
         ``parameters``, ``lipschitz`` and ``training`` make no difference.
         """
-        x, args = promote(x, args)
+        branch, x, args = promote(branch, x, args)
         attached = torch.is_grad_enabled()
-        with full_precision(x):
+        with full_precision(x), unhooked():
             linear = Linearization(branch, x, args, attached=attached)
             jacobian = self._jacobian(linear, x, differentiable=attached)
             wide = torch.promote_types(jacobian.dtype, torch.float32)

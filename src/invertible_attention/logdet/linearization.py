@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from invertible_attention._differentiation import functional_transforms_active
 
-__all__ = ["Linearization", "full_precision", "promote"]
+__all__ = ["Linearization", "full_precision", "promote", "unhooked"]
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
@@ -20,21 +23,41 @@ def full_precision(x: Tensor) -> Iterator[None]:
         yield
 
 
-def promote(x: Tensor, args: Sequence[Tensor | None]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Raise half-precision input to ``float32`` inside autocast.
+@contextmanager
+def unhooked() -> Iterator[None]:
+    """Keep what a graph saves as it is: hooks would have it computed again, or moved, for every product."""
+    if functional_transforms_active():
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        yield
 
-    Outside autocast the input keeps its precision, because the branch's own weights have it too.
+
+def promote(
+    branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | None]
+) -> tuple[Callable[..., Tensor], Tensor, tuple[Tensor | None, ...]]:
+    """Raise whatever is in half precision to ``float32``: the weights of a module, the point, the arguments.
 
     Raises:
         ValueError: If ``x`` is not of a floating point type, or has no batch axis.
     """
     if not x.is_floating_point() or x.ndim == 0:
         raise ValueError(f"expected a batch of a floating point type, got shape {tuple(x.shape)}, {x.dtype}")
-    if not torch.is_autocast_enabled(x.device.type):
-        return x, tuple(args)
-    halves = (torch.float16, torch.bfloat16)
-    raised = tuple(t.float() if isinstance(t, Tensor) and t.dtype in halves else t for t in args)
-    return (x.float() if x.dtype in halves else x), raised
+    raised = tuple(None if arg is None else _raise(arg) for arg in args)
+    if isinstance(branch, nn.Module):
+        state = dict((*branch.named_parameters(), *branch.named_buffers()))
+        halves = {name: tensor.float() for name, tensor in state.items() if tensor.dtype in _HALVES}
+        if halves:
+            return partial(_with_state, branch, halves), _raise(x), raised
+    return branch, _raise(x), raised
+
+
+def _raise(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in _HALVES else tensor
+
+
+def _with_state(module: nn.Module, state: dict[str, Tensor], x: Tensor, *args: Tensor | None) -> Tensor:
+    return torch.func.functional_call(module, state, (x, *args))
 
 
 class Linearization:
@@ -63,7 +86,7 @@ class Linearization:
             # requires_grad_ is not allowed under torch.func; its own vjp composes with it.
             self.value, self._pullback, *_ = torch.func.vjp(lambda point: _evaluate(branch, point, args), x)
             return
-        with torch.enable_grad():
+        with torch.enable_grad(), nullcontext() if attached else unhooked():
             # An alias, so that a path from x through an argument does not count as part of the Jacobian.
             self.point = x.view_as(x) if attached and x.requires_grad else x.detach().requires_grad_()
             self.value = _evaluate(branch, self.point, args)
@@ -90,4 +113,4 @@ def _evaluate(branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | 
     value = branch(x, *args)
     if value.shape != x.shape:
         raise ValueError(f"the branch maps shape {tuple(x.shape)} to {tuple(value.shape)}; they must agree")
-    return value
+    return value.to(x.dtype)

@@ -74,7 +74,7 @@ def estimate(
         gradient: ``"autograd"`` or ``"neumann"``.
         memory_saving: Whether the Neumann gradient recomputes the branch.
     """
-    x, args = promote(x, args)
+    branch, x, args = promote(branch, x, args)
     with full_precision(x):
         probes = [draw(x) for _ in terms]
         differentiate = torch.is_grad_enabled()
