@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from invertible_attention.logdet import Exact, RussianRoulette
+from invertible_attention.logdet import Exact, PowerSeries, RussianRoulette
 
 ESTIMATORS = [
     RussianRoulette(exact_terms=2, continuation=0.6),
@@ -174,6 +175,69 @@ def test_seed_and_generator_determine_the_result(block):
     )
     assert torch.equal(one, two)
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("estimator", [RussianRoulette(), PowerSeries(), Exact()], ids=str)
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_estimate_has_the_gradient_of_its_value(block, estimator, reentrant):
+    branch, sample = block
+    x = torch.cat([sample, 2 * sample]).requires_grad_()
+
+    def logdet(x):
+        return estimator(branch, x, training=True)[1]
+
+    gradients = []
+    for function in (logdet, lambda x: checkpoint(logdet, x, use_reentrant=reentrant)):
+        torch.manual_seed(13)
+        x.grad = None
+        function(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("estimator", [RussianRoulette, PowerSeries])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_around_a_generator_is_refused(block, estimator, reentrant):
+    branch, sample = block
+    estimator = estimator(generator=torch.Generator().manual_seed(0))
+    x = sample.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="generator=None"):
+        checkpoint(
+            lambda x: estimator(branch, x, training=True)[1], x, use_reentrant=reentrant
+        ).sum().backward()
+
+
+def test_a_hook_may_evaluate_with_a_generator(block):
+    branch, sample = block
+    estimator = RussianRoulette(generator=torch.Generator().manual_seed(0))
+    x, seen = sample.clone().requires_grad_(), []
+
+    def hook(_):
+        with torch.no_grad():
+            seen.append(estimator(branch, x)[1])
+
+    x.register_hook(hook)
+    branch(x).sum().backward()
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_vmap_shares_the_number_of_terms(block, assert_mean, randomness):
+    branch, sample = block
+    torch.manual_seed(14)
+    full = Exact()(branch, sample)[1].detach()
+    estimator = RussianRoulette(exact_terms=1, continuation=0.7)
+    x = sample.expand(64, *sample.shape)
+    with torch.no_grad():
+        draws = torch.stack(
+            [
+                torch.vmap(lambda x: estimator(branch, x, training=True)[1], randomness=randomness)(x)
+                for _ in range(320)
+            ]
+        )
+    assert (draws[0].std() == 0) == (randomness == "same")
+    if randomness == "different":
+        assert_mean(draws.mean((1, 2)), full, precision=0.05)
 
 
 def test_autocast_does_not_lower_the_precision():

@@ -11,7 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention.logdet.base import LogDetEstimator
-from invertible_attention.logdet.probes import ProbeDistribution, check_probes, draw_probe
+from invertible_attention.logdet.probes import (
+    ProbeDistribution,
+    check_generator,
+    check_probes,
+    draw_probe,
+)
 from invertible_attention.logdet.series import Gradient, Terms, check_gradient, estimate
 
 __all__ = ["PowerSeries"]
@@ -93,6 +98,7 @@ class PowerSeries(LogDetEstimator):
 
         ``lipschitz`` and ``training`` make no difference.
         """
+        check_generator(self.generator)
         ones = [1.0] * self.terms
         # The derivative of K terms is a Neumann series from k = 0 to K - 1.
         terms = Terms(value=ones, neumann=[*ones[1:], 0.0])

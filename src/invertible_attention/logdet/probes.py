@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["ProbeDistribution", "check_probes", "draw_probe", "inner_product"]
+__all__ = ["ProbeDistribution", "check_generator", "check_probes", "draw_probe", "inner_product"]
 
 ProbeDistribution = Literal["gaussian", "rademacher"]
 
@@ -19,6 +19,22 @@ def check_probes(count: int, distribution: str) -> None:
         raise ValueError(f"probes must be at least 1, got {count}")
     if distribution not in get_args(ProbeDistribution):
         raise ValueError(f"distribution must be one of {get_args(ProbeDistribution)}, got {distribution!r}")
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Raise :class:`RuntimeError` where a generator would not repeat the draws that are asked for again.
+
+    :func:`torch.utils.checkpoint.checkpoint` evaluates a layer again during the backward pass. It restores the state
+    of torch's global generators, so that they repeat their draws, but knows of no others.
+    """
+    recomputed = torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1
+    if generator is not None and recomputed:
+        raise RuntimeError(
+            "a log-determinant estimator with its own generator cannot be evaluated again in the backward pass (by "
+            "torch.utils.checkpoint): it would draw other probes than in the forward pass, and the gradient would not "
+            "be that of the value. Use generator=None with torch.manual_seed, or no checkpoint: a block with "
+            "memory_saving=True keeps no graph anyway"
+        )
 
 
 def draw_probe(x: Tensor, distribution: ProbeDistribution, generator: torch.Generator | None) -> Tensor:

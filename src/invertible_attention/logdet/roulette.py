@@ -12,7 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention.logdet.base import LogDetEstimator
-from invertible_attention.logdet.probes import ProbeDistribution, check_probes, draw_probe
+from invertible_attention.logdet.probes import (
+    ProbeDistribution,
+    check_generator,
+    check_probes,
+    draw_probe,
+)
 from invertible_attention.logdet.series import Gradient, Terms, check_gradient, estimate
 
 __all__ = ["RussianRoulette", "TailDistribution"]
@@ -118,6 +123,7 @@ class RussianRoulette(LogDetEstimator):
         training: bool = False,
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
         """Return ``g(x)`` and an unbiased log-determinant. See :class:`LogDetEstimator`."""
+        check_generator(self.generator)
         exact = self.exact_terms if training else max(self.exact_terms, self.evaluation_exact_terms)
         terms = []
         for _ in range(self.probes):
@@ -144,7 +150,7 @@ class RussianRoulette(LogDetEstimator):
     def _draw_tail(self, lipschitz: float | Tensor | None) -> int:
         """Draw the number of terms beyond the exact ones, on the CPU so that no device is waited for."""
         device = "cpu" if self.generator is None else self.generator.device
-        uniform = torch.rand((), generator=self.generator, dtype=torch.float64, device=device).item()
+        uniform = _any(torch.rand((), generator=self.generator, dtype=torch.float64, device=device))
         if self.tail == "geometric":
             # P(n ≥ k) = pᵏ is P(u ≤ pᵏ); 1 - u lies in (0, 1], so the logarithm is finite.
             return math.floor(math.log(1 - uniform) / math.log(self._continuation(lipschitz)))
@@ -152,6 +158,13 @@ class RussianRoulette(LogDetEstimator):
         while uniform < _poisson_survival(count + 1, self.rate):
             count += 1
         return count
+
+
+def _any(scalar: Tensor) -> float:
+    """Return a scalar as a number; of those that ``vmap(randomness="different")`` makes of it, one."""
+    while torch._C._functorch.is_batchedtensor(scalar):
+        scalar = torch._C._functorch.get_unwrapped(scalar)
+    return scalar.flatten()[0].item()
 
 
 def _as_float(lipschitz: float | Tensor | None) -> float:
