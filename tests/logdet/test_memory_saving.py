@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import invertible_attention as ia
 from invertible_attention.logdet import RussianRoulette
 from invertible_attention.logdet.memory_saving import captured_tensors
 
@@ -138,13 +139,99 @@ def test_only_the_input_and_the_vectors_are_kept():
     assert kept(memory_saving=False) > 5 * 32 * 64
 
 
-def test_weight_changed_between_forward_and_backward_is_noticed():
-    linear = nn.Linear(3, 3)
-    _, logdet = RussianRoulette()(linear, 0.1 * torch.randn(2, 3), training=True)
+def in_place(linear):
     with torch.no_grad():
-        linear.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        linear.weight.mul_(1.01)
+
+
+def through_data(linear):
+    linear.weight.data.mul_(1.01)
+
+
+def exchanged(linear):
+    linear.weight.data = linear.weight.data * 1.01
+
+
+def by_a_fused_optimizer(linear):
+    torch.optim.Adam(linear.parameters(), 1e-2, fused=True).step()
+
+
+@pytest.mark.parametrize("change", [in_place, through_data, exchanged, by_a_fused_optimizer])
+@pytest.mark.parametrize("x", [torch.randn(2, 3), torch.zeros(2, 3)], ids=["generic", "zero"])
+def test_weight_changed_between_forward_and_backward_is_noticed(change, x):
+    linear = nn.Linear(3, 3, bias=False)
+    RussianRoulette()(linear, 0.1 * torch.randn(2, 3), training=True)[1].sum().backward()
+    _, logdet = RussianRoulette()(linear, x, training=True)
+    change(linear)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|not what it was"):
         logdet.sum().backward()
+
+
+def test_weights_exchanged_and_put_back_are_no_change():
+    linear = nn.Linear(3, 3)
+    _, logdet = RussianRoulette()(linear, torch.randn(2, 3), training=True)
+    stored = linear.weight.data
+    linear.weight.data = torch.zeros(3, 3)
+    linear.weight.data = stored
+    logdet.sum().backward()
+    assert linear.weight.grad is not None
+
+
+def test_a_random_branch_is_refused():
+    branch = nn.Sequential(nn.Linear(8, 8), nn.Dropout())
+    _, logdet = RussianRoulette()(branch, torch.randn(2, 8), training=True)
+    with pytest.raises(RuntimeError, match="dropout"):
+        logdet.sum().backward()
+    _, logdet = RussianRoulette(memory_saving=False)(branch, torch.randn(2, 8), training=True)
+    logdet.sum().backward()
+
+
+def test_values_that_are_not_finite_are_no_change():
+    linear = nn.Linear(3, 3)
+    for value in (torch.nan, torch.inf):
+        _, logdet = RussianRoulette()(linear, torch.full((2, 3), value), training=True)
+        logdet.sum().backward()
+
+
+@pytest.mark.parametrize("block_of", ["attention", "convolution", "module"])
+def test_a_step_of_maml_is_differentiated_by_the_weights_it_was_taken_with(block_of):
+    branches = {
+        "convolution": lambda: ia.flows.LipschitzConvBranch(4, 6, (3, 3)),
+        "module": lambda: nn.Sequential(nn.Conv2d(4, 4, 1)),
+    }
+    if block_of == "attention":
+        block = ia.InvertibleAttention(4, "embedded_gaussian", context_channels=2)
+    else:
+        block = ia.flows.Residual(branches[block_of]())
+    block = block.double()
+    x = torch.randn(3, 4, 3, 3, dtype=torch.float64)
+    given = {"context": torch.randn(3, 2, dtype=torch.float64)} if block_of == "attention" else {}
+    block(x, **given)
+    names, parameters = zip(*block.named_parameters(), strict=True)
+
+    def outer_gradient(memory_saving):
+        block.logdet = seeded(memory_saving=memory_saving)
+        inner = block.forward_and_logdet(x, **given)[1].mean()
+        steps = torch.autograd.grad(inner, parameters, allow_unused=True)
+        fast = {
+            name: p if step is None else p - 0.5 * step
+            for name, p, step in zip(names, parameters, steps, strict=True)
+        }
+        _, logdet = torch.func.functional_call(
+            Forward(block), {f"block.{k}": v for k, v in fast.items()}, (x, given)
+        )
+        return torch.autograd.grad(logdet.mean(), parameters, materialize_grads=True)
+
+    torch.testing.assert_close(outer_gradient(True), outer_gradient(False))
+
+
+class Forward(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x, given):
+        return self.block.forward_and_logdet(x, **given)
 
 
 def test_second_derivative_is_refused_and_autograd_has_it(block):

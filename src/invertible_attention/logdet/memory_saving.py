@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.utils import get_total_norm
 
 from invertible_attention.logdet.linearization import Linearization, full_precision
 from invertible_attention.logdet.probes import inner_product
 
 __all__ = ["captured_tensors", "recomputed_gradient"]
+
+# Above what the order of summation changes in float32 on a device that does not fix it.
+_SAME = 1e-5
 
 
 def recomputed_gradient(
@@ -47,9 +51,39 @@ def recomputed_gradient(
     captured = captured_tensors(linear.value, parameters, [linear.point])
     tensors = [arg for arg in args if arg is not None]
     where = [i for i, arg in enumerate(args) if arg is not None]
-    record = _Record(branch, len(args), where, captured, len(right))
-    outputs = (linear.value.detach(), logdet.detach())
-    return _Recompute.apply(record, outputs, x, *left, *right, *tensors, *captured)
+    value = linear.value.detach()
+    record = _Record(
+        _AsItIs(branch), len(args), where, captured, len(right), _fingerprint(value, right[0], captured)
+    )
+    return _Recompute.apply(record, (value, logdet.detach()), x, *left, *right, *tensors, *captured)
+
+
+class _AsItIs(nn.Module):
+    """A branch with the tensors its modules have now, whatever :func:`torch.func.functional_call` gives them later.
+
+    Args:
+        branch: A module, a bound branch with modules among its attributes, or any other callable.
+    """
+
+    def __init__(self, branch: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.branch = branch
+        held = getattr(branch, "__dict__", {}).values()
+        self.parts = nn.ModuleList(part for part in held if isinstance(part, nn.Module))
+        self.state = self._tensors()
+
+    def forward(self, x: Tensor, *args: Tensor | None) -> Tensor:
+        return self.branch(x, *args)
+
+    def evaluate(self, x: Tensor, *args: Tensor | None) -> Tensor:
+        """Return ``g(x)``."""
+        now = self._tensors()
+        if all(now.get(name) is tensor for name, tensor in self.state.items()):
+            return self.branch(x, *args)
+        return torch.func.functional_call(self, self.state, (x, *args))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return dict((*self.named_parameters(), *self.named_buffers()))
 
 
 def captured_tensors(value: Tensor, named: Sequence[Tensor], excluded: Sequence[Tensor]) -> list[Tensor]:
@@ -92,15 +126,45 @@ def _edge(tensor: Tensor) -> tuple[object, int]:
     return edge.node, edge.output_nr
 
 
+def _fingerprint(
+    value: Tensor, probe: Tensor, captured: Sequence[Tensor]
+) -> tuple[Float[Tensor, "2 batch"], Float[Tensor, ""]]:
+    """Return what another value of the branch, or other weights, would change: three numbers for all of them."""
+    sizes = torch.stack([inner_product(value, value), inner_product(value, probe)])
+    return sizes, get_total_norm([t.detach() for t in captured])
+
+
+def _refuse_changes(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raise at the end of the backward pass if a fingerprint is another, so that a device is waited for once.
+
+    Tensors count the changes made to them, but not those that go through ``.data`` or another view of the storage, and
+    nothing counts what was drawn at random.
+    """
+    scale = torch.stack([expected[0][0], expected[0][0].sqrt()])
+    close = ((found[0] - expected[0]).abs() <= _SAME * scale) | ~expected[0].isfinite()
+    same = close.all() & torch.isclose(found[1], expected[1], rtol=_SAME, equal_nan=True)
+
+    def check() -> None:
+        if not bool(same):
+            raise RuntimeError(
+                "the branch is not what it was in the forward pass, so the gradients of this backward pass are wrong: "
+                "its weights were changed in between (also through .data), or it is random, as with dropout. Call "
+                "backward before changing weights, or use memory_saving=False"
+            )
+
+    torch.autograd.Variable._execution_engine.queue_callback(check)
+
+
 @dataclass(frozen=True)
 class _Record:
     """What backward needs besides tensors."""
 
-    branch: Callable[..., Tensor]
+    branch: _AsItIs
     number_of_args: int
     where: Sequence[int]
     captured: Sequence[Tensor]
     probes: int
+    fingerprint: tuple[Tensor, Tensor]
 
 
 class _Recompute(torch.autograd.Function):
@@ -122,7 +186,7 @@ class _Recompute(torch.autograd.Function):
         grad_value, grad_logdet = grad_outputs
         record: _Record = ctx.record
         n = record.probes
-        x, *rest = ctx.saved_tensors  # reading them also checks that no weight was changed in between
+        x, *rest = ctx.saved_tensors  # reading them also checks that no weight was changed in place
         left, right, tensors = rest[:n], rest[n : 2 * n], rest[2 * n : 2 * n + len(record.where)]
 
         needed = ctx.needs_input_grad[3 + 2 * n :]
@@ -130,7 +194,9 @@ class _Recompute(torch.autograd.Function):
         for i, tensor, need in zip(record.where, tensors, needed, strict=False):
             args[i] = tensor.detach().requires_grad_(need)
         with torch.enable_grad(), full_precision(x):
-            linear = Linearization(record.branch, x.detach(), args, attached=False)
+            linear = Linearization(record.branch.evaluate, x.detach(), args, attached=False)
+            fingerprint = _fingerprint(linear.value.detach(), right[0], record.captured)
+            _refuse_changes(fingerprint, record.fingerprint)
             products = [
                 inner_product(linear.vjp(w, differentiable=True), v) for w, v in zip(left, right, strict=True)
             ]
