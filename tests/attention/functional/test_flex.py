@@ -1,0 +1,106 @@
+"""FlexAttention compiled: one kernel for every shape, and strips where there is none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from invertible_attention.attention.functional import flex
+from invertible_attention.attention.functional.form import Form
+
+from .cases import problem, run
+
+# Every mixture of axes that have length one and that do not, then shapes that are like one of them.
+KINDS = [*product((1, 2, 3), (1, 2), (1, 5, 12))]
+SHAPES = [*((batch, 1, tokens) for batch in (1, 4) for tokens in range(20, 31))]
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Compile on a CPU as on a GPU, up to the kernel itself, which a CPU has without sums only; the graphs compiled."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    function = torch.compile(flex._flex, fullgraph=True, dynamic=True, backend=backend)
+    monkeypatch.setattr(flex, "is_compiled_on", lambda device: True)
+    monkeypatch.setattr(flex, "_compiled", lambda: function)
+    monkeypatch.setattr(flex, "_not_compiled", set())
+    yield graphs
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalization", ["column", "all"])
+def test_forty_shapes_of_every_phi(normalization: str, compiled: list[Any]):
+    forms = [Form("product", phi, normalization) for phi in ("exp", "elu_plus_one", "softplus")]
+    assert len(KINDS + SHAPES) == 40
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for (batch, heads, tokens), form in product(KINDS + SHAPES, forms):
+            if (batch, heads, tokens) == SHAPES[0] and form is forms[0]:
+                kernels = len(compiled)
+            tensors = problem(form, batch=batch, heads=heads, queries=tokens, keys=tokens + 1)
+            torch.testing.assert_close(run(form, "flex", *tensors), run(form, "reference", *tensors))
+    assert not flex._not_compiled
+    assert 3 <= kernels == len(compiled) < flex._KERNELS
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_is_computed_in_strips_and_said_once(monkeypatch: pytest.MonkeyPatch):
+    """On a CPU the compiled kernel refuses to return the sums."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(flex, "is_compiled_on", lambda device: True)
+    monkeypatch.setattr(flex, "_not_compiled", set())
+    flex._compiled.cache_clear()
+    expected = {"column": 1, "row": 0, "all": 0}
+    for normalization, said in expected.items():
+        form = Form("product", "softplus", normalization)
+        tensors = [tensor.requires_grad_() for tensor in problem(form, dtype=torch.float32)]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = run(form, "flex", *tensors)
+        assert [str(warning.message)[:38] for warning in caught if warning.category is RuntimeWarning] == [
+            "FlexAttention could not be compiled fo"
+        ] * said
+        reference = run(form, "reference", *tensors)
+        torch.testing.assert_close(found, reference)
+        torch.testing.assert_close(
+            torch.autograd.grad(found.sin().sum(), tensors),
+            torch.autograd.grad(reference.sin().sum(), tensors),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+    assert len(flex._not_compiled) == 1
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_kernel_that_fails_later_does_not_raise(monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: Any) -> Any:
+        raise ValueError("no valid choices\nmore")
+
+    monkeypatch.setattr(flex, "_compiled", lambda: fails)
+    form = Form("product", "elu_plus_one", "column")
+    tensors = problem(form)
+    with pytest.warns(RuntimeWarning, match=r"phi='elu_plus_one'.*ValueError: no valid choices$"):
+        found = run(form, "flex", *tensors)
+    torch.testing.assert_close(found, run(form, "reference", *tensors))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_out_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(flex, "_compiled", lambda: fails)
+    form = Form("product", "elu_plus_one", "row")
+    with pytest.raises(torch.OutOfMemoryError):
+        run(form, "flex", *problem(form))
