@@ -128,4 +128,4 @@ def test_errors_are_plain_and_name_no_place(tmp_path: Path, place: int) -> None:
 def test_rare_formats_are_not_opened(tmp_path: Path, gradient: Image.Image) -> None:
     assert "EPS" not in upload.FORMATS
     with pytest.raises(ExperimentError, match="not a picture in a format that is read here"):
-        read_picture(save(tmp_path / "x.tiff", gradient))
+        read_picture(save(tmp_path / "x.ppm", gradient))

@@ -113,7 +113,7 @@ def _choices() -> tuple[Any, Any, list[Any]]:
     """Lay out what can be chosen; return the upload, the photograph, and the rest in the order of Options."""
     upload = gr.File(
         label="Your own picture",
-        file_types=[".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"],
+        file_types=[".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"],
         height=150,
         elem_id="upload",
     )

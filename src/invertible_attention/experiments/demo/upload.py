@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from ..data.appearance import UnclearImageError, as_shown
 from ..data.source import identify
 from ..errors import ExperimentError
 
@@ -18,14 +20,14 @@ MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 25_000_000
 """Most pixels that are decoded; the file says how many there are before that."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Formats that are read, by Pillow's names; its rarer decoders are not offered to strangers' files."""
 
 SMALLEST = 8
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """Read a picture in RGB, the right way up; of an animation, the first frame.
+    """Read a picture as :func:`~invertible_attention.experiments.data.appearance.as_shown` says, with closer limits.
 
     Args:
         path: the file. No error names it: it is a place on the server.
@@ -55,14 +57,16 @@ def _decode(content: bytes) -> Image.Image:
             raise ExperimentError(
                 f"this picture has {image.width}×{image.height} pixels: choose one of at least {SMALLEST}×{SMALLEST}"
             )
-        return _on_white(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError:
+        return as_shown(image)
+    except UnclearImageError as error:
+        raise ExperimentError(f"this picture {error}: choose one of 8 or 16 bits per channel") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ExperimentError(_too_large("far too many pixels")) from None
     except UnidentifiedImageError:
         raise ExperimentError(
             f"this is not a picture in a format that is read here: choose one of {', '.join(FORMATS)}"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError):
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Warning, struct.error):
         raise ExperimentError("this picture is damaged and cannot be shown: choose another") from None
 
 
@@ -70,11 +74,3 @@ def _too_large(what: str) -> str:
     return (
         f"this picture has {what}, and at most {MAX_PIXELS // 10**6} million are taken: choose a smaller one"
     )
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """Return the picture in RGB, what is transparent in white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return image.convert("RGB")
