@@ -162,8 +162,9 @@ class RussianRoulette(LogDetEstimator):
 
 def _any(scalar: Tensor) -> float:
     """Return a scalar as a number; of those that ``vmap(randomness="different")`` makes of it, one."""
-    while torch._C._functorch.is_batchedtensor(scalar):
-        scalar = torch._C._functorch.get_unwrapped(scalar)
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    while functorch.is_batchedtensor(scalar):
+        scalar = functorch.get_unwrapped(scalar)
     return scalar.flatten()[0].item()
 
 

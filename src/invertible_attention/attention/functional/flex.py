@@ -101,14 +101,16 @@ def _run(
     while width < max(query.shape[-1], value.shape[-1]):
         width *= 2
     # Samples and heads as one axis: fewer axes of length one, each of which is compiled for separately.
-    tensors = (F.pad(tensor, (0, width - tensor.shape[-1])).flatten(0, 1) for tensor in (query, key, value))
-    arguments = (phi, *(tensor[:, None] for tensor in tensors), log_total.flatten(0, 1)[:, None].contiguous())
+    q, k, v = (
+        F.pad(tensor, (0, width - tensor.shape[-1])).flatten(0, 1)[:, None] for tensor in (query, key, value)
+    )
+    log_total = log_total.flatten(0, 1)[:, None].contiguous()
     if is_compiled_on(query.device):
-        found = _run_compiled(*arguments)
+        found = _run_compiled(phi, q, k, v, log_total)
     else:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-            found = _flex(*arguments)
+            found = _flex(phi, q, k, v, log_total)
     if found is None:
         return None
     out, log_sum = (tensor[:, 0].unflatten(0, query.shape[:2]) for tensor in found)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 __all__ = ["UnclearImageError", "as_shown", "shown_size", "upright", "without_warnings"]
 
@@ -169,8 +169,9 @@ def _alpha(image: Image.Image) -> Image.Image | None:
 
 def _scale_transparent_gray(image: Image.Image) -> None:
     """Bring the transparent value of a PNG of 2 or 4 bits to 8 bits, as Pillow brings its pixels."""
-    if image.format == "PNG" and image.tile and isinstance(image.info.get("transparency"), int):
-        image.info["transparency"] *= GRAY_STEP.get(str(image.tile[0].args), 1)
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    if image.format == "PNG" and tiles and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= GRAY_STEP.get(str(tiles[0].args), 1)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
