@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -54,6 +54,7 @@ def test_dequantization_by_hand() -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**31))
+@example(612999)  # draws noise so near to one that float32 rounds the sum to the next pixel
 def test_dequantization_fills_the_bins_and_quantization_undoes_it(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=generator)

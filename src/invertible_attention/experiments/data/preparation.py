@@ -87,6 +87,8 @@ def dequantize(
         generator: source of ``u``, on the CPU; ``None`` leaves the noise out (``u = 1/2``, its mean).
     """
     noise = torch.rand(pixels.shape, generator=generator) if generator is not None else torch.tensor(0.5)
+    # Nearer to one than float32 resolves at 255, pixel and noise would round to the next pixel.
+    noise = noise.clamp(max=1 - 2**-16)
     return (pixels + noise.to(pixels.device)) / 256 - 0.5
 
 
