@@ -1,6 +1,8 @@
-"""The preconditioner is the inverse where all attention weights are equal, and saves evaluations elsewhere."""
+"""The linear part is the derivative where all attention weights are equal, and saves evaluations elsewhere."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -10,9 +12,28 @@ from torch import Tensor
 
 import invertible_attention as ia
 from invertible_attention.attention.evaluation import Evaluation
-from invertible_attention.attention.mean_field import invert_mean_field
+from invertible_attention.attention.mean_field import LinearPart
+from invertible_attention.attention.position import PositionPrior
 
 CONSTRAINTS = [ia.Certified(0.9), ia.Relaxed(0.9, column_sum=0.8)]
+
+
+def assert_is_dense(part: LinearPart, dense: Tensor, residual: Tensor) -> None:
+    """Product, inverse and determinant of each sample are those of the matrix over its flattened values."""
+    size = residual[0].numel()
+    identity = torch.eye(size, dtype=torch.float64)
+    logdets = part.log_determinant().expand(len(residual))
+    for transposed in (False, True):
+        applied = part.apply(residual, transposed=transposed)
+        solved = part.solve(residual, transposed=transposed)
+        for sample, matrix in enumerate(dense.mT if transposed else dense):
+            vector = residual[sample].flatten()
+            torch.testing.assert_close(applied[sample].flatten(), matrix @ vector)
+            torch.testing.assert_close(
+                solved[sample].flatten(), torch.linalg.solve(identity + matrix, vector)
+            )
+    truth = torch.linalg.slogdet(identity + dense).logabsdet
+    torch.testing.assert_close(logdets, truth, rtol=0, atol=1e-10)
 
 
 @given(
@@ -24,23 +45,52 @@ CONSTRAINTS = [ia.Certified(0.9), ia.Relaxed(0.9, column_sum=0.8)]
     seed=st.integers(0, 2**31),
 )
 @settings(deadline=None, max_examples=50)
-def test_is_the_dense_inverse(
+def test_average_is_the_dense_matrix(
     batch: int, tokens: int, channels: int, masked: bool, per_sample: bool, seed: int
 ):
     generator = torch.Generator().manual_seed(seed)
     real = {"generator": generator, "dtype": torch.float64}
-    residual, weight = torch.randn(batch, tokens, channels, **real), torch.randn(channels, channels, **real)
+    residual, weight = torch.randn(batch, channels, tokens, **real), torch.randn(channels, channels, **real)
     weight /= torch.linalg.matrix_norm(weight, 2)
     gain = 0.95 * torch.rand((batch,) if per_sample else (), **real)
     mask = torch.rand(batch, tokens, generator=generator) < 0.7 if masked else None
-    found = invert_mean_field(residual, weight, gain, mask)
-    for sample in range(batch):
-        valid = torch.ones(tokens, dtype=torch.float64) if mask is None else mask[sample].double()
-        average = torch.outer(valid, valid) / valid.sum().clamp_min(1)
-        dense = torch.eye(tokens * channels, dtype=torch.float64)
-        dense += torch.kron(average, (gain[sample] if per_sample else gain) * weight)
-        expected = torch.linalg.solve(dense, residual[sample].flatten()).view(tokens, channels)
-        torch.testing.assert_close(found[sample], expected)
+    valid = torch.ones(batch, tokens) if mask is None else mask
+    dense = torch.stack(
+        [
+            torch.kron(g * weight, torch.outer(m, m) / m.sum().clamp_min(1))
+            for g, m in zip(gain.expand(batch), valid.double(), strict=True)
+        ]
+    )
+    assert_is_dense(LinearPart.average(weight, gain, mask), dense, residual)
+
+
+@given(
+    batch=st.integers(1, 3),
+    spatial=st.lists(st.integers(1, 5), min_size=1, max_size=3).filter(lambda s: math.prod(s) <= 24),
+    channels=st.integers(1, 4),
+    heads=st.integers(1, 3),
+    per_sample=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(deadline=None, max_examples=50)
+def test_convolution_is_the_dense_matrix(
+    batch: int, spatial: list[int], channels: int, heads: int, per_sample: bool, seed: int
+):
+    generator = torch.Generator().manual_seed(seed)
+    real = {"generator": generator, "dtype": torch.float64}
+    torch.manual_seed(seed)
+    prior = ia.TorusPrior(axes=len(spatial), heads=heads, width=0.7, reference=4).double()
+    weights = torch.randn(heads, channels, channels, **real)
+    weights /= torch.linalg.matrix_norm(weights, 2).sum()
+    gain = 0.95 * torch.rand((batch,) if per_sample else (), **real)
+    residual = torch.randn(batch, channels, *spatial, **real)
+    with torch.no_grad():
+        part = LinearPart.convolution(prior.kernel(spatial), weights, gain)
+        pairs = prior(spatial).exp()
+        dense = (
+            sum(torch.kron(weights[h], pairs[h]) for h in range(heads)) * gain.expand(batch)[:, None, None]
+        )
+    assert_is_dense(part, dense, residual)
 
 
 def layer(**arguments) -> ia.InvertibleAttention:
@@ -59,43 +109,96 @@ def with_equal_weights(built: ia.InvertibleAttention) -> ia.InvertibleAttention:
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=["certified", "relaxed"])
 @pytest.mark.parametrize("normalization", ["column", "row", "all"])
 @pytest.mark.parametrize("response", ["embedded_gaussian", "dot_product", "concatenation"])
-@pytest.mark.parametrize(("heads", "masked"), [(1, False), (2, True)])
-def test_is_the_inverse_at_equal_weights(response, normalization, constraint, heads: int, masked: bool):
+@pytest.mark.parametrize(
+    ("heads", "masked", "context", "prior"),
+    [
+        (1, False, None, False),
+        (2, True, None, False),
+        (1, False, "vector", False),
+        (2, True, "tokens", False),
+        (1, False, "masked_tokens", False),
+        (2, False, None, True),
+        (2, False, "masked_tokens", True),
+    ],
+)
+def test_is_the_derivative_at_equal_weights(
+    response, normalization, constraint, heads: int, masked: bool, context: str | None, prior: bool
+):
     built = with_equal_weights(
-        layer(response=response, normalization=normalization, constraint=constraint, heads=heads)
+        layer(
+            response=response,
+            normalization=normalization,
+            constraint=constraint,
+            heads=heads,
+            context_channels=None if context is None else 5,
+            context_kind=context or "vector",
+            position_prior=ia.TorusPrior(heads=heads, width=0.6, reference=3) if prior else None,
+        )
     )
     x = 0.1 * torch.randn(2, 6, 3, 3, dtype=torch.float64)
     mask = torch.rand(2, 3, 3) < 0.6 if masked else None
+    given = None
+    if context is not None:
+        given = torch.randn(2, *{"vector": (5,), "tokens": (5, 4), "masked_tokens": (6, 4)}[context]).double()
     branch = built.branch.bind()
     with torch.no_grad():
-        jacobians = [
-            _jacobian(branch, x[i : i + 1], None if mask is None else mask[i : i + 1]) for i in range(2)
-        ]
+        part = branch.linear_part(x, given, mask)
+        assert isinstance(part, LinearPart)
+        assert_is_dense(part, jacobians(branch, x, given, mask), torch.randn_like(x))
         residual = torch.randn_like(x)
         for transposed in (False, True):
-            found = branch.precondition(residual, None, mask, transposed=transposed)
-            for sample, jacobian in enumerate(jacobians):
-                matrix = torch.eye(54, dtype=torch.float64) + (jacobian.mT if transposed else jacobian)
-                expected = torch.linalg.solve(matrix, residual[sample].flatten())
-                torch.testing.assert_close(found[sample].flatten(), expected)
+            found = branch.precondition(residual, given, mask, transposed=transposed)
+            assert torch.equal(found, part.solve(residual, transposed=transposed))
 
 
-def _jacobian(branch: Evaluation, x: Tensor, mask: Tensor | None) -> Tensor:
-    def flat(v: Tensor) -> Tensor:
-        return branch(v.view_as(x), None, mask).flatten()
+def jacobians(branch: Evaluation, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    """The Jacobian of each sample."""
 
-    return torch.autograd.functional.jacobian(flat, x.flatten())
+    def jacobian(sample: slice) -> Tensor:
+        args = [None if arg is None else arg[sample] for arg in (context, mask)]
+
+        def flat(v: Tensor) -> Tensor:
+            return branch(v.view_as(x[sample]), *args).flatten()
+
+        return torch.autograd.functional.jacobian(flat, x[sample].flatten())
+
+    return torch.stack([jacobian(slice(i, i + 1)) for i in range(len(x))])
 
 
-def test_where_weights_cannot_be_equal_nothing_is_changed():
+class Shuffled(PositionPrior):
+    """Doubly stochastic, but no function of relative position."""
+
+    heads = 1
+
+    def forward(self, spatial):
+        tokens = math.prod(spatial)
+        one = torch.eye(tokens, dtype=torch.float64)
+        mixed = 0.5 * one[torch.randperm(tokens, generator=torch.Generator().manual_seed(0))]
+        return (0.3 * one + mixed + 0.2 / tokens).log()[None]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "prior", [Shuffled(), ia.TorusPrior(width=0.6, reference=3).double()], ids=["any", "torus"]
+)
+@pytest.mark.parametrize("normalization", ["column", "row", "all"])
+def test_is_a_contraction_like_the_branch_where_it_is_no_derivative(normalization, prior, masked: bool):
+    built = layer(normalization=normalization, position_prior=prior)
+    x = torch.randn(2, 6, 3, 3, dtype=torch.float64)
+    mask = torch.rand(2, 3, 3) < 0.6 if masked else None
+    with torch.no_grad():
+        branch = built.branch.bind()
+        part = branch.linear_part(x, None, mask)
+        assert part is not None
+        norms = torch.linalg.matrix_norm(part.matrices, 2)
+    assert (norms <= branch.lipschitz_bound() + 1e-12).all()
+
+
+def test_in_causal_order_there_is_none():
     residual = torch.randn(2, 6, 3, 3, dtype=torch.float64)
-    context = torch.randn(2, 5, 4, dtype=torch.float64)
     causal = layer(normalization="row", causal=True).branch.bind()
-    tokens = ia.InvertibleAttention(
-        6, normalization="row", context_channels=5, context_kind="tokens"
-    ).double()
+    assert causal.linear_part(residual) is None
     assert torch.equal(causal.precondition(residual), residual)
-    assert torch.equal(tokens.branch.bind().precondition(residual, context), residual)
 
 
 def like_trained(constraint: ia.Certified | ia.Relaxed, response: str, solver: ia.Solver):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from invertible_attention._mask import flat_mask
 from invertible_attention.attention.constraints import Constraint
-from invertible_attention.attention.context import Context, ContextTokens, Given
+from invertible_attention.attention.context import Context, Given
 from invertible_attention.attention.functional import attend
-from invertible_attention.attention.mean_field import invert_mean_field
+from invertible_attention.attention.mean_field import LinearPart
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Response
 from invertible_attention.attention.visibility import Spread, Visibility
@@ -117,10 +117,7 @@ class Evaluation:
         *,
         transposed: bool = False,
     ) -> Image:
-        r"""Return about :math:`(I + J_g)^{-1} r`: exactly that where all attention weights are equal.
-
-        In causal order, with context tokens, or with a prior of which not all is seen, weights are never equal and
-        ``residual`` itself is returned.
+        r"""Return about :math:`(I + J_g)^{-1} r`, by the :meth:`linear_part`; ``residual`` itself where there is none.
 
         Args:
             residual: :math:`r`.
@@ -128,44 +125,77 @@ class Evaluation:
             mask: Likewise.
             transposed: Whether to return about :math:`(I + J_g)^{-\top} r`.
         """
-        if self.causal or isinstance(self.context, ContextTokens):
-            return residual
-        if mask is not None:
-            if self.position_prior is not None:
-                return residual
-            mask = flat_mask(mask, residual)
+        part = self.linear_part(residual, context, mask)
+        return residual if part is None else part.solve(residual, transposed=transposed)
+
+    def linear_part(
+        self, x: Image, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> LinearPart | None:
+        r"""Return the derivative of :math:`g` where all attention weights are as equal as they can be.
+
+        That is an average, or the circular convolution of a prior over relative position. Of another prior, or one of
+        which a mask hides a part, it is the average too, which they share. In causal order there is none.
+
+        Args:
+            x: What :math:`g` is evaluated at; only its shape matters.
+            context: As in the forward pass.
+            mask: Likewise.
+        """
+        if self.causal or self.normalization == "count":
+            return None
         weights = self.weights
-        dtype = torch.promote_types(working_dtype(residual.dtype), weights.value.dtype)
-        with exact_arithmetic(residual):
-            tokens = residual.flatten(2).transpose(1, 2).to(dtype)
-            gain = torch.as_tensor(
-                self._gain(Visibility(tokens.shape[1], mask=mask), None), dtype=dtype, device=tokens.device
-            )
+        dtype = torch.promote_types(working_dtype(x.dtype), weights.value.dtype)
+        with exact_arithmetic(x):
+            mask = None if mask is None else flat_mask(mask, x)
+            given = self._given(context, x.shape[0], dtype)
+            visibility = self._visibility(x, mask, given)
+            log_prior = None if visibility.complete else self._log_prior(x, visibility, dtype)
+            gain = torch.as_tensor(self._gain(visibility, log_prior), dtype=dtype, device=x.device)
+            # Context tokens take part of what a row, or the whole, sums to.
+            if self.normalization != "column" and visibility.sources:
+                gain = gain / torch.as_tensor(visibility.crowding(), dtype=dtype, device=x.device)
             if self.normalization == "all":
-                gain = gain / (tokens.shape[1] if mask is None else mask.sum(1).clamp_min(1))
-            weight = weights.out.to(dtype) @ weights.value.to(dtype)
-            solved = invert_mean_field(tokens, weight.mT if transposed else weight, gain, mask)
-            return solved.transpose(1, 2).reshape(residual.shape)
+                gain = gain / (visibility.tokens if mask is None else mask.sum(1).clamp_min(1))
+            out, value = weights.out.to(dtype), weights.value.to(dtype)
+            prior = self.position_prior
+            kernel = None if prior is None or mask is not None else prior.kernel(x.shape[2:])
+            if kernel is None:
+                return LinearPart.average(out @ value, gain, mask)
+            kernel = kernel.to(dtype).expand(self.heads, *x.shape[2:])
+            into, onto = (
+                value.unflatten(0, (self.heads, -1)),
+                out.unflatten(1, (self.heads, -1)).transpose(0, 1),
+            )
+            return LinearPart.convolution(kernel, onto @ into, gain)
+
+    def _given(self, context: Tensor | None, batch: int, dtype: torch.dtype) -> Given:
+        if self.context is None and context is not None:
+            raise ValueError(f"this layer takes no context, got one of shape {tuple(context.shape)}")
+        if self.context is None:
+            return Given()
+        self.context.check(context, batch)
+        return self.context(context, dtype)
+
+    def _visibility(self, x: Image, mask: Tensor | None, given: Given) -> Visibility:
+        sources = 0 if given.sources is None else given.sources.shape[1]
+        return Visibility(x.shape[2:].numel(), sources, self.causal, mask, given.source_mask)
+
+    def _log_prior(self, x: Image, visibility: Visibility, dtype: torch.dtype) -> Tensor | None:
+        prior = None
+        if self.position_prior is not None:
+            prior = self.position_prior(x.shape[2:]).expand(self.heads, -1, -1)
+        return visibility.log_prior(dtype, x.device, prior)
 
     def _evaluate(self, x: Image, context: Tensor | None, mask: Tensor | None) -> Image:
         weights = self.weights
         dtype = torch.promote_types(working_dtype(x.dtype), weights.value.dtype)
         tokens = x.flatten(2).transpose(1, 2).to(dtype)
-        given = Given()
-        if self.context is None and context is not None:
-            raise ValueError(f"this layer takes no context, got one of shape {tuple(context.shape)}")
-        if self.context is not None:
-            self.context.check(context, x.shape[0])
-            given = self.context(context, dtype)
+        given = self._given(context, x.shape[0], dtype)
         if mask is not None:
             mask = flat_mask(mask, x)
             tokens = tokens.masked_fill(~mask[..., None], 0.0)
-        sources = 0 if given.sources is None else given.sources.shape[1]
-        visibility = Visibility(tokens.shape[1], sources, self.causal, mask, given.source_mask)
-        prior = None
-        if self.position_prior is not None:
-            prior = self.position_prior(x.shape[2:]).expand(self.heads, -1, -1)
-        log_prior = visibility.log_prior(dtype, x.device, prior)
+        visibility = self._visibility(x, mask, given)
+        log_prior = self._log_prior(x, visibility, dtype)
         attended = self._attend(tokens, given, visibility, log_prior)
         out = attended.transpose(1, 2).flatten(2)
         gain = self._gain(visibility, log_prior)

@@ -39,6 +39,14 @@ class PositionPrior(nn.Module, ABC):
         Rows and columns of :math:`\pi` must sum to one up to rounding, or the certificate does not hold.
         """
 
+    def kernel(self, spatial: Sequence[int]) -> Float[Tensor, "#heads *spatial"] | None:
+        r"""Return :math:`\pi` by relative position on the torus, :math:`\pi_{ij} = k(p_i - p_j)`.
+
+        ``None``, as here, for a prior that is no function of it. One that is gives a layer its exact linear part, with
+        which log-determinants and inverses take fewer evaluations.
+        """
+        return None
+
 
 class TorusPrior(PositionPrior):
     r"""A kernel of relative position on the torus, learned: one wrapped bump per head.
@@ -76,20 +84,34 @@ class TorusPrior(PositionPrior):
 
     def forward(self, spatial: Sequence[int]) -> Float[Tensor, "heads tokens tokens"]:
         """Return the logarithm of the prior; raises :class:`ValueError` for another number of axes."""
-        heads, axes = self.offset.shape
+        log_prior = self.offset.new_zeros(len(self.offset), 1, 1)
+        for kernel in self._log_kernels(spatial):
+            # Every row is the same numbers in another order, so that columns sum to what rows do, exactly.
+            size, n = kernel.shape[-1], log_prior.shape[-1]
+            position = torch.arange(size, device=kernel.device)
+            rows = kernel[:, (position[:, None] - position) % size]
+            log_prior = log_prior[:, :, None, :, None] + rows[:, None, :, None, :]
+            log_prior = log_prior.reshape(len(kernel), n * size, n * size)
+        return log_prior
+
+    def kernel(self, spatial: Sequence[int]) -> Float[Tensor, "heads *spatial"]:
+        """Return the prior by relative position; raises :class:`ValueError` for another number of axes."""
+        log_kernel = self.offset.new_zeros(len(self.offset))
+        for kernel in self._log_kernels(spatial):
+            log_kernel = log_kernel[..., None] + kernel.view(len(kernel), *[1] * (log_kernel.ndim - 1), -1)
+        return log_kernel.exp()
+
+    def _log_kernels(self, spatial: Sequence[int]) -> list[Float[Tensor, "heads size"]]:
+        """Return the logarithm of the factor of each axis, by relative position along it."""
+        axes = self.offset.shape[1]
         if len(spatial) != axes:
             raise ValueError(f"expected {axes} spatial axes, got {len(spatial)}: {tuple(spatial)}")
         # In half precision rows and columns would sum to one only up to a percent, and the certificate not hold.
         dtype = torch.promote_types(self.offset.dtype, torch.float32)
         offset, concentration = self.offset.to(dtype), self.log_concentration.to(dtype).exp()
-        log_prior = torch.zeros(heads, 1, 1, dtype=dtype, device=offset.device)
+        kernels = []
         for axis, size in enumerate(spatial):
-            position = torch.arange(size, device=offset.device)
-            angle = 2 * math.pi * position.to(dtype) / size
+            angle = 2 * math.pi * torch.arange(size, device=offset.device).to(dtype) / size
             kernel = concentration[:, axis, None] * torch.cos(angle - offset[:, axis, None])
-            # Every row is the same numbers in another order, so that columns sum to what rows do, exactly.
-            kernel = kernel.log_softmax(-1)[:, (position[:, None] - position) % size]
-            n = log_prior.shape[-1]
-            log_prior = log_prior[:, :, None, :, None] + kernel[:, None, :, None, :]
-            log_prior = log_prior.reshape(heads, n * size, n * size)
-        return log_prior
+            kernels.append(kernel.log_softmax(-1))
+        return kernels
