@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ..data.source import open_image
+from ..data.appearance import UnclearImageError
+from ..data.source import UnusableImageError, open_image
 from ..errors import ExperimentError
 from ..published import TABLE_4_DATASETS
 from .data.layouts import MASK_FOLDERS
-from .data.masks import mask_values, read_mask
+from .data.masks import gray_values, read_mask
 from .data.pairs import Collection, files_in
 from .data.problems import Problem, report_problems
 from .metrics import Scores, score_map
@@ -106,10 +107,8 @@ def score_pairs(
         try:
             mask = read_mask(pair.mask)
             prediction = read_map(pair.prediction, mask.shape if resize else None)
-        except ExperimentError as error:
-            path = next((p for p in (pair.prediction, pair.mask) if str(p) in str(error)), pair.prediction)
-            reason = str(error).replace(str(path), "").strip().removesuffix(": mend or remove it")
-            problems.append(Problem(path, reason))
+        except UnusableImageError as error:
+            problems.append(Problem.of(error))
         else:
             if prediction.shape == mask.shape:
                 scores.append(score_map(prediction, mask))
@@ -129,7 +128,11 @@ def read_map(path: Path, size: tuple[int, ...] | None = None) -> UInt8[np.ndarra
     Raises:
         ExperimentError: naming the file, when it is missing or damaged.
     """
-    values = mask_values(open_image(path, mode=None))
+    image = open_image(path, mode=None)
+    try:
+        values = gray_values(image)
+    except UnclearImageError as error:
+        raise UnusableImageError(str(path), str(error), "save it in gray, without transparency") from error
     if values.dtype == bool:
         values = values.astype(np.uint8) * 255
     elif values.dtype != np.uint8:

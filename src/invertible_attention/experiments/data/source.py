@@ -16,6 +16,7 @@ from .appearance import UnclearImageError, as_shown, shown_size, upright, withou
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "MEND",
     "ImageSource",
     "UnusableImageError",
     "decode",
@@ -27,6 +28,9 @@ __all__ = [
 MAX_PIXELS = 89_000_000
 """Most pixels of an image that is read. Pillow warns a little above, and decodes up to twice as many: a program that
 turns warnings into errors would refuse what another reads. Below its threshold both are the same."""
+
+MEND = "mend or remove it"
+"""What is advised where nothing better is known."""
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pixels only: Pillow would hand PostScript, which is a program, to an interpreter."""
@@ -65,12 +69,11 @@ class UnusableImageError(ExperimentError):
         message: the whole sentence, where it is another than these make.
     """
 
-    def __init__(
-        self, name: str, reason: str, remedy: str = "mend or remove it", *, message: str | None = None
-    ):
+    def __init__(self, name: str, reason: str, remedy: str = MEND, *, message: str | None = None):
         super().__init__(message or f"{name} {reason}: {remedy}")
         self.name = name
         self.reason = reason
+        self.remedy = remedy
 
 
 def open_image(path: Path, mode: str | None = "RGB") -> Image.Image:

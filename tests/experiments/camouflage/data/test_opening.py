@@ -94,3 +94,22 @@ def test_real_camo_is_whole(data_dir) -> None:
     if not root.is_dir():
         pytest.skip("needs camo/ in the folder of real data")
     assert open_data([root]).describe() == "training on CAMO 996; testing on CAMO 248"
+
+
+def test_unclear_masks_are_named_with_what_to_do(dataset) -> None:
+    mask = dataset / "TrainDataset" / "GT" / "train_2.png"
+    values = np.zeros((30, 40), dtype=np.uint8)
+    values[5:20, 5:15], values[5:20, 20:30] = 1, 2
+    Image.fromarray(values).save(mask)
+    with pytest.raises(ExperimentError, match=r"train_2\.png has the values 0, 1, 2.*255 in the object"):
+        open_data([dataset])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_before_they_meet_their_masks(orientation, dataset, write_pairs) -> None:
+    image = dataset / "TrainDataset" / "Imgs" / "train_0.jpg"
+    turned = orientation > 4
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new("RGB", (30, 40) if turned else (40, 30)).save(image, exif=exif)
+    assert len(open_data([dataset]).train_pairs) == 6

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...data.source import MAX_PIXELS, identify, open_image
-from ...errors import ExperimentError
-from .masks import mask_values
+from ...data.appearance import shown_size
+from ...data.source import MAX_PIXELS, UnusableImageError, identify, open_image
+from .masks import read_mask
 from .pairs import Pair
 from .problems import Problem
 
@@ -43,37 +43,28 @@ def check_pair(pair: Pair) -> Problem | None:
         size = _decode(pair.image)
         if pair.mask is None:
             return None
-        mask = open_image(pair.mask, mode=None)
-        mask_values(mask)
-    except ExperimentError as error:
-        return _problem(pair, str(error))
+        height, width = read_mask(pair.mask).shape
+    except UnusableImageError as error:
+        return Problem.of(error)
     except (OSError, ValueError) as error:
         return Problem(pair.image, f"or its mask {pair.mask} cannot be read ({error})")
-    if mask.size != size:
+    if (width, height) != size:
         return Problem(
-            pair.mask,
-            f"is {mask.width}×{mask.height} and its image {pair.image.name} is {size[0]}×{size[1]}",
+            pair.mask, f"is {width}×{height} and its image {pair.image.name} is {size[0]}×{size[1]}"
         )
     return None
 
 
 def _decode(path: Path) -> tuple[int, int]:
-    """Decode a whole image file, at an eighth of its size where the format allows it; return its size."""
+    """Decode a whole image file, at an eighth of its size where the format allows it; return the size shown."""
     try:
         with identify(path) as image:
-            size = image.size
+            size, shown = image.size, shown_size(image)
             if image.format == "JPEG" and size[0] * size[1] <= MAX_PIXELS:
                 image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8)))
                 image.load()
-                return size
+                return shown
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         pass
     # Everything else, and whatever failed, goes through the reader that words the message.
     return open_image(path).size
-
-
-def _problem(pair: Pair, message: str) -> Problem:
-    for path in (pair.image, pair.mask):
-        if path is not None and str(path) in message:
-            return Problem(path, message.replace(str(path), "").strip().removesuffix(": mend or remove it"))
-    return Problem(pair.image, message)

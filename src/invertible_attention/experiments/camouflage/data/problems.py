@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...data.source import MEND, UnusableImageError
 from ...errors import ExperimentError
 from ...files import write_text
 
@@ -28,6 +29,12 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path} {self.reason}"
+
+    @classmethod
+    def of(cls, error: UnusableImageError) -> Problem:
+        """Return an error of the reader as a problem, with what helps against it where that is particular."""
+        advice = "" if error.remedy == MEND else f" ({error.remedy})"
+        return cls(Path(error.name), error.reason + advice)
 
 
 def report_problems(
