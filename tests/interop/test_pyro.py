@@ -96,8 +96,8 @@ def test_variational_inference_with_attention_in_the_guide():
     # The guide's samples go through the bijection; Pyro finds the parameters with pyro.module.
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    attend = to_pyro(attention(), view=(1, 2), cache_size=1)
-    shift = to_pyro(ia.flows.ActNorm(2), cache_size=1)
+    attend = to_pyro(attention(), view=(1, 2))
+    shift = to_pyro(ia.flows.ActNorm(2))
     shift(torch.randn(64, 2))
     target = torch.tensor([1.5, -0.5])
 

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import IndependentTransform, Transform, constraints
+from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
 from invertible_attention.bijection import Bijection, Event, refuse_unused
-from invertible_attention.interop.views import Inverse, on_vectors, sum_over_event
+from invertible_attention.interop.views import on_vectors, sum_over_event
 
 __all__ = ["DistributionBijection", "DistributionTransform", "from_distribution", "to_distribution"]
 
 
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """A point, its image, the log-determinant once it was computed, and the versions of all they depend on."""
+class _Inverse(_InverseTransform):
+    """PyTorch's inverse of a transform, which still knows what it inverts when it was copied or stored."""
 
-    x: Tensor
-    y: Tensor
-    logdet: Tensor | None
-    state: tuple[object, ...]
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
 
 
 class DistributionTransform(Transform, nn.Module):
@@ -35,10 +32,10 @@ class DistributionTransform(Transform, nn.Module):
     The transform goes the bijection's way, from data to latent. A density of data is therefore
     ``TransformedDistribution(base, [transform.inv])``.
 
-    The last pair ``(x, y)`` is remembered with its log-determinant, until a weight changes. So an estimated
-    log-determinant is drawn once per pair and the inverse of the transform sees the same number, and a composition,
-    which asks for every intermediate result again, does not solve for it again. The forward direction computes the
-    log-determinant together with ``y``; the inverse computes it when it is asked for.
+    Nothing is remembered between calls, so every value is that of the present weights and input, and an estimated
+    log-determinant is drawn anew whenever it is asked for. :meth:`call_and_ladj` evaluates the bijection once for both
+    the value and the log-determinant; :class:`torch.distributions.TransformedDistribution` asks for them one after
+    the other, which costs one more evaluation without a log-determinant.
 
     Args:
         bijection: :math:`f`.
@@ -48,11 +45,10 @@ class DistributionTransform(Transform, nn.Module):
         event_shape: Shape of an event, where it is fixed.
         context: Passed to the bijection, batch axes first; they are broadcast with those of the events.
         context_dim: Number of axes of one context: 1 for a vector, 2 for tokens.
-        cache_size: 0 or 1, as in PyTorch: with 1, ``inv(y)`` of the last ``y`` returns the ``x`` it came from, and
-            with 0 only the log-determinant is remembered.
+        cache_size: 0. PyTorch's cache of one pair, which does not see a change of the weights, is refused.
 
     Raises:
-        ValueError: If the arguments contradict each other.
+        ValueError: If the arguments contradict each other, or a cache is asked for.
     """
 
     bijective = True
@@ -66,9 +62,10 @@ class DistributionTransform(Transform, nn.Module):
         output_shape: Sequence[int] | None = None,
         context: Tensor | None = None,
         context_dim: int = 1,
-        cache_size: int = 1,
+        cache_size: int = 0,
     ) -> None:
-        super().__init__(cache_size=cache_size)
+        super().__init__()
+        self.with_cache(cache_size)
         if output_shape is not None and event_shape is None:
             raise ValueError(f"output_shape {tuple(output_shape)} needs event_shape, got None")
         if event_dim < 1:
@@ -80,20 +77,15 @@ class DistributionTransform(Transform, nn.Module):
         self.output_dim = event_dim if self.output_shape is None else len(self.output_shape)
         self.context = context
         self.context_dim = context_dim
-        self.clear_cache()
 
     def __hash__(self) -> int:
         # Transform defines equality, which takes the hash away that modules are found by.
         return nn.Module.__hash__(self)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # What is remembered belongs to a graph, which can be neither copied nor stored.
-        return super().__getstate__() | {"_remembered": None}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return ``f(x)``."""
-        pair = self._pair(x, None) if self._cache_size else None
-        return self._call(x) if pair is None else pair.y
+    @property
+    def inv(self) -> Transform:
+        """The inverse transform."""
+        return _Inverse(self)
 
     @property
     def domain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -106,35 +98,38 @@ class DistributionTransform(Transform, nn.Module):
         return constraints.independent(constraints.real, self.output_dim)
 
     def with_cache(self, cache_size: int = 1) -> DistributionTransform:
-        """Return a transform around the same bijection with another cache."""
-        if cache_size == self._cache_size:
-            return self
-        return self._with(cache_size=cache_size)
+        """Return the transform itself, which keeps no cache.
+
+        Raises:
+            ValueError: If ``cache_size`` is not 0.
+        """
+        if cache_size != 0:
+            raise ValueError(
+                f"cache_size must be 0, got {cache_size!r}: PyTorch's cache returns the last pair by the identity of "
+                "its tensors, also when the weights or the values have changed since; call_and_ladj(x) returns f(x) "
+                "with its log-determinant at the cost of one evaluation"
+            )
+        return self
 
     def condition(self, context: Tensor) -> DistributionTransform:
         """Return a transform around the same bijection, given a context."""
-        return self._with(context=context)
-
-    def clear_cache(self) -> None:
-        """Forget the last pair and with it the graph it holds."""
-        self._remembered: _Pair | None = None
+        return type(self)(
+            self.bijection,
+            self.input_dim,
+            event_shape=self.input_shape,
+            output_shape=self.output_shape,
+            context=context,
+            context_dim=self.context_dim,
+        )
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``f(x)`` and its log-determinant (what zuko calls)."""
-        y = self(x)
-        return y, self.log_abs_det_jacobian(x, y)
+        """Return ``f(x)`` and its log-determinant, from one evaluation (what zuko calls)."""
+        y, logdet = self._on_batch(self.bijection.forward_and_logdet, x, self.input_dim)
+        return y, logdet
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the log-determinant at ``x``; the same number again for the pair that was computed last."""
-        pair = self._pair(x, y)
-        if pair is None:
-            logdet = self._on_batch(self.bijection.forward_and_logdet, x, self.input_dim)[1]
-            pair = self._remember(x, y, logdet)
-        elif pair.logdet is None:
-            logdet = -self._on_batch(self.bijection.inverse_and_logdet, y, self.output_dim)[1]
-            pair = self._remember(x, y, logdet)
-        assert pair.logdet is not None
-        return pair.logdet
+        """Return the log-determinant at ``x``, evaluated (an estimate: drawn) anew; ``y`` makes no difference."""
+        return self.call_and_ladj(x)[1]
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Return the shape of the result."""
@@ -145,32 +140,14 @@ class DistributionTransform(Transform, nn.Module):
         return _replace_event(shape, self.output_shape, self.input_shape)
 
     def _call(self, x: Tensor) -> Tensor:
-        y, logdet = self._on_batch(self.bijection.forward_and_logdet, x, self.input_dim)
-        return self._remember(x, y, logdet).y
-
-    def _inv_call(self, y: Tensor) -> Tensor:
-        pair = self._pair(None, y) if self._cache_size else None
-        return self._inverse(y) if pair is None else pair.x
+        (y,) = self._on_batch(lambda *args, **given: (self.bijection(*args, **given),), x, self.input_dim)
+        return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        (x,) = self._on_batch(lambda z, **given: (self.bijection.inverse(z, **given),), y, self.output_dim)
-        return self._remember(x, y, None).x
-
-    def _remember(self, x: Tensor, y: Tensor, logdet: Tensor | None) -> _Pair:
-        self._remembered = _Pair(x, y, logdet, self._state(x, y))
-        return self._remembered
-
-    def _pair(self, x: Tensor | None, y: Tensor | None) -> _Pair | None:
-        """Return the last pair if it is that of ``x`` and ``y`` and nothing has changed since."""
-        pair = self._remembered
-        if pair is None or (x is not None and x is not pair.x) or (y is not None and y is not pair.y):
-            return None
-        return pair if pair.state == self._state(pair.x, pair.y) else None
-
-    def _state(self, *tensors: Tensor) -> tuple[object, ...]:
-        weights = (*self.bijection.parameters(), *self.bijection.buffers())
-        versions = (0 if t.is_inference() else t._version for t in (*tensors, *weights))
-        return (self.bijection.training, torch.is_grad_enabled(), *versions)
+        (x,) = self._on_batch(
+            lambda *args, **given: (self.bijection.inverse(*args, **given),), y, self.output_dim
+        )
+        return x
 
     def _on_batch(self, function: Any, x: Tensor, event_dim: int) -> tuple[Tensor, ...]:
         """Call a function of ``(B, *event)`` and a context with any number of batch axes."""
@@ -185,17 +162,6 @@ class DistributionTransform(Transform, nn.Module):
             x = x.expand(*leading, *event)
         results = function(x.reshape((math.prod(leading), *event)), context=context)
         return tuple(result.reshape((*leading, *result.shape[1:])) for result in results)
-
-    def _with(self, **changed: Any) -> DistributionTransform:
-        kept = {
-            "event_dim": self.input_dim,
-            "event_shape": self.input_shape,
-            "output_shape": self.output_shape,
-            "context": self.context,
-            "context_dim": self.context_dim,
-            "cache_size": self._cache_size,
-        }
-        return type(self)(self.bijection, **(kept | changed))
 
 
 class DistributionBijection(Bijection):
@@ -215,6 +181,12 @@ class DistributionBijection(Bijection):
         self.transform = transform
         # Compositions keep their parts in a list, where parameters are not found.
         self.parts = nn.ModuleList(_modules(transform))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of PyTorch's inverse has lost the transform it inverts.
+        return self.__dict__ | (
+            {} if isinstance(self.transform, nn.Module) else {"transform": _fresh(self.transform)}
+        )
 
     def forward_and_logdet(
         self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
@@ -261,16 +233,18 @@ def to_distribution(
 
 def from_distribution(transform: Transform) -> Bijection:
     """Return a :class:`torch.distributions.Transform` (also Pyro's) as a bijection of the same direction."""
-    if isinstance(transform, _InverseTransform):
-        # A copy of PyTorch's inverse has lost the transform it inverts.
-        return Inverse(DistributionBijection(transform.inv))
     return DistributionBijection(transform)
 
 
 def call_and_logdet(transform: Transform, x: Tensor) -> tuple[Tensor, Float[Tensor, " batch"]]:
     """Evaluate a transform and its log-determinant per sample, whatever its event is."""
-    y = cast(Tensor, transform(x))
-    return y, sum_over_event(transform.log_abs_det_jacobian(x, y), x.shape[0])
+    transform = _fresh(transform)
+    if isinstance(transform, DistributionTransform):
+        y, logdet = transform.call_and_ladj(x)
+    else:
+        y = cast(Tensor, transform(x))
+        logdet = transform.log_abs_det_jacobian(x, y)
+    return y, sum_over_event(logdet, x.shape[0])
 
 
 def _replace_event(
@@ -284,13 +258,32 @@ def _replace_event(
     return torch.Size((*shape[:cut], *new))
 
 
+def _fresh(transform: Transform) -> Transform:
+    """Return a transform that shares all but what it remembers: a pair, by identity, whatever has changed since."""
+    if isinstance(transform, _InverseTransform):
+        return _Inverse(_fresh(transform.inv))
+    fresh = copy(transform)
+    if hasattr(fresh, "_cached_x_y"):
+        fresh._cached_x_y = None, None
+    for name, value in vars(transform).items():
+        if name != "_inv" and _inner(value):
+            setattr(
+                fresh,
+                name,
+                _fresh(value) if isinstance(value, Transform) else [_fresh(part) for part in value],
+            )
+    return fresh
+
+
 def _modules(transform: Transform) -> list[nn.Module]:
     """Return the modules inside a composition; a transform that is a module registers itself."""
     if isinstance(transform, nn.Module):
         return []
-    inner = [*getattr(transform, "parts", ()), *getattr(transform, "transforms", ())]
-    if isinstance(transform, _InverseTransform):
-        inner.append(transform.inv)
-    if isinstance(transform, IndependentTransform):
-        inner.append(transform.base_transform)
+    inner = [transform.inv] if isinstance(transform, _InverseTransform) else []
+    inner += [part for name, value in vars(transform).items() if name != "_inv" for part in _inner(value)]
     return [m for part in inner for m in ([part] if isinstance(part, nn.Module) else _modules(part))]
+
+
+def _inner(value: Any) -> list[Transform]:
+    """Return the transforms that an attribute of a transform holds."""
+    return [p for p in (value if isinstance(value, list | tuple) else [value]) if isinstance(p, Transform)]
