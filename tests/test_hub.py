@@ -75,6 +75,131 @@ def test_a_module_of_ones_own(tmp_path):
     torch.testing.assert_close(kind.from_pretrained(tmp_path)(x), z)
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a layer whose estimator, solver and bound are not the default ones."""
+    layer = hub.InvertibleAttention(
+        4, constraint=ia.Certified(0.7, radius=2.0), solver=ia.FixedPoint(), logdet=ia.PowerSeries()
+    )
+    layer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "attribute"),
+    [
+        ({"logdet": ia.Exact()}, lambda layer: layer.logdet),
+        ({"solver": ia.NewtonKrylov()}, lambda layer: layer.solver),
+        ({"constraint": ia.Certified(0.5, radius=2.0)}, lambda layer: layer.branch.constraint),
+        ({"normalization": "row"}, lambda layer: layer.branch.normalization),
+        ({"causal": True, "normalization": "row"}, lambda layer: layer.branch.causal),
+        ({"implementation": "blocked"}, lambda layer: layer.branch.implementation),
+    ],
+)
+def test_an_argument_overrides_the_stored_one(arguments, attribute, folder):
+    loaded = hub.InvertibleAttention.from_pretrained(folder, **arguments)
+    assert attribute(loaded) == next(iter(arguments.values()))
+    again = folder / "again"
+    loaded.save_pretrained(again)
+    assert attribute(hub.InvertibleAttention.from_pretrained(again)) == next(iter(arguments.values()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"constraint": ia.Certified(0.7, radius=3.0)}, "log_radius"),
+        ({"constraint": ia.Certified(0.7)}, "initialized"),
+        ({"heads": 2}, "size mismatch"),
+        ({"bias": True}, "value_bias"),
+        ({"constraint": ia.Relaxed(0.7)}, "value_weight"),
+        ({"channels": 3}, "size mismatch"),
+        ({"nothing": 1}, "nothing"),
+        ({"proxies": {}}, "proxies"),
+        ({"logdet": {"object": "x"}}, "logdet"),
+    ],
+)
+def test_an_argument_that_cannot_hold_is_refused(arguments, error, folder):
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=error):
+        hub.InvertibleAttention.from_pretrained(folder, **arguments)
+
+
+def test_a_fixed_radius_does_not_replace_a_learned_one(tmp_path):
+    layer = hub.InvertibleAttention(4)
+    layer(torch.randn(2, 4, 6))
+    layer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="log_radius"):
+        hub.InvertibleAttention.from_pretrained(tmp_path, constraint=ia.Certified(0.9, radius=3.0))
+
+
+def test_arguments_of_every_hub_class_are_used_or_refused(tmp_path):
+    flow = hub.InvertibleResNet((1, 4, 4), blocks=(1,), hidden_channels=4)
+    flow(torch.rand(8, 1, 4, 4))
+    flow.save_pretrained(tmp_path)
+    loaded = hub.InvertibleResNet.from_pretrained(tmp_path, logdet=ia.Exact(), coefficient=0.5)
+    (block,) = (part for part in loaded.modules() if isinstance(part, ia.Residual))
+    assert block.logdet == ia.Exact()
+    assert block.lipschitz_bound() < 0.5**3 + 1e-6 < flow[2].lipschitz_bound()
+    with pytest.raises(TypeError, match="nothing"):
+        hub.InvertibleResNet.from_pretrained(tmp_path, nothing=1)
+    kind = hub.with_hub(ia.flows.Uniform)
+    base = kind(2, -1.0, 1.0)
+    base.save_pretrained(tmp_path)
+    assert kind.from_pretrained(tmp_path).low == -1
+    with pytest.raises(ValueError, match="low"):
+        kind.from_pretrained(tmp_path, low=-2.0)
+
+
+def test_objects_that_were_exchanged_are_saved(folder, tmp_path):
+    layer = hub.InvertibleAttention.from_pretrained(folder)
+    layer.logdet, layer.solver = ia.Exact(), ia.Anderson(tolerance=1e-3)
+    layer.save_pretrained(tmp_path)
+    loaded = hub.InvertibleAttention.from_pretrained(tmp_path)
+    assert (loaded.logdet, loaded.solver) == (layer.logdet, layer.solver)
+
+
+def test_precision_and_device(tmp_path):
+    layer = hub.InvertibleAttention(4).double()
+    x = torch.randn(2, 4, 6, dtype=torch.float64)
+    z = layer(x)
+    layer.save_pretrained(tmp_path)
+    torch.testing.assert_close(hub.InvertibleAttention.from_pretrained(tmp_path)(x), z)
+    elsewhere = hub.InvertibleAttention.from_pretrained(tmp_path, map_location="meta")
+    assert {parameter.device.type for parameter in elsewhere.parameters()} == {"meta"}
+
+
+class Scaled(torch.nn.Module):
+    """A factor per name."""
+
+    def __init__(self, channels: int, *, names: dict | None = None, **factors: float) -> None:
+        super().__init__()
+        self.weight, self.names, self.factors = torch.nn.Parameter(torch.ones(channels)), names, factors
+
+
+def test_keywords_and_dictionaries_come_back_as_they_were(tmp_path):
+    kind = hub.with_hub(Scaled)
+    kind(3, names={"a": 1}, first=2.0, second=3.0).save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path, second=4.0)
+    assert (loaded.factors, loaded.names) == ({"first": 2.0, "second": 4.0}, {"a": 1})
+    with pytest.raises(ValueError, match="names"):
+        kind(3, names={1: 1}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="config"):
+        kind(3).save_pretrained(tmp_path, config={"channels": 4})
+
+
+def test_constructors_that_cannot_be_repeated_are_refused(tmp_path):
+    class Wide(hub.InvertibleAttention):
+        def __init__(self, factor: int) -> None:
+            super().__init__(4 * factor)
+
+    with pytest.raises(ValueError, match="Wide"):
+        Wide(2).save_pretrained(tmp_path)
+    kind = hub.with_hub(Wide)
+    kind(2).save_pretrained(tmp_path)
+    assert kind.from_pretrained(tmp_path).branch.channels == 8
+    with pytest.raises(ValueError, match="Sequential"):
+        hub.with_hub(ia.flows.Sequential)
+
+
 def test_what_cannot_be_stored_says_so(tmp_path):
     layer = hub.InvertibleAttention(4, position_prior=ia.TorusPrior(1))
     with pytest.raises(ValueError, match="position_prior"):
