@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from invertible_attention import attention, flows, interop, lipschitz, logdet, solvers
     from invertible_attention.attention import (
         Attention,
+        Blockwise,
         Certified,
         Concatenation,
         DotProduct,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         InvertibleAttention,
         Relaxed,
         TorusPrior,
+        Triangular,
     )
     from invertible_attention.bijection import Bijection
     from invertible_attention.lipschitz.audit import AuditReport, audit
@@ -38,6 +40,7 @@ __all__ = [
     "Attention",
     "AuditReport",
     "Bijection",
+    "Blockwise",
     "Certified",
     "Concatenation",
     "ConvergenceError",
@@ -54,6 +57,7 @@ __all__ = [
     "RussianRoulette",
     "Solution",
     "TorusPrior",
+    "Triangular",
     "attention",
     "audit",
     "flows",
@@ -71,6 +75,7 @@ __getattr__, __dir__ = lazily(
         "Attention": "attention",
         "AuditReport": "lipschitz.audit",
         "Bijection": "bijection",
+        "Blockwise": "attention",
         "Certified": "attention",
         "Concatenation": "attention",
         "ConvergenceError": "solvers",
@@ -87,6 +92,7 @@ __getattr__, __dir__ = lazily(
         "RussianRoulette": "logdet",
         "Solution": "solvers",
         "TorusPrior": "attention",
+        "Triangular": "attention",
         "attention": "attention",
         "audit": "lipschitz.audit",
         "flows": "flows",

@@ -39,7 +39,9 @@ class Residual(Bijection):
     Args:
         branch: :math:`g`, mapping ``(B, ...)`` to the same shape, samples independent of each other. If it has an
             attribute ``uses_context`` that is true it is called as ``branch(x, context)``; if ``uses_mask`` is
-            true, as ``branch(x, context, mask)`` where a mask is given.
+            true, as ``branch(x, context, mask)`` where a mask is given. One that knows the inverse of the block and
+            its log-determinant has methods ``solve`` and ``forward_and_logdet``, as
+            :class:`~invertible_attention.attention.TriangularBranch` does.
         lipschitz: Upper bound of the Lipschitz constant of :math:`g`, where it is known from elsewhere. By default
             it is the branch's own ``lipschitz_bound()``, or is computed from its layers
             (:func:`~invertible_attention.lipschitz.lipschitz_upper_bound`), or is ``inf``.
@@ -76,8 +78,8 @@ class Residual(Bijection):
             raise ValueError(f"logdet must be an object such as RussianRoulette(), got {logdet!r}")
         self.branch = branch
         self.lipschitz = lipschitz
-        self.solver = Anderson() if solver is None else solver
-        self.logdet = RussianRoulette() if logdet is None else logdet
+        self.solver = getattr(branch, "default_solver", Anderson)() if solver is None else solver
+        self.logdet = getattr(branch, "default_logdet", RussianRoulette)() if logdet is None else logdet
 
     @property
     def uses_context(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -170,6 +172,9 @@ class Residual(Bijection):
         return replace(solution, value=torch.where(valid, solution.value, z))
 
     def _solve(self, z: Batch, args: tuple[Tensor | None, ...]) -> Solution:
+        own = getattr(self.branch, "solve", None)
+        if own is not None:
+            return own(z, args, self.solver)
         with torch.no_grad(), parametrize.cached():
             branch, bound = self._constrained()
             solution = self.solver.solve(branch, z, args, lipschitz=bound)
@@ -195,6 +200,9 @@ class Residual(Bijection):
         return x, -logdet
 
     def _logdet(self, x: Batch, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        own = getattr(self.branch, "forward_and_logdet", None)
+        if own is not None:
+            return own(x, *self._args(context, mask))
         self._initialize(x, mask)
         # Bound, so that a memory-saving backward evaluates the branch again but not the constraint.
         branch, bound = self._constrained()

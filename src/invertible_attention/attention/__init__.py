@@ -11,10 +11,18 @@ from invertible_attention.attention.responses import (
     Gaussian,
     Response,
 )
+from invertible_attention.attention.triangular import (
+    Blockwise,
+    CausalTransformer,
+    Triangular,
+    TriangularBranch,
+)
 
 __all__ = [
     "Attention",
     "AttentionBranch",
+    "Blockwise",
+    "CausalTransformer",
     "Certified",
     "Concatenation",
     "Constraint",
@@ -26,5 +34,7 @@ __all__ = [
     "Relaxed",
     "Response",
     "TorusPrior",
+    "Triangular",
+    "TriangularBranch",
     "Unconstrained",
 ]

@@ -25,7 +25,7 @@ from invertible_attention.lipschitz.gram import exact_arithmetic
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
 from invertible_attention.lipschitz.parametrize import SpectralNormBound
 
-__all__ = ["AttentionBranch"]
+__all__ = ["AttentionBranch", "check_counts"]
 
 Image = Float[Tensor, "batch channels *spatial"]
 
@@ -76,7 +76,7 @@ class AttentionBranch(nn.Module):
         implementation: str = "auto",
     ) -> None:
         super().__init__()
-        _check_counts(channels=channels, heads=heads, context_channels=context_channels or 0)
+        check_counts(channels=channels, heads=heads, context_channels=context_channels or 0)
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
         if heads < 1 or channels % heads:
@@ -255,7 +255,8 @@ class AttentionBranch(nn.Module):
         )
 
 
-def _check_counts(**counts: object) -> None:
+def check_counts(**counts: object) -> None:
+    """Raise :class:`TypeError` for what is no integer."""
     for name, value in counts.items():
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise TypeError(f"{name} must be an integer, got {value!r}")

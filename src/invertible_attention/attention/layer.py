@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +13,12 @@ from invertible_attention.attention.branch import AttentionBranch
 from invertible_attention.attention.constraints import Certified, Constraint, Unconstrained
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Concatenation, DotProduct, Response, name_of
-from invertible_attention.logdet import LogDetEstimator
+from invertible_attention.attention.triangular.branch import (
+    TriangularAttention,
+    check_solver,
+)
+from invertible_attention.attention.triangular.constraint import Triangular
+from invertible_attention.logdet import Exact, LogDetEstimator
 from invertible_attention.residual import Residual, require_tensor
 from invertible_attention.solvers import Solver
 
@@ -33,15 +39,20 @@ class InvertibleAttention(Residual):
         channels: Number of channels :math:`C`.
         response: ``"gaussian"``, ``"embedded_gaussian"``, ``"dot_product"`` or ``"concatenation"``, or a factory
             such as ``functools.partial(DotProduct, phi="softplus")``.
-        constraint: :class:`Certified` (default, 0.9) or :class:`Relaxed`, the paper's own.
+        constraint: :class:`Certified` (default, 0.9); :class:`Relaxed`, the paper's own; or :class:`Triangular`, under
+            which a token sees strictly earlier tokens only: a bijection without a bound.
         normalization: What the weights sum to one along: ``"column"`` (:math:`\sum_i R_{ij} = 1`, the paper),
-            ``"row"`` (:math:`\sum_j R_{ij} = 1`, as in transformers) or ``"all"``.
+            ``"row"`` (:math:`\sum_j R_{ij} = 1`, as in transformers) or ``"all"``. Default ``"column"``;
+            ``"row"`` under :class:`Triangular`, where the others would let a token see later ones.
         embedding_channels: Rows of :math:`W_1, W_2` per head; default ``max(1, channels // 4)``.
         heads: Number of heads; must divide ``channels``. A head's :math:`W_F` maps C to C/heads, Gaussian heads
-            split the channels.
+            split the channels. Under :class:`Triangular` heads divide its ``width``, and have ``width // heads``
+            embedding channels by default.
         bias: Whether the linear maps have biases; the bound is tighter without.
-        solver: Solves for the inverse; default :class:`~invertible_attention.Anderson`.
-        logdet: Estimates the log-determinant; default :class:`~invertible_attention.RussianRoulette`, unbiased.
+        solver: Solves for the inverse; default :class:`~invertible_attention.Anderson`, under :class:`Triangular`
+            :class:`Blockwise`.
+        logdet: Estimates the log-determinant; default :class:`~invertible_attention.RussianRoulette`, unbiased. Under
+            :class:`Triangular` it is exact, and nothing but :class:`~invertible_attention.Exact` may be given.
         position_prior: Doubly stochastic prior over pairs of positions the response is multiplied by, such as
             :class:`TorusPrior`. It leaves the bound as it is. Under a mask, in causal order or with context tokens
             only part of it is seen; the branch is scaled for what that costs.
@@ -74,7 +85,7 @@ class InvertibleAttention(Residual):
         True
     """
 
-    branch: AttentionBranch
+    branch: AttentionBranch | TriangularAttention
 
     def __init__(
         self,
@@ -82,7 +93,7 @@ class InvertibleAttention(Residual):
         response: str | Callable[..., Response] = "concatenation",
         *,
         constraint: Constraint | None = None,
-        normalization: str = "column",
+        normalization: str | None = None,
         embedding_channels: int | None = None,
         heads: int = 1,
         bias: bool = False,
@@ -96,27 +107,38 @@ class InvertibleAttention(Residual):
     ) -> None:
         if not isinstance(constraint, Constraint | None):
             raise ValueError(f"constraint must be an object such as Certified(0.9), got {constraint!r}")
-        branch = AttentionBranch(
-            channels,
-            response=response,
-            constraint=Certified() if constraint is None else constraint,
-            normalization=normalization,
-            embedding_channels=embedding_channels,
-            heads=heads,
-            bias=bias,
-            position_prior=position_prior,
-            context_channels=context_channels,
-            context_kind=context_kind,
-            causal=causal,
-            implementation=implementation,
-        )
+        shared: dict[str, Any] = {
+            "response": response,
+            "embedding_channels": embedding_channels,
+            "heads": heads,
+            "bias": bias,
+            "context_channels": context_channels,
+            "context_kind": context_kind,
+            "implementation": implementation,
+        }
+        if isinstance(constraint, Triangular):
+            _check_triangular(normalization, position_prior, causal, solver, logdet)
+            branch = TriangularAttention(channels, constraint, **shared)
+        else:
+            branch = AttentionBranch(
+                channels,
+                constraint=Certified() if constraint is None else constraint,
+                normalization="column" if normalization is None else normalization,
+                position_prior=position_prior,
+                causal=causal,
+                **shared,
+            )
         super().__init__(branch, solver=solver, logdet=logdet)
         self.response = name_of(response)
 
     def initialize(self, x: Image, *, mask: Tensor | None = None) -> None:
-        """Set the ball's radius from ``x``, as the first forward does; see :class:`AttentionBranch`."""
+        """Set the ball's radius from ``x``, as the first forward does; see :class:`AttentionBranch`.
+
+        Under :class:`Triangular` there is nothing to set.
+        """
         self.check_input(x)
-        self.branch.initialize(x, mask=mask)
+        if isinstance(self.branch, AttentionBranch):
+            self.branch.initialize(x, mask=mask)
 
     def check_input(self, x: Tensor) -> None:
         """Raise :class:`ValueError` unless ``x`` is a non-empty floating-point ``(B, C, *spatial)``."""
@@ -217,7 +239,33 @@ def check_image(x: Tensor, channels: int) -> None:
         raise ValueError(f"expected a floating-point tensor, got {x.dtype}")
 
 
-def _describe(branch: AttentionBranch, response: str) -> str:
+def _check_triangular(
+    normalization: str | None,
+    position_prior: PositionPrior | None,
+    causal: bool,
+    solver: Solver | None,
+    logdet: LogDetEstimator | None,
+) -> None:
+    if normalization not in (None, "row"):
+        raise ValueError(
+            f"only normalization='row' keeps to an order, got {normalization!r}: the sums of a column, or of all, "
+            "contain later tokens"
+        )
+    if position_prior is not None:
+        raise ValueError(
+            f"position_prior is for a certificate; use Triangular(position=...), got {position_prior}"
+        )
+    if causal:
+        raise ValueError("Triangular brings its own order, in which no token sees itself, got causal=True")
+    if solver is not None:
+        check_solver(solver)
+    if not isinstance(logdet, Exact | None):
+        raise ValueError(f"the log-determinant under Triangular is exact: nothing to estimate, got {logdet}")
+
+
+def _describe(branch: AttentionBranch | TriangularAttention, response: str) -> str:
+    if isinstance(branch, TriangularAttention):
+        return f"{branch.channels}, response={response!r}, constraint={branch.constraint}"
     return (
         f"{branch.channels}, response={response!r}, constraint={branch.constraint}, "
         f"normalization={branch.normalization!r}, heads={branch.heads}"

@@ -106,7 +106,7 @@ class Solver(ABC):
             (True, True)
         """
         _check_batch(z, args)
-        tolerance = _DEFAULT_TOLERANCE[working_dtype(z.dtype)] if self.tolerance is None else self.tolerance
+        tolerance = default_tolerance(z.dtype) if self.tolerance is None else self.tolerance
         contraction = _contraction(lipschitz)
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             return drive(self, branch, z.detach(), tuple(args), tolerance, contraction)
@@ -124,6 +124,11 @@ class Solver(ABC):
             needed = 2 + self.evaluations_per_contraction * factors.ceil()
             limit = needed.nan_to_num(nan=0.0).clamp(_UNCERTIFIED_EVALUATIONS, _MOST_EVALUATIONS)
         return limit.to(torch.int64)
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Return the relative residual at which a sample given in a dtype is solved."""
+    return _DEFAULT_TOLERANCE[working_dtype(dtype)]
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:

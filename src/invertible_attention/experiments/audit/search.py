@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from ...attention import InvertibleAttention
+from ...attention import AttentionBranch, InvertibleAttention
 from .configurations import DTYPES, Structure, draw_population, draw_structure
 
 __all__ = ["ALLOWANCE", "EDGES", "RANGES", "Budget", "Group", "Measure", "histogram", "search_group"]
@@ -132,6 +132,7 @@ class _Measured(nn.Module):
         if what == "bound":
             return self.layer.lipschitz_bound()
         branch = self.layer.branch
+        assert isinstance(branch, AttentionBranch)
         assert branch.radius is not None
         radius = branch.radius.to(torch.promote_types(branch.radius.dtype, torch.float32))
         normalization: Any = branch.normalization

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...attention import InvertibleAttention
+from ...attention import AttentionBranch, InvertibleAttention
 from ...attention.evaluation import project_on_ball
 from ...attention.functional.form import Form
 from ...attention.functional.reference import response_matrix
@@ -53,6 +53,7 @@ def attention_weights(network: Sequential, x: Picture) -> Float[Tensor, "tokens 
         form = Form(branch.combine, branch.phi, "row")
         return ROW_SUM * response_matrix(query[:, None], key[:, None], form)[0, 0]
     attention = cast(InvertibleAttention, block_of(network)).branch
+    assert isinstance(attention, AttentionBranch)
     radius = attention.radius
     seen = tokens if radius is None else project_on_ball(tokens, radius)
     query, key = attention.response(seen, seen)
