@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +11,7 @@ from PIL import Image
 
 from invertible_attention.experiments.camouflage.data import Collection, Pair, open_data
 from invertible_attention.experiments.camouflage.predicting import predict_maps, to_map, write_maps
+from invertible_attention.experiments.errors import ExperimentError
 
 
 class Brightness(torch.nn.Module):
@@ -68,3 +72,27 @@ def test_every_image_gets_its_own_map(tmp_path) -> None:
         assert pair is pairs[number]
         assert values.shape == (20, 20 + number)
         assert values[:, 0].min() > values[:, -1].max()
+
+
+@pytest.mark.parametrize("second", ["x.jpg", "X.png"])
+def test_two_images_never_share_a_map(second, tmp_path) -> None:
+    pairs = []
+    for name in ("x.png", second):
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+        pairs.append(Pair(Path(name).stem, tmp_path / name, None))
+    with pytest.raises(ExperimentError, match=rf"x\.png and .*{second} would both be loose/\w\.png"):
+        write_maps(
+            Brightness(), [Collection("loose", tuple(pairs))], tmp_path, size=32, device=torch.device("cpu")
+        )
+
+
+def test_maps_of_turned_images_are_turned_as_shown(tmp_path) -> None:
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    pixels[:, :10] = 255  # left as stored: above as shown
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    pair = Pair("x", tmp_path / "x.png", None)
+    ((_, values),) = predict_maps(Brightness(), [pair], size=32, device=torch.device("cpu"))
+    assert values.shape == (30, 20)
+    assert values[:8].min() > values[12:].max()

@@ -100,3 +100,21 @@ def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(tmp_path: Path)
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (16, 16)).save(tmp_path / "x.png")
     assert folder_splits(tmp_path)["all"][0].mode == "RGB"
+
+
+def test_folders_that_only_begin_like_train_and_test_divide_nothing(tmp_path: Path) -> None:
+    for name in ("trains", "testudo", "testimonials"):
+        write_image(tmp_path / name / "a.png", 1)
+    splits = folder_splits(tmp_path)
+    assert {split: len(images) for split, images in splits.items()} == {"all": 3}
+
+
+def test_links_are_followed_and_every_image_counts_once(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write_image(tmp_path / "elsewhere" / "a.png", 1)
+    write_image(root / "b.png", 2)
+    (root / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (root / "linked too").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (root / "back").symlink_to(root, target_is_directory=True)
+    (root / "c.png").symlink_to(root / "b.png")
+    assert image_files(root) == [root / "b.png", root / "linked" / "a.png"]

@@ -66,7 +66,8 @@ def evaluate(
     predictions: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of anybody's maps, directly or in one folder per dataset.", show_default=False
+            help="Folder of anybody's maps: DATASET/NAME.png, METHOD/DATASET/NAME.png, or NAME.png.",
+            show_default=False,
         ),
     ] = None,
     masks: Annotated[
@@ -74,8 +75,12 @@ def evaluate(
         typer.Option(help="Folder of masks, directly or in one folder per dataset.", show_default=False),
     ] = None,
     resize: Annotated[
-        bool, typer.Option("--resize", help="Scale maps of another size than their masks.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--resize/--no-resize",
+            help="Scale maps of another size than their masks to them, as other evaluators do; or report them.",
+        ),
+    ] = True,
     leave_out_bad: given.LeaveOutBad = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for the scores as JSON.", show_default=False)
@@ -148,14 +153,15 @@ def _score_folders(
     datasets, problems, unmatched = match_folders(predictions, masks)
     if not leave_out_bad:
         report_problems(problems, remedy=REMEDY)
-    scores, images, found = {}, {}, []
+    scores, images, resized, found = {}, {}, {}, []
     for name, pairs in datasets.items():
         advance = progress.stage(f"scoring {name}", len(pairs))
-        scores[name], wrong = score_pairs(
-            pairs, resize=resize, report=lambda done, total, tell=advance: tell(done)
-        )
-        images[name] = len(pairs) - len(wrong)
-        found += wrong
+        scored = score_pairs(pairs, resize=resize, report=lambda done, total, tell=advance: tell(done))
+        scores[name] = scored.scores
+        images[name] = len(pairs) - len(scored.problems)
+        found += scored.problems
+        if scored.resized:
+            resized[name] = scored.resized
     if not leave_out_bad:
         report_problems(found, remedy=REMEDY)
-    return Evaluation(scores, images, [*problems, *found], unmatched)
+    return Evaluation(scores, images, [*problems, *found], unmatched, resized)

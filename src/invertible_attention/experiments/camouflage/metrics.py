@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
-__all__ = ["MEASURES", "THRESHOLDS", "Scores", "score_map"]
+__all__ = ["CONVENTIONS", "MEASURES", "THRESHOLDS", "Scores", "score_map"]
 
 BETA_SQUARED = 0.3
 ALPHA = 0.5
@@ -27,8 +27,20 @@ MEASURES = {
     "max_e": "max E",
     "adaptive_e": "adaptive E",
     "weighted_f": "weighted F",
+    "weighted_f_03": "weighted F, β² 0.3",
 }
 """The single numbers, those of Table 4 first."""
+
+CONVENTIONS = {
+    "every score": "at the mask's size, of the map stretched by its least and largest value (min–max)",
+    "S": "structure measure, α = 0.5 (Fan 2017)",
+    "mean F, mean E": "means over 256 thresholds (Table 4's)",
+    "max F, max E": "best of 256 thresholds, one threshold for the whole dataset",
+    "adaptive F, adaptive E": "at twice the map's mean",
+    "mean, max and adaptive F": "β² = 0.3",
+    "weighted F": "Margolin 2014, β² = 1 as in its authors' code; some evaluators take β² = 0.3",
+}
+"""Which convention each score follows: published numbers are met with theirs only."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,8 @@ class Scores:
     Args:
         mae: mean absolute error.
         s_measure: structure measure (Fan 2017), α = 0.5.
-        weighted_f: weighted F-measure (Margolin 2014).
+        weighted_f: weighted F-measure (Margolin 2014), β² = 1 as in its authors' code.
+        weighted_f_03: the same with β² = 0.3, as some of the field's evaluators count it.
         adaptive_f: F-measure (β² = 0.3) at twice the map's mean.
         adaptive_e: enhanced-alignment measure (Fan 2018) at twice the map's mean.
         f_curve: F-measure at every one of :data:`THRESHOLDS`.
@@ -48,6 +61,7 @@ class Scores:
     mae: float
     s_measure: float
     weighted_f: float
+    weighted_f_03: float
     adaptive_f: float
     adaptive_e: float
     f_curve: Float64[np.ndarray, "256"]
@@ -126,7 +140,8 @@ def score_map(
         "mae": evaluators.MAE(),
         "s": evaluators.Smeasure(alpha=ALPHA),
         "e": evaluators.Emeasure(),
-        "weighted": evaluators.WeightedFmeasure(),
+        "weighted": evaluators.WeightedFmeasure(beta=1),
+        "weighted_03": evaluators.WeightedFmeasure(beta=BETA_SQUARED),
         "f": evaluators.FmeasureV2({"f": handler}),
     }
     truth = mask.astype(np.uint8) * 255
@@ -140,6 +155,7 @@ def score_map(
         mae=float(results["mae"]["mae"]),
         s_measure=float(results["s"]["sm"]),
         weighted_f=float(results["weighted"]["wfm"]),
+        weighted_f_03=float(results["weighted_03"]["wfm"]),
         adaptive_f=float(f["adaptive"]),
         adaptive_e=float(e["adp"]),
         f_curve=cast(np.ndarray, f["dynamic"]),

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.source import image_size, open_image
+from ..errors import ExperimentError
 from ..files import atomic_path
 from .data import Collection, Pair
 from .data.augmentation import image_tensor
@@ -61,7 +62,19 @@ def write_maps(
     device: torch.device,
     report: Report | None = None,
 ) -> int:
-    """Write ``folder/DATASET/NAME.png`` for every image; return how many."""
+    """Write ``folder/DATASET/NAME.png`` for every image; return how many.
+
+    Raises:
+        ExperimentError: when two images would get the same file, naming both.
+    """
+    first: dict[tuple[str, str], Path] = {}
+    for collection in collections:
+        for pair in collection.pairs:
+            name = (collection.name.casefold(), pair.name.casefold())  # some file systems know no case
+            if (other := first.setdefault(name, pair.image)) != pair.image:
+                raise ExperimentError(
+                    f"the maps of {other} and {pair.image} would both be {collection.name}/{pair.name}.png: rename one"
+                )
     done = 0
     for collection in collections:
         for pair, values in predict_maps(network, collection.pairs, size=size, device=device):

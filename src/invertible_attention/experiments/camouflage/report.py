@@ -10,7 +10,7 @@ from ..report import save_figures, write_page
 from .data import DetectionData
 from .figures import draw_figures
 from .findings import audit_findings, claim_findings, headline
-from .metrics import MEASURES
+from .metrics import CONVENTIONS, MEASURES
 from .models import MODELS, STUDY
 from .results import TABLE_MEASURES, datasets, rows
 
@@ -43,6 +43,7 @@ def write_report(output: Path, results: dict[str, Any], maps: dict[Any, Path], d
         claims=claim_findings(results),
         audits=audit_findings(results),
         measures=MEASURES,
+        conventions=CONVENTIONS,
         table=_table(results),
         tested=tested,
         rows=found,

@@ -65,8 +65,9 @@ class Row:
         return len(self.cells) - len(self.scored)
 
     def values(self, dataset: str, measure: str) -> list[float]:
-        """Return a measure of every seed's network on a dataset; empty where it was not tested."""
-        return [cell["scores"][dataset][measure] for cell in self.scored if dataset in cell["scores"]]
+        """Return a measure of every seed's network on a dataset; empty where it was not tested, or not measured."""
+        scores = [cell["scores"][dataset] for cell in self.scored if dataset in cell["scores"]]
+        return [values[measure] for values in scores if measure in values]
 
     def by_seed(self, dataset: str, measure: str) -> dict[int, float]:
         """Return a measure on a dataset by the network's seed; empty where it was not tested."""

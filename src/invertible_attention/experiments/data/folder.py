@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -10,13 +11,18 @@ from PIL import Image
 from ..errors import ExperimentError
 from .source import ImageSource, open_image
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFolder", "folder_splits", "image_files"]
+__all__ = ["IMAGE_SUFFIXES", "ImageFolder", "folder_splits", "folders_in", "image_files", "split_of"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MASK_FOLDERS = frozenset({"gt", "mask", "masks", "edge", "edges", "annotations"})
 CELEBA_IMAGES = "img_align_celeba"
 CELEBA_PARTITION = "list_eval_partition.txt"
 CELEBA_SPLITS = {"0": "train", "1": "valid", "2": "test"}
+
+SPLIT = re.compile(
+    r"(?i:(train|test)(?:val|ing)?(?:dataset|data|set|images?|imgs?|masks?)?)(?![a-z]).*|.*[-_](?i:(tr|te)(?:ain|st)?)"
+)
+"""A folder for training or for testing: TrainDataset, TestImages, train_2, COD10K-TR; not trains, not testudo."""
 
 
 class ImageFolder(ImageSource):
@@ -40,16 +46,27 @@ class ImageFolder(ImageSource):
         return str(self.paths[index])
 
 
+def folders_in(root: Path) -> Iterator[Path]:
+    """Yield ``root`` and every folder below it, links followed unless they lead back up; hidden ones are left out."""
+    pending = [(root, frozenset({root.resolve()}))]
+    while pending:
+        folder, above = pending.pop()
+        yield folder
+        inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
+        found = [(path, path.resolve()) for path in sorted(inner, reverse=True)]
+        pending += [(path, above | {real}) for path, real in found if real not in above]
+
+
 def image_files(root: Path) -> list[Path]:
-    """Return every image file below ``root``, sorted; hidden files and folders of masks are left out."""
-    files = []
-    for path in sorted(root.rglob("*")):
-        inside = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        masks = any(part.lower() in MASK_FOLDERS for part in inside.parts[:-1])
-        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not masks and path.is_file():
-            files.append(path)
-    return files
+    """Return every image file below ``root``, sorted, each once; hidden files and folders of masks are left out."""
+    files: dict[Path, Path] = {}
+    for folder in folders_in(root):
+        if any(part.lower() in MASK_FOLDERS for part in folder.relative_to(root).parts):
+            continue
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+                files.setdefault(path.resolve(), path)
+    return sorted(files.values())
 
 
 def folder_splits(root: Path) -> dict[str, ImageSource]:
@@ -71,10 +88,21 @@ def folder_splits(root: Path) -> dict[str, ImageSource]:
     return {split: ImageFolder(paths) for split, paths in found.items()}
 
 
+def split_of(name: str) -> str | None:
+    """Return whether a folder's name says that it is for training or for testing.
+
+    Example:
+        >>> split_of("TrainValDataset"), split_of("CAMO-TE"), split_of("testudo")
+        ('train', 'test', None)
+    """
+    found = SPLIT.fullmatch(name)
+    return {"tr": "train", "te": "test"}[(found[1] or found[2])[:2].lower()] if found else None
+
+
 def _named_parts(root: Path) -> dict[str, list[Path]]:
     parts: dict[str, list[Path]] = {}
     for split in ("train", "test"):
-        folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name.lower().startswith(split))
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and split_of(p.name) == split)
         if folders:
             parts[split] = [path for folder in folders for path in image_files(folder)]
     return parts if len(parts) == 2 else {}

@@ -26,6 +26,14 @@ LAYOUTS = {
         ("Test/COD10K-TE/Image", "Test/COD10K-TE/Mask", "test", "COD10K"),
         ("Test/CAMO-TE/Image", "Test/CAMO-TE/Mask", "test", "CAMO"),
     ],
+    "names within names": [
+        ("train/CAMO/images/image", "train/CAMO/objects/GT_Object", "train", "CAMO"),
+        ("test/mine/images/image", "test/mine/objects/GT_Object", "test", "mine"),
+    ],
+    "names of other things": [
+        ("Train/CAMO/testudo/Imgs", "Train/CAMO/testudo/GT", "train", "testudo"),
+        ("Test/PlantCAMO/im", "Test/PlantCAMO/gt", "test", "PlantCAMO"),
+    ],
     "short names": [
         ("train/im", "train/gt", "train", "anything"),
         ("test/mine/im", "test/mine/gt", "test", "mine"),
@@ -143,3 +151,19 @@ def test_links_that_lead_back_end(tmp_path, write_pairs) -> None:
     write_pairs(tmp_path / "Train" / "Imgs", tmp_path / "Train" / "GT", ["a"])
     (tmp_path / "Train" / "again").symlink_to(tmp_path, target_is_directory=True)
     assert len(find_parts(tmp_path)) == 1
+
+
+def test_two_folders_of_masks_are_refused(tmp_path, write_pairs) -> None:
+    write_pairs(tmp_path / "Train" / "Imgs", tmp_path / "Train" / "GT", ["a"])
+    write_pairs(tmp_path / "Train" / "Imgs", tmp_path / "Train" / "Mask", ["a"])
+    with pytest.raises(ExperimentError, match="Train holds GT and Mask: which of them is meant"):
+        find_parts(tmp_path)
+
+
+def test_doubled_images_are_named_for_predictions_too(tmp_path, write_pairs) -> None:
+    write_pairs(tmp_path / "Test" / "Imgs", tmp_path / "Test" / "GT", ["a"])
+    (tmp_path / "Test" / "Imgs" / "a.png").write_bytes((tmp_path / "Test" / "Imgs" / "a.jpg").read_bytes())
+    _, problems = collect(find_parts(tmp_path), masks=False)
+    assert [str(problem) for problem in problems] == [
+        f"{tmp_path / 'Test' / 'Imgs' / 'a.png'} has the same name as a.jpg"
+    ]

@@ -113,3 +113,52 @@ def test_images_are_turned_before_they_meet_their_masks(orientation, dataset, wr
     exif[274] = orientation
     Image.new("RGB", (30, 40) if turned else (40, 30)).save(image, exif=exif)
     assert len(open_data([dataset]).train_pairs) == 6
+
+
+def test_datasets_are_told_apart_by_their_whole_names(tmp_path, write_pairs) -> None:
+    for name in ("CAMO", "PlantCAMO"):
+        folder = tmp_path / "TestDataset" / name
+        write_pairs(folder / "Imgs", folder / "GT", ["a", "b", "c", "d"])
+    data = open_data([tmp_path / "TestDataset"], need_train=False)
+    assert data.describe() == "training on nothing; testing on CAMO 4, PlantCAMO 4"
+
+
+def test_test_sets_of_one_name_are_refused(tmp_path, write_pairs) -> None:
+    for place in ("one", "two"):
+        folder = tmp_path / place / "Test" / "CAMO"
+        write_pairs(folder / "Imgs", folder / "GT", [place])
+    with pytest.raises(
+        ExperimentError, match=r"two/Test/CAMO/Imgs is called CAMO as .*one/Test/CAMO/Imgs is"
+    ):
+        open_data([tmp_path / "one", tmp_path / "two"], need_train=False)
+
+
+def test_test_masks_of_another_size_are_taken_and_told(tmp_path, write_pairs) -> None:
+    folder = tmp_path / "TestDataset" / "NC4K"
+    write_pairs(folder / "Imgs", folder / "GT", ["a", "b"])
+    Image.new("L", (20, 15), 255).save(folder / "GT" / "b.png")
+    described = open_data([tmp_path / "TestDataset"], need_train=False).describe()
+    assert described.startswith(
+        "training on nothing; testing on NC4K 2 (1 masks of another size than their image"
+    )
+
+
+def test_all_problems_of_a_folder_come_at_once(tmp_path, write_pairs) -> None:
+    root = tmp_path / "data"
+    write_pairs(root / "mine" / "Imgs", root / "mine" / "GT", ["a"])
+    write_pairs(root / "Train" / "Imgs", root / "Train" / "GT", ["a", "b"])
+    write_pairs(root / "Test" / "Imgs", root / "Test" / "GT", ["c"])
+    (root / "Train" / "GT" / "b.png").write_bytes(b"?")
+    (root / "Test" / "Imgs" / "c.jpg").unlink()
+    (root / "Test" / "Imgs" / "c.jpg").symlink_to(root / "Train" / "Imgs" / "a.jpg")
+    with pytest.raises(ExperimentError) as caught:
+        open_data([root])
+    for told in ("mine/Imgs does not say", "b.png cannot be read", "c.jpg would be both"):
+        assert told in str(caught.value)
+
+
+def test_loose_images_of_one_name_are_named(tmp_path, write_pairs) -> None:
+    write_pairs(tmp_path, None, ["x"])
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    with pytest.raises(ExperimentError, match=r"x\.png has the same name as x\.jpg"):
+        open_images(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -20,16 +21,20 @@ __all__ = ["check_pair", "check_pairs"]
 Report = Callable[[int], None]
 
 
-def check_pairs(pairs: Sequence[Pair], *, report: Report | None = None) -> dict[int, Problem]:
+def check_pairs(
+    pairs: Sequence[Pair], *, same_size: bool = True, report: Report | None = None
+) -> dict[int, Problem]:
     """Decode every file and compare sizes; return what is wrong by the pair's index.
 
     Args:
         pairs: what to check.
+        same_size: whether a mask must have the size of its image. A map is scored at the mask's size, so that for
+            testing any will do.
         report: called with the number of pairs done.
     """
     found: dict[int, Problem] = {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for index, problem in enumerate(pool.map(check_pair, pairs)):
+        for index, problem in enumerate(pool.map(partial(check_pair, same_size=same_size), pairs)):
             if problem is not None:
                 found[index] = problem
             if report is not None:
@@ -37,7 +42,7 @@ def check_pairs(pairs: Sequence[Pair], *, report: Report | None = None) -> dict[
     return found
 
 
-def check_pair(pair: Pair) -> Problem | None:
+def check_pair(pair: Pair, *, same_size: bool = True) -> Problem | None:
     """Return what is wrong with a pair, if anything."""
     try:
         size = _decode(pair.image)
@@ -48,7 +53,7 @@ def check_pair(pair: Pair) -> Problem | None:
         return Problem.of(error)
     except (OSError, ValueError) as error:
         return Problem(pair.image, f"or its mask {pair.mask} cannot be read ({error})")
-    if (width, height) != size:
+    if same_size and (width, height) != size:
         return Problem(
             pair.mask, f"is {width}×{height} and its image {pair.image.name} is {size[0]}×{size[1]}"
         )

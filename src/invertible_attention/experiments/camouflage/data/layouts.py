@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...data.folder import split_of
 from ...errors import ExperimentError
 from ...published import TABLE_4_DATASETS
-from .pairs import Collection, Pair, files_in, pair_by_stem
+from .pairs import Collection, Pair, by_stem, files_in, pair_by_stem
 from .problems import Problem
 
-__all__ = ["LAYOUTS", "Part", "collect", "find_parts"]
+__all__ = ["LAYOUTS", "MASK_FOLDERS", "Part", "collect", "dataset_of", "find_parts"]
 
 IMAGE_FOLDERS = ("imgs", "img", "images", "image", "im")
-MASK_FOLDERS = ("gt_object", "gt", "gts", "masks", "mask")
+MASK_FOLDERS = ("gt_object", "gt", "gts", "masks", "mask", "objects")
 LAYOUTS = (
     "TrainDataset/{Imgs,GT} and TestDataset/NAME/{Imgs,GT}",
     "Train/NAME/{Image,Mask} and Test/NAME/{Image,Mask}",
     "…/{im,gt}",
     "COD10K-v3/{Train,Test}/{Image,GT_Object}",
     "CAMO-V.1.0-CVIU2019/{Images/{Train,Test},GT}",
+    "…/{images/image,objects/GT_Object}",
 )
 """The layouts that are understood, for messages."""
+
+ALIAS = re.compile(
+    rf"({'|'.join(TABLE_4_DATASETS)})([-_ ](tr|te|train|test|training|testing|cam|v\.?\d+(\.\d+)*|cviu2019))*",
+    re.IGNORECASE,
+)
+"""A dataset of Table 4 by its name, and whatever its distributors append: COD10K-v3, CAMO-V.1.0-CVIU2019, CAMO-TE."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,8 @@ def _pairs_of(part: Part, others: Sequence[Part], need: bool) -> tuple[list[Pair
     if part.masks is None:
         if need:
             return [], 0, [Problem(part.images, "has no folder of masks beside it (GT, Mask …)")]
-        return [Pair(path.stem, path, None) for path in images], 0, []
+        named, problems = by_stem(images)
+        return [Pair(stem, path, None) for stem, path in named.items()], 0, problems
     masks = files_in(part.masks)
     if not masks and need:
         return [], 0, [Problem(part.masks, "holds no masks")]
@@ -112,15 +122,15 @@ def _pairs_of(part: Part, others: Sequence[Part], need: bool) -> tuple[list[Pair
         masks = [path for path in masks if path.stem not in elsewhere - own]
     pairs, problems = pair_by_stem(kept, masks)
     if not need:
-        paired = {pair.image for pair in pairs}
-        pairs += [Pair(path.stem, path, None) for path in kept if path not in paired]
-        problems = []
+        named, problems = by_stem(kept)
+        paired = {pair.name for pair in pairs}
+        pairs += [Pair(stem, path, None) for stem, path in named.items() if stem not in paired]
     return pairs, len(images) - len(kept), problems
 
 
 def _camouflaged(path: Path, masks: Path) -> bool:
-    # COD10K as distributed also has images without a camouflaged object (…-NonCAM-…).
-    return masks.name.lower() != "gt_object" or "-CAM-" in path.name
+    # COD10K as distributed also has images without a camouflaged object.
+    return masks.name.lower() != "gt_object" or not path.name.startswith("COD10K-NonCAM-")
 
 
 def _walk(root: Path) -> Iterator[Part]:
@@ -136,17 +146,32 @@ def _walk(root: Path) -> Iterator[Part]:
             continue
         masks = _named(here, names, MASK_FOLDERS)
         names[:] = [name for name in names if here / name not in (images, masks)]
-        divided = [path for path in sorted(images.iterdir()) if path.is_dir() and _split_of(path.name)]
+        images, masks = _innermost(images, IMAGE_FOLDERS), masks and _innermost(masks, MASK_FOLDERS)
+        divided = [path for path in sorted(images.iterdir()) if path.is_dir() and split_of(path.name)]
         if divided and not files_in(images):
             for path in divided:
-                yield Part(_name(root, here), _split_of(path.name), path, masks, shared_masks=True)
+                yield Part(_name(root, here), split_of(path.name), path, masks, shared_masks=True)
         else:
             yield Part(_name(root, here), _split(root, here), images, masks)
 
 
 def _named(folder: Path, names: Sequence[str], wanted: Sequence[str]) -> Path | None:
-    by_name = {name.lower(): folder / name for name in names}
-    return next((by_name[name] for name in wanted if name in by_name), None)
+    found = [folder / name for name in names if name.lower() in wanted]
+    if len(found) > 1:
+        raise ExperimentError(
+            f"{folder} holds {' and '.join(path.name for path in found)}: which of them is meant? Move the others"
+        )
+    return found[0] if found else None
+
+
+def _innermost(folder: Path, wanted: Sequence[str]) -> Path:
+    """Return the folder that holds the files where folders of such names are nested, as in images/image."""
+    while not files_in(folder):
+        inner = _named(folder, sorted(path.name for path in folder.iterdir() if path.is_dir()), wanted)
+        if inner is None:
+            break
+        folder = inner
+    return folder
 
 
 def _lineage(root: Path, folder: Path) -> list[str]:
@@ -155,23 +180,22 @@ def _lineage(root: Path, folder: Path) -> list[str]:
     return [*reversed(inside), root.name]
 
 
-def _split_of(name: str) -> str | None:
-    lowered = name.lower()
-    for split in ("train", "test"):
-        if lowered.startswith(split) or lowered.endswith(f"-{split[:2]}"):
-            return split
-    return None
-
-
 def _split(root: Path, folder: Path) -> str | None:
-    return next((split for name in _lineage(root, folder) if (split := _split_of(name))), None)
+    return next((split for name in _lineage(root, folder) if (split := split_of(name))), None)
+
+
+def dataset_of(name: str) -> str:
+    """Return what a folder's name calls a dataset: Table 4's where it is one of those, and else itself.
+
+    Example:
+        >>> dataset_of("COD10K-v3"), dataset_of("camo-te"), dataset_of("PlantCAMO"), dataset_of("CAMO++")
+        ('COD10K', 'CAMO', 'PlantCAMO', 'CAMO++')
+    """
+    found = ALIAS.fullmatch(name)
+    return found[1].upper() if found else name
 
 
 def _name(root: Path, folder: Path) -> str:
-    lineage = _lineage(root, folder)
-    for name in lineage:
-        for known in TABLE_4_DATASETS:
-            if known.lower() in name.lower():
-                return known
-    own = next((name for name in lineage if name and _split_of(name) is None), None)
-    return own or lineage[0] or "images"
+    lineage = [name for name in _lineage(root, folder) if name]
+    own = next((name for name in lineage if ALIAS.fullmatch(name) or split_of(name) is None), None)
+    return dataset_of(own or next(iter(lineage), "images"))

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...data.source import image_size
 from ...errors import ExperimentError
 from .checks import check_pairs
-from .layouts import collect, find_parts
-from .pairs import Collection, Pair, files_in
+from .layouts import Part, collect, find_parts
+from .pairs import Collection, Pair, by_stem, files_in
 from .problems import Problem, report_problems
 
 __all__ = ["DetectionData", "check_collections", "open_data", "open_images"]
@@ -29,11 +30,13 @@ class DetectionData:
         train: datasets to train on.
         test: datasets to test on.
         unusable: files that were left out since they cannot be used.
+        other_size: how many test masks are of another size than their image: maps are made at the mask's size.
     """
 
     train: tuple[Collection, ...]
     test: tuple[Collection, ...]
     unusable: tuple[Problem, ...] = ()
+    other_size: int = 0
 
     @property
     def train_pairs(self) -> tuple[Pair, ...]:
@@ -58,6 +61,10 @@ class DetectionData:
         note = f" ({dropped} images without a camouflaged object left out)" if dropped else ""
         if self.unusable:
             note += f" ({len(self.unusable)} that cannot be used left out)"
+        if self.other_size:
+            note += (
+                f" ({self.other_size} masks of another size than their image: maps are scaled to the masks)"
+            )
         return f"training on {train}; testing on {test}{note}"
 
 
@@ -86,29 +93,38 @@ def open_data(
         ExperimentError: naming the files that cannot be used, or the folder whose layout is not understood.
     """
     parts = [part for root in roots for part in find_parts(root)]
-    unclear = [part for part in parts if part.split is None]
-    if unclear:
-        raise ExperimentError(
-            f"nothing says whether {unclear[0].images} is for training or for testing: "
-            "give its folder with --train-data or --test-data"
+    fatal = [
+        Problem(
+            part.images,
+            "does not say whether it is for training or for testing: give --train-data or --test-data",
         )
+        for part in parts
+        if part.split is None
+    ]
     parts += [replace(part, split="train") for root in train_roots for part in find_parts(root)]
     parts += [replace(part, split="test") for root in test_roots for part in find_parts(root)]
+    fatal += _same_names([part for part in parts if part.split == "test"])
     found, problems = collect(parts)
     splits: dict[str, list[Collection]] = {"train": [], "test": []}
     for split, collections in splits.items():
         paired = [item for own, item in found if own == split and item.pairs]
-        checked, wrong = check_collections(paired, report=report)
+        checked, wrong = check_collections(paired, same_size=split == "train", report=report)
         collections.extend(checked)
         problems += wrong
     problems = list(dict.fromkeys(problems))
-    if not leave_out_bad:
-        report_problems(problems, listing=listing, remedy=REMEDY)
+    fatal += _overlap(splits["train"], splits["test"])
+    if fatal or not leave_out_bad:
+        report_problems([*fatal, *problems], listing=listing, remedy=REMEDY)
     if need_train and not splits["train"]:
         where = ", ".join(str(root) for root in (*roots, *test_roots))
         raise ExperimentError(f"there is nothing to train on in {where}: give --train-data")
-    _refuse_overlap(splits["train"], splits["test"])
-    return DetectionData(tuple(splits["train"]), tuple(splits["test"]), tuple(problems))
+    other_size = sum(
+        image_size(pair.image) != image_size(pair.mask)
+        for collection in splits["test"]
+        for pair in collection.pairs
+        if pair.mask is not None
+    )
+    return DetectionData(tuple(splits["train"]), tuple(splits["test"]), tuple(problems), other_size)
 
 
 def open_images(root: Path) -> list[Collection]:
@@ -119,21 +135,23 @@ def open_images(root: Path) -> list[Collection]:
     """
     if not root.is_dir():
         raise ExperimentError(f"there is no folder {root}")
-    loose = files_in(root)
-    if loose:
-        name = root.resolve().name
-        return [Collection(name, tuple(Pair(path.stem, path, None) for path in loose))]
+    if loose := files_in(root):
+        named, problems = by_stem(loose)
+        report_problems(problems)
+        pairs = (Pair(stem, path, None) for stem, path in named.items())
+        return [Collection(root.resolve().name, tuple(pairs))]
     collections, problems = collect(find_parts(root), masks=False)
     report_problems(problems)
     return [collection for _, collection in collections]
 
 
 def check_collections(
-    collections: Sequence[Collection], *, report: Report | None = None
+    collections: Sequence[Collection], *, same_size: bool = True, report: Report | None = None
 ) -> tuple[list[Collection], list[Problem]]:
     """Decode every file; return the collections without what is damaged or mismatched, and what that is."""
     pairs = [pair for collection in collections for pair in collection.pairs]
-    wrong = check_pairs(pairs, report=None if report is None else lambda done: report(done, len(pairs)))
+    tell = None if report is None else lambda done: report(done, len(pairs))
+    wrong = check_pairs(pairs, same_size=same_size, report=tell)
     bad = {pairs[index] for index in wrong}
     kept = [
         replace(collection, pairs=tuple(pair for pair in collection.pairs if pair not in bad))
@@ -142,11 +160,21 @@ def check_collections(
     return [collection for collection in kept if collection.pairs], list(wrong.values())
 
 
-def _refuse_overlap(train: Sequence[Collection], test: Sequence[Collection]) -> None:
+def _same_names(parts: Sequence[Part]) -> list[Problem]:
+    """Return test sets that another has the name of: their maps and scores would be one."""
+    first: dict[str, Part] = {}
+    return [
+        Problem(part.images, f"is called {part.name} as {other.images} is: rename one of the folders")
+        for part in parts
+        if (other := first.setdefault(part.name, part)) is not part
+    ]
+
+
+def _overlap(train: Sequence[Collection], test: Sequence[Collection]) -> list[Problem]:
     trained = {pair.image.resolve() for collection in train for pair in collection.pairs}
-    for collection in test:
-        for pair in collection.pairs:
-            if pair.image.resolve() in trained:
-                raise ExperimentError(
-                    f"{pair.image} would be both trained and tested on: give separate folders"
-                )
+    return [
+        Problem(pair.image, "would be both trained and tested on: give separate folders")
+        for collection in test
+        for pair in collection.pairs
+        if pair.image.resolve() in trained
+    ]

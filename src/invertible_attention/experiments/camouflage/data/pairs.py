@@ -9,7 +9,7 @@ from pathlib import Path
 from ...data.folder import IMAGE_SUFFIXES
 from .problems import Problem
 
-__all__ = ["Collection", "Pair", "files_in", "pair_by_stem"]
+__all__ = ["Collection", "Pair", "by_stem", "files_in", "pair_by_stem"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def pair_by_stem(images: Sequence[Path], masks: Sequence[Path]) -> tuple[list[Pa
         >>> [pair.name for pair in pairs], [str(problem) for problem in problems]
         (['10'], ['1.jpg has no mask', '2.png has no image'])
     """
-    by_image, problems = _by_stem(images)
-    by_mask, doubled = _by_stem(masks)
+    by_image, problems = by_stem(images)
+    by_mask, doubled = by_stem(masks)
     problems += doubled
     problems += [Problem(path, "has no mask") for stem, path in by_image.items() if stem not in by_mask]
     problems += [Problem(path, "has no image") for stem, path in by_mask.items() if stem not in by_image]
@@ -71,7 +71,8 @@ def pair_by_stem(images: Sequence[Path], masks: Sequence[Path]) -> tuple[list[Pa
     return pairs, problems
 
 
-def _by_stem(paths: Iterable[Path]) -> tuple[dict[str, Path], list[Problem]]:
+def by_stem(paths: Iterable[Path]) -> tuple[dict[str, Path], list[Problem]]:
+    """Return files by the stem of their names, and those whose stem another has."""
     found: dict[str, Path] = {}
     problems = []
     for path in paths:
