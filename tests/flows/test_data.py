@@ -70,3 +70,40 @@ def test_logit_logdet_is_finite_to_the_ends(alpha):
 def test_bad_arguments(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@given(value=st.floats(-300, 300).filter(lambda value: not (value.is_integer() and 0 <= value < 256)))
+@settings(max_examples=25, deadline=None)
+def test_values_it_was_not_made_for_are_refused(value, dtype):
+    x = torch.tensor([[3.0, value]], dtype=dtype)
+    if float(x[0, 1]).is_integer() and 0 <= x[0, 1] < 256:  # rounded to one that it was made for
+        assert Dequantize()(x).isfinite().all()
+    else:
+        with pytest.raises(ValueError, match=r"Dequantize\(256\) takes integers from 0 to 255, got "):
+            Dequantize()(x)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.rand(2, 3, 4, 4),
+        torch.full((1, 2), 32, dtype=torch.uint8),
+        torch.tensor([[-1]]),
+        torch.tensor([[math.nan]]),
+    ],
+)
+def test_pixels_of_another_scale_are_refused(x):
+    with pytest.raises(ValueError, match=r"integers from 0 to 31, got .*\.round\(\)"):
+        Dequantize(32)(x)
+
+
+def test_padding_may_hold_anything():
+    x = torch.tensor([[[7.0, 0.5, math.nan]]])
+    z = Dequantize()(x, mask=torch.tensor([[True, False, False]]))
+    assert 7 <= 256 * z[0, 0, 0] < 8
+
+
+def test_values_that_cannot_be_looked_at_become_nan():
+    z = torch.func.vmap(Dequantize(), randomness="different")(torch.tensor([[[2.0, 0.5]]]))
+    assert z.isnan().tolist() == [[[False, True]]]

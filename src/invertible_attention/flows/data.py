@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from invertible_attention._differentiation import functional_transforms_active
 from invertible_attention._mask import count_valid, on_valid, valid_values
 from invertible_attention.flows.closed_form import ClosedForm
 
@@ -28,7 +29,8 @@ class Dequantize(ClosedForm):
         generator: Where the noise comes from; by default torch's global generator.
 
     Raises:
-        ValueError: If there are fewer than 2 levels.
+        ValueError: If there are fewer than 2 levels; in the forward direction, for a value that is no integer
+            from 0 to ``levels - 1``, such as pixels in [0, 1] (NaN inside ``torch.func`` and ``torch.compile``).
 
     References:
         Theis, van den Oord, Bethge 2016, A note on the evaluation of generative models, Section 3.1.
@@ -53,6 +55,7 @@ class Dequantize(ClosedForm):
         return str(self.levels)
 
     def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        fits = x.dtype == torch.uint8 and self.levels >= 256  # whatever its values
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype())
         elif x.dtype in (torch.float16, torch.bfloat16):
@@ -62,7 +65,22 @@ class Dequantize(ClosedForm):
         # Nearer to an integer than this, x + u or its quotient may round to it, and inverse be off by one.
         margin = 4 * self.levels * torch.finfo(x.dtype).eps
         noise = noise.clamp(margin, 1 - margin)
-        return on_valid(lambda values: (values + noise) / self.levels, x, mask)
+        return on_valid(
+            lambda values: ((values if fits else self._integers(values)) + noise) / self.levels, x, mask
+        )
+
+    def _integers(self, values: Tensor) -> Tensor:
+        """Refuse what is no integer in range; where values cannot be looked at, make it NaN."""
+        other = (values != values.floor()) | (values < 0) | (values > self.levels - 1)
+        if values.is_meta or torch.compiler.is_compiling() or functional_transforms_active():
+            return values.masked_fill(other, math.nan)
+        if other.any():
+            raise ValueError(
+                f"Dequantize({self.levels}) takes integers from 0 to {self.levels - 1}, got "
+                f"{values[other][0].item():g} among values from {values.min().item():g} to {values.max().item():g}: pass the pixels as they are "
+                f"stored, or (x * {self.levels - 1}).round() of pixels in [0, 1]"
+            )
+        return values
 
     def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
         return on_valid(lambda values: (values * self.levels).floor().clamp(0, self.levels - 1), z, mask)
