@@ -75,10 +75,11 @@ class Dequantize(ClosedForm):
         if values.is_meta or torch.compiler.is_compiling() or functional_transforms_active():
             return values.masked_fill(other, math.nan)
         if other.any():
+            low, high = values.min().item(), values.max().item()
             raise ValueError(
                 f"Dequantize({self.levels}) takes integers from 0 to {self.levels - 1}, got "
-                f"{values[other][0].item():g} among values from {values.min().item():g} to {values.max().item():g}: pass the pixels as they are "
-                f"stored, or (x * {self.levels - 1}).round() of pixels in [0, 1]"
+                f"{values[other][0].item():g} among values from {low:g} to {high:g}: pass the pixels as they "
+                f"are stored, or (x * {self.levels - 1}).round() of pixels in [0, 1]"
             )
         return values
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from invertible_attention.experiments.data import PHOTOGRAPHS, draw_images, open_splits
+from invertible_attention.experiments.data import PHOTOGRAPHS, draw_images, fit_counts, open_splits
+from invertible_attention.experiments.data import images as images_module
 from invertible_attention.experiments.errors import ExperimentError
 
 
@@ -74,12 +78,63 @@ def test_named_parts_are_kept(tmp_path: Path) -> None:
     assert set(colors(images.test)) < {200, 201, 202}
 
 
-@pytest.mark.parametrize(("train", "test"), [(7, 6), (13, 1), (1, 12)])
-def test_too_few_images_is_an_error_that_says_how_many(twelve: Path, train: int, test: int) -> None:
-    with pytest.raises(
-        ExperimentError, match=r"images were asked for and there are \d+: pass --(train|test)-images"
-    ):
+@pytest.mark.parametrize(("train", "test"), [(7, 6), (13, 1), (1, 12), (1000, 1000), (1, 1000), (1000, 1)])
+def test_too_few_images_is_an_error_with_a_pair_of_numbers_that_works(
+    twelve: Path, train: int, test: int
+) -> None:
+    with pytest.raises(ExperimentError) as caught:
         draw_images("folder", train=train, test=test, data_dir=twelve)
+    message = str(caught.value)
+    assert f"{train} training and {test} test images were asked for and there are 12" in message
+    advised = re.search(r"pass --train-images (\d+) --test-images (\d+)", message)
+    assert advised is not None
+    images = draw_images("folder", train=int(advised[1]), test=int(advised[2]), data_dir=twelve)
+    assert len(images.train) + len(images.test) == 12
+
+
+def test_too_few_images_of_a_divided_folder_too(tmp_path: Path) -> None:
+    for part, count in (("train", 3), ("test", 2)):
+        for number in range(count):
+            (tmp_path / part).mkdir(exist_ok=True)
+            Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(tmp_path / part / f"{number}.png")
+    with pytest.raises(ExperimentError, match="there are 3 and 2: pass --train-images 3 --test-images 1,"):
+        draw_images("folder", train=9, test=1, data_dir=tmp_path)
+    assert fit_counts("folder", train=9, test=9, data_dir=tmp_path) == (3, 2)
+
+
+@given(
+    available=st.integers(2, 3000),
+    train=st.integers(1, 2000),
+    test=st.integers(1, 2000),
+    fixed=st.sampled_from([(False, False), (True, False), (False, True)]),
+)
+@settings(deadline=None)
+def test_a_division_works_and_keeps_to_what_was_asked(available, train, test, fixed) -> None:
+    first, second = images_module._divide(available, (train, test), fixed)
+    assert 1 <= first <= train or fixed[1]
+    assert 1 <= second <= test or fixed[0]
+    if fixed[0]:
+        assert first == train
+    if fixed[1]:
+        assert second == test
+    if not any(fixed) or (train if fixed[0] else test) < available:
+        assert first + second == min(available, train + test)
+
+
+def test_one_image_cannot_be_divided(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    for crops in (False, True):
+        with pytest.raises(
+            ExperimentError, match="there are 1: each part needs at least one image of its own"
+        ):
+            draw_images("folder", train=1, test=1, data_dir=tmp_path, random_crops=crops)
+
+
+def test_two_photographs_give_crops_for_both_parts(tmp_path: Path) -> None:
+    for number in range(2):
+        Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    images = draw_images("folder", train=9, test=1, data_dir=tmp_path, random_crops=True)
+    assert len(set(colors(images.train)) | set(colors(images.test))) == 2
 
 
 def test_random_crops_draw_several_from_each_photograph(twelve: Path) -> None:

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from invertible_attention.cli import main
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.reconstruct import run as run_module
 from invertible_attention.experiments.reconstruct.configuration import Configuration
@@ -295,3 +298,27 @@ def test_parts_of_a_batch_give_the_same_results(tmp_path: Path, whole: list[dict
     for cell, expected in zip(parts, whole, strict=True):
         assert cell["training"]["last_loss"] == pytest.approx(expected["training"]["last_loss"], rel=1e-4)
         assert cell["reconstruction"]["v_score"] == expected["reconstruction"]["v_score"]
+
+
+def test_a_small_folder_is_divided_and_the_division_told(tmp_path, capsys) -> None:
+    for number in range(7):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    command = ["reconstruct", "--dataset", "folder", "--data-dir", str(tmp_path / "photos"), "--epochs", "1"]
+    command += [
+        "--responses",
+        "concatenation",
+        "--constraints",
+        "certified",
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    command += ["--output", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert "photos is divided into 4 training and 3 test images" in capsys.readouterr().out.replace("\n", " ")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["configuration"]["train_images"] == 4
+    assert results["cells"][0]["reconstruction"]["images"] == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .datasets import DATASETS, Dataset, open_splits
 from .folder import ImageFolder, folder_splits, image_files
-from .images import Images, draw_images
+from .images import Images, draw_images, fit_counts
 from .photographs import PHOTOGRAPHS, BundledPhotographs, bundled_photograph
 from .preparation import dequantize, quantize, to_pixels, to_tensor
 from .source import ImageSource, decode, open_image
@@ -23,6 +23,7 @@ __all__ = [
     "decode",
     "dequantize",
     "draw_images",
+    "fit_counts",
     "folder_splits",
     "hub_splits",
     "image_files",

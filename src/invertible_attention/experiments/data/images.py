@@ -18,7 +18,7 @@ from .datasets import DATASETS, open_splits
 from .preparation import random_crop, to_tensor
 from .source import ImageSource
 
-__all__ = ["Images", "draw_images"]
+__all__ = ["Images", "draw_images", "fit_counts"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,57 @@ def draw_images(
     return Images(*parts, title=title or dataset.title)
 
 
+def fit_counts(
+    name: str,
+    *,
+    train: int,
+    test: int,
+    fixed: tuple[bool, bool] = (False, False),
+    data_dir: Path | None = None,
+    random_crops: bool | None = None,
+) -> tuple[int, int]:
+    """Return how many train and test images to draw: those wanted, or as many as there are, in their proportion.
+
+    Args:
+        name: one of :data:`~invertible_attention.experiments.data.DATASETS`.
+        train: number of training images wanted.
+        test: number of test images wanted.
+        fixed: whether each number must stay as it is.
+        data_dir: local data instead of the hub.
+        random_crops: as in :func:`draw_images`; with them photographs are never too few.
+
+    Raises:
+        ExperimentError: when the data cannot be opened.
+    """
+    splits = open_splits(name, data_dir)
+    if DATASETS[name].random_crops if random_crops is None else random_crops:
+        return train, test
+    if "train" in splits and "test" in splits:
+        own = [len(splits[split]) for split in ("train", "test")]
+        counts = zip((train, test), fixed, own, strict=True)
+        first, second = (wanted if kept else min(wanted, available) for wanted, kept, available in counts)
+        return first, second
+    return _divide(len(_undivided(splits)), (train, test), fixed)
+
+
+def _divide(
+    available: int, counts: tuple[int, int], fixed: tuple[bool, bool] = (False, False)
+) -> tuple[int, int]:
+    """Divide images in the proportion wanted, none of the parts empty; what is fixed stays."""
+    train, test = counts
+    if train + test <= available or all(fixed) or available < 2:
+        return counts
+    if any(fixed):
+        rest = max(1, available - (train if fixed[0] else test))
+        return (train, rest) if fixed[0] else (rest, test)
+    first = min(max(1, round(available * train / (train + test))), available - 1)
+    return first, available - first
+
+
+def _undivided(splits: dict[str, ImageSource]) -> ImageSource:
+    return splits.get("all") or next(iter(splits.values()))
+
+
 def _cropped(
     prepare: Callable[[Image.Image, tuple[int, int]], Image.Image],
     shape: tuple[int, int],
@@ -98,31 +149,38 @@ def _choose(
 ) -> list[tuple[ImageSource, list[int]]]:
     random = np.random.default_rng([seed, 1])
     if "train" in splits and "test" in splits:
+        own = (len(splits["train"]), len(splits["test"]))
+        if (not repeat and (own[0] < counts[0] or own[1] < counts[1])) or not all(own):
+            raise _too_few(counts, f"{own[0]} and {own[1]}", (min(counts[0], own[0]), min(counts[1], own[1])))
         return [
-            (splits[split], _draw(np.arange(len(splits[split])), count, random, repeat, split))
+            (splits[split], _draw(np.arange(len(splits[split])), count, random))
             for split, count in zip(("train", "test"), counts, strict=True)
         ]
-    whole = splits.get("all") or next(iter(splits.values()))
+    whole = _undivided(splits)
+    if len(whole) < 2 or (len(whole) < sum(counts) and not repeat):
+        raise _too_few(counts, str(len(whole)), _divide(len(whole), counts))
     order = random.permutation(len(whole))
     # Without repetition the first part takes what it needs; otherwise photographs are shared in proportion.
-    border = round(len(whole) * counts[0] / sum(counts)) if repeat or len(whole) < sum(counts) else counts[0]
-    halves = (order[:border], order[border:])
+    border = _divide(len(whole), counts)[0] if not repeat else round(len(whole) * counts[0] / sum(counts))
+    border = min(max(1, border), len(whole) - 1)
     return [
-        (whole, _draw(half, count, random, repeat, split))
-        for half, count, split in zip(halves, counts, ("train", "test"), strict=True)
+        (whole, _draw(half, count, random))
+        for half, count in zip((order[:border], order[border:]), counts, strict=True)
     ]
 
 
-def _draw(
-    indices: np.ndarray, count: int, random: np.random.Generator, repeat: bool, split: str
-) -> list[int]:
-    available = len(indices)
-    if available < count and not (repeat and available):
-        raise ExperimentError(
-            f"{count} {split} images were asked for and there are {available}: "
-            f"pass --{split}-images {available}, or --random-crops for several crops of each"
-        )
-    rounds = -(-count // available)
+def _too_few(counts: tuple[int, int], available: str, possible: tuple[int, int]) -> ExperimentError:
+    asked = f"{counts[0]} training and {counts[1]} test images were asked for and there are {available}"
+    if min(possible) < 1 or available == "1":
+        return ExperimentError(f"{asked}: each part needs at least one image of its own")
+    return ExperimentError(
+        f"{asked}: pass --train-images {possible[0]} --test-images {possible[1]}, "
+        "or --random-crops for several crops of each"
+    )
+
+
+def _draw(indices: np.ndarray, count: int, random: np.random.Generator) -> list[int]:
+    rounds = -(-count // len(indices))
     return np.concatenate([random.permutation(indices) for _ in range(rounds)])[:count].tolist()
 
 

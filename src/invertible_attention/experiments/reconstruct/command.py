@@ -76,9 +76,13 @@ def reconstruct(
         float, typer.Option(help="Lipschitz coefficient, between 0 and 1 (released: its own).")
     ] = 0.9,
     train_images: Annotated[
-        int | None, typer.Option(min=1, help="Training images.", show_default="1000")
+        int | None,
+        typer.Option(min=1, help="Training images.", show_default="1000; of a folder, as many as it has"),
     ] = None,
-    test_images: Annotated[int | None, typer.Option(min=1, help="Test images.", show_default="1000")] = None,
+    test_images: Annotated[
+        int | None,
+        typer.Option(min=1, help="Test images.", show_default="1000; of a folder, as many as it has"),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs.", show_default="100; 1 above 64 pixels")
     ] = None,
@@ -130,8 +134,11 @@ def reconstruct(
     if data_dir is not None and not data_dir.is_dir():
         raise ExperimentError(f"there is no folder {data_dir}")
 
-    from .run import run
+    from .run import divide_folder, run
 
+    if configuration.dataset == "folder":
+        fixed = (train_images is not None, test_images is not None)
+        configuration = divide_folder(configuration, data_dir, fixed=fixed)
     run(
         configuration,
         output=output,

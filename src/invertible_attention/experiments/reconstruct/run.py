@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from ...flows import Sequential
-from ..data import Images, draw_images
+from ..data import Images, draw_images, fit_counts
 from ..errors import ExperimentError
 from ..files import atomic_path, read_json, write_json
 from ..metadata import run_metadata
@@ -94,6 +95,46 @@ def run(
         print_summary(console, results)
         console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
     return results
+
+
+def divide_folder(
+    configuration: Configuration,
+    data_dir: Path | None,
+    *,
+    fixed: tuple[bool, bool] = (False, False),
+    console: Console | None = None,
+) -> Configuration:
+    """Return the configuration with numbers of images that its folder has, and say how it is divided.
+
+    Args:
+        configuration: what to run.
+        data_dir: the folder.
+        fixed: whether the numbers of training and of test images stay as they are.
+        console: where the division is told; the terminal by default.
+
+    Raises:
+        ExperimentError: when there is no such folder, or no image in it.
+    """
+    wanted = (configuration.train_images, configuration.test_images)
+    train, test = fit_counts(
+        configuration.dataset,
+        train=wanted[0],
+        test=wanted[1],
+        fixed=fixed,
+        data_dir=data_dir,
+        random_crops=configuration.random_crops,
+    )
+    if (train, test) == wanted:
+        return configuration
+    (console or Console()).print(
+        f"{data_dir} is divided into {train} training and {test} test images "
+        f"({wanted[0]} and {wanted[1]} where there are as many)",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    studied = min(configuration.studied_images, test)
+    return replace(configuration, train_images=train, test_images=test, studied_images=studied)
 
 
 def _draw(configuration: Configuration, repeat: int, data_dir: Path | None) -> Images:
