@@ -8,7 +8,7 @@ from invertible_attention.flows.base import Base, DiagonalGaussian, Uniform
 from invertible_attention.flows.branches import LipschitzBranch, LipschitzConvBranch, LipschitzLinearBranch
 from invertible_attention.flows.data import Dequantize, Logit
 from invertible_attention.flows.flow import Flow
-from invertible_attention.flows.presets import i_resnet, residual_flow
+from invertible_attention.flows.presets import i_resnet, residual_flow, transformer_flow
 from invertible_attention.flows.reshape import Flatten, Split, Squeeze
 from invertible_attention.flows.resnet import InvertibleResNet
 from invertible_attention.flows.sequential import Sequential
@@ -34,4 +34,5 @@ __all__ = [
     "Uniform",
     "i_resnet",
     "residual_flow",
+    "transformer_flow",
 ]

@@ -140,3 +140,31 @@ def test_every_model_trains_and_samples(model: Model) -> None:
     samples = flow.eval().sample(2)
     assert samples.shape == (2, 1, 8, 8)
     assert 0 <= samples.min() <= samples.max() <= 16
+
+
+def test_triangular_layers_see_opposite_orders_in_turn() -> None:
+    model = build(
+        attention="dot_product",
+        constraint="triangular",
+        affine=True,
+        width=8,
+        heads=2,
+        attention_after=("0:0", "1:0"),
+    )
+    layers = [module for module in model.modules() if isinstance(module, InvertibleAttention)]
+    assert [layer.branch.order for layer in layers] == ["raster", "reverse"]
+    for layer in layers:
+        assert layer.branch.affine
+        assert layer.branch.module.width == 8
+
+
+def test_transformer_flow_has_an_exact_density_of_images() -> None:
+    model = build(model="transformer-flow", hidden_channels=16, heads=2, depth=1)
+    images = torch.randint(0, 17, (8, 1, 8, 8), dtype=torch.uint8)
+    model.initialize(images)
+    torch.manual_seed(0)
+    one = model.bits_per_dim(images)
+    torch.manual_seed(0)
+    assert torch.equal(one, model.bits_per_dim(images))
+    samples = model.sample(4)
+    assert samples.shape == (4, 1, 8, 8)

@@ -5,6 +5,7 @@ import pytest
 from invertible_attention.experiments.density.configuration import Configuration
 from invertible_attention.experiments.density.variants import (
     FAIR_STUDY,
+    ORDER_STUDY,
     PLACES_AND_HEADS,
     TABLE_3,
     parse_variant,
@@ -14,10 +15,9 @@ from invertible_attention.experiments.density.variants import (
 BASE = Configuration.choose(attention="none")
 
 
-@pytest.mark.parametrize("variants", [FAIR_STUDY, PLACES_AND_HEADS, TABLE_3])
+@pytest.mark.parametrize("variants", [FAIR_STUDY, ORDER_STUDY, PLACES_AND_HEADS, TABLE_3])
 def test_variants_of_a_study_are_different_models(variants: tuple[str, ...]) -> None:
-    names = [parse_variant(text, BASE).name for text in variants]
-    assert len(set(names)) == len(variants)
+    assert len({parse_variant(text, BASE) for text in variants}) == len(variants)
     folders = {slug(text, seed, variants) for text in variants for seed in (0, 1)}
     assert len(folders) == 2 * len(variants)
     assert all(set(folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789-=") for folder in folders)
@@ -33,9 +33,19 @@ def test_words_change_what_they_name_and_nothing_else() -> None:
     assert parse_variant("maf", Configuration.choose()).attention == "none"
 
 
+def test_triangular_alone_means_embedded_gaussian_attention_with_four_heads() -> None:
+    variant = parse_variant("triangular/affine", BASE)
+    assert (variant.attention, variant.constraint, variant.heads) == ("embedded_gaussian", "triangular", 4)
+    assert variant.affine
+    other = parse_variant("concatenation/triangular/heads=2/width=24", BASE)
+    assert (other.attention, other.heads, other.width, other.affine) == ("concatenation", 2, 24, False)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("gaussian/certified/affine", "only triangular attention scales tokens"),
+        ("triangular/position", "without a prior"),
         ("fourier", "word 'fourier', which means nothing"),
         ("none/dataset=svhn", "'dataset' cannot be varied"),
         ("none/heads=two", "heads must be a number, got 'two'"),

@@ -41,6 +41,13 @@ def train(
     coefficient: given.CoefficientOption = None,
     attention: given.AttentionOption = None,
     constraint: Annotated[Constraint, typer.Option(help="What limits the attention.")] = Constraint.CERTIFIED,
+    affine: Annotated[
+        bool, typer.Option("--affine", help="Let triangular attention scale tokens too.")
+    ] = False,
+    width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Width of triangular attention.", show_default="4 times the channels"),
+    ] = None,
     attention_coefficient: Annotated[
         float, typer.Option(help="Lipschitz coefficient of the attention.")
     ] = 0.9,

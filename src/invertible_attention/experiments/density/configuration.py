@@ -37,6 +37,7 @@ class Model(StrEnum):
 
     I_RESNET = "i-resnet"
     RESIDUAL_FLOW = "residual-flow"
+    TRANSFORMER_FLOW = "transformer-flow"
     MADE = "made"
     MAF = "maf"
     CNF = "cnf"
@@ -64,6 +65,7 @@ class Constraint(StrEnum):
 
     CERTIFIED = "certified"
     RELAXED = "relaxed"
+    TRIANGULAR = "triangular"
 
 
 class Estimator(StrEnum):
@@ -93,11 +95,15 @@ class Configuration:
         train_images, test_images: how many are drawn, the same for every seed.
         augmentation: of training images.
         model: family of densities.
-        blocks: residual blocks, couplings or transforms per scale.
+        blocks: residual blocks, couplings or transforms per scale; a transformer flow has as many as all together.
         hidden_channels: width inside a block.
         coefficient: norm of a convolution, ``None`` for the model's own.
         attention: response of the attention, ``"none"`` for no attention.
         constraint: of the attention.
+        affine: whether triangular attention scales tokens too.
+        width: features of a token inside triangular attention, ``None`` for 4 times the channels.
+        depth: transformer blocks inside it, and inside each block of a transformer flow.
+        patch: side of the patches of a transformer flow.
         attention_coefficient: its Lipschitz coefficient.
         normalization: what its weights sum to one along.
         heads: its heads.
@@ -133,6 +139,10 @@ class Configuration:
     coefficient: float | None = None
     attention: str = "concatenation"
     constraint: str = Constraint.CERTIFIED
+    affine: bool = False
+    width: int | None = None
+    depth: int = 1
+    patch: int = 2
     attention_coefficient: float = 0.9
     normalization: str = Normalization.COLUMN
     heads: int = 1
@@ -168,9 +178,14 @@ class Configuration:
             raise ValueError(f"blocks must be positive numbers, got {self.blocks}")
         if self.attention != "none" and not Model(self.model).residual:
             raise ValueError(f"attention goes into residual models only, got model {self.model}")
-        if self.attention == "none" and (self.heads > 1 or self.position_prior):
+        own = self.model == Model.TRANSFORMER_FLOW
+        if self.attention == "none" and ((self.heads > 1 and not own) or self.position_prior):
             given = f"{self.heads} heads" if self.heads > 1 else "a position prior"
             raise ValueError(f"there is no attention to give {given}: name one with attention")
+        if self.position_prior and self.constraint == Constraint.TRIANGULAR:
+            raise ValueError("triangular attention knows positions without a prior, got a position prior")
+        if self.affine and self.constraint != Constraint.TRIANGULAR:
+            raise ValueError(f"only triangular attention scales tokens, got affine with {self.constraint}")
 
     @property
     def name(self) -> str:
@@ -178,6 +193,8 @@ class Configuration:
         if self.attention == "none":
             return self.model
         extra = [f"{self.heads} heads"] if self.heads > 1 else []
+        extra += ["affine"] if self.affine else []
+        extra += [f"width {self.width}"] if self.width is not None else []
         extra += ["position"] if self.position_prior else []
         extra += [f"after {' '.join(self.attention_after)}"] if self.attention_after != ("0:-1",) else []
         suffix = f" ({', '.join(extra)})" if extra else ""
@@ -276,6 +293,7 @@ def _check_names(configuration: Configuration) -> None:
 
 def _check_numbers(configuration: Configuration) -> None:
     positive = ("train_images", "test_images", "hidden_channels", "heads", "terms", "probes", "steps")
+    positive = (*positive, "depth", "patch")
     for name in (*positive, "batch_size", "evaluate_every", "curve_images"):
         if getattr(configuration, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(configuration, name)}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from ...attention import Certified, InvertibleAttention, Relaxed, TorusPrior
-from ...flows import Flow, Residual, i_resnet, residual_flow
+from ...attention import Certified, InvertibleAttention, Relaxed, TorusPrior, Triangular
+from ...flows import Flow, Residual, i_resnet, residual_flow, transformer_flow
 from ...logdet import Exact, LogDetEstimator, PowerSeries, RussianRoulette
 from .configuration import Configuration, Constraint, Estimator, Model, parse_places
 
@@ -28,6 +29,8 @@ def build_model(configuration: Configuration, shape: tuple[int, ...], levels: in
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(configuration.seed)
+        if configuration.model == Model.TRANSFORMER_FLOW:
+            return _transformer_flow(configuration, shape, levels)
         if not Model(configuration.model).residual:
             from .baselines import build_baseline
 
@@ -44,7 +47,17 @@ def _residual_model(configuration: Configuration, shape: tuple[int, ...], levels
         {} if configuration.coefficient is None else {"coefficient": configuration.coefficient}
     )
 
+    orders = cycle(("raster", "reverse"))
+
     def attention(channels: int) -> InvertibleAttention:
+        if configuration.constraint == Constraint.TRIANGULAR:
+            # Two layers of opposite orders let every token see every other.
+            constraint = Triangular(
+                next(orders), configuration.affine, width=configuration.width, depth=configuration.depth
+            )
+            return InvertibleAttention(
+                channels, configuration.attention, constraint=constraint, heads=configuration.heads
+            )
         kind = Certified if configuration.constraint == Constraint.CERTIFIED else Relaxed
         prior = TorusPrior(len(shape) - 1, configuration.heads) if configuration.position_prior else None
         return InvertibleAttention(
@@ -71,6 +84,19 @@ def _residual_model(configuration: Configuration, shape: tuple[int, ...], levels
         attention_after=parse_places(configuration.attention_after),
         logdet=estimator,
         **own,
+    )
+
+
+def _transformer_flow(configuration: Configuration, shape: tuple[int, ...], levels: int) -> Flow:
+    return transformer_flow(
+        shape,
+        levels=levels,
+        patch=configuration.patch,
+        blocks=sum(configuration.blocks),
+        depth=configuration.depth,
+        width=configuration.hidden_channels,
+        heads=configuration.heads,
+        feed_forward=2.0,
     )
 
 

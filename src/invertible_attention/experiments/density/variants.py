@@ -8,7 +8,7 @@ from typing import Any
 
 from .configuration import AttentionKind, Configuration, Constraint, Model
 
-__all__ = ["FAIR_STUDY", "PLACES_AND_HEADS", "TABLE_3", "parse_variant"]
+__all__ = ["FAIR_STUDY", "ORDER_STUDY", "PLACES_AND_HEADS", "TABLE_3", "parse_variant"]
 
 FAIR_STUDY = (
     "none",
@@ -30,6 +30,17 @@ PLACES_AND_HEADS = (
 )
 """What else attention can be given within its certificate."""
 
+ORDER_STUDY = (
+    "none",
+    "none/hidden_channels=40",
+    "embedded_gaussian/certified/heads=4",
+    "triangular",
+    "triangular/affine",
+    "triangular/after=0:0+0:-1",
+    "triangular/affine/after=0:0+0:-1",
+)
+"""Contraction against order as the reason to be invertible, beside as many more weights in convolutions."""
+
 TABLE_3 = (
     "made",
     "maf",
@@ -40,16 +51,18 @@ TABLE_3 = (
     "dot_product/certified",
     "concatenation/certified",
     "residual-flow/none",
+    "triangular/affine/after=0:0+0:-1",
+    "transformer-flow",
 )
-"""The paper's Table 3, and Residual Flow, which came after it."""
+"""The paper's Table 3, what came after it (Residual Flow), and attention that is invertible by order."""
 
 
 def parse_variant(text: str, base: Configuration) -> Configuration:
     """Return ``base`` changed as a variant says.
 
-    A variant is a list of words divided by ``/``: a model, a response or ``none``, a constraint,
+    A variant is a list of words divided by ``/``: a model, a response or ``none``, a constraint, ``affine``,
     ``position`` for the positional prior, ``after=0:-1+1:-1`` for places, or ``setting=value`` for any
-    number among the settings.
+    number among the settings. ``triangular`` alone means Embedded Gaussian attention with four heads.
 
     Raises:
         ValueError: naming a word that means nothing, or a setting out of range.
@@ -75,15 +88,19 @@ def parse_variant(text: str, base: Configuration) -> Configuration:
             changes["constraint"] = word
         elif word == "position":
             changes["position_prior"] = True
+        elif word == "affine":
+            changes["affine"] = True
         else:
             raise ValueError(f"variant {text!r} has the word {word!r}, which means nothing here")
+    if changes.get("constraint") == Constraint.TRIANGULAR:
+        changes = {"attention": AttentionKind.EMBEDDED_GAUSSIAN, "heads": 4} | changes
     return replace(base, **changes)
 
 
 def _setting(name: str, value: str, base: Configuration) -> dict[str, Any]:
     if name == "after":
         return {"attention_after": tuple(value.split("+"))}
-    kinds = {field.name: type(getattr(base, field.name)) for field in fields(base)}
+    kinds = {field.name: type(getattr(base, field.name)) for field in fields(base)} | {"width": int}
     if kinds.get(name) not in (int, float):
         numbers = ", ".join(known for known, kind in kinds.items() if kind in (int, float))
         raise ValueError(f"{name!r} cannot be varied: choose among {numbers}")
