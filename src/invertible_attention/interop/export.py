@@ -28,12 +28,13 @@ class UnrolledResidual(Residual):
 
     Args:
         block: The block; its branch is shared, with constraints evaluated once.
-        steps: Number of steps.
+        steps: Number of steps; ``None`` for one per token, after which a block that is invertible by order is
+            inverted exactly.
     """
 
-    def __init__(self, block: Residual, steps: int) -> None:
+    def __init__(self, block: Residual, steps: int | None) -> None:
         super().__init__(block.branch, lipschitz=block.lipschitz, solver=block.solver, logdet=block.logdet)
-        if steps < 1:
+        if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.steps = steps
 
@@ -42,9 +43,10 @@ class UnrolledResidual(Residual):
     ) -> Float[Tensor, "batch *event"]:
         """Return the last iterate."""
         branch, args = self._bind(), self._args(context, mask)
+        step = getattr(branch, "iterate", lambda x, z, *args: (z - branch(x, *args)).to(z.dtype))
         x = z
-        for _ in range(self.steps):
-            x = (z - branch(x, *args)).to(z.dtype)
+        for _ in range(z.shape[2:].numel() if self.steps is None else self.steps):
+            x = step(x, z, *args)
         return x
 
 
@@ -56,11 +58,12 @@ class FixedInverse(nn.Module):
     Args:
         bijection: It is copied; constraints are baked in where that is possible.
         steps: Steps per block. ``None``: as many as the certificate says it takes to multiply the error of the
-            first guess by ``tolerance``, :math:`\lceil \log \text{tolerance} / \log c \rceil`.
+            first guess by ``tolerance``, :math:`\lceil \log \text{tolerance} / \log c \rceil`; one per token where a
+            block is invertible by order.
         tolerance: See ``steps``.
 
     Raises:
-        ValueError: If ``steps`` is ``None`` and a block is not certified.
+        ValueError: If ``steps`` is ``None`` and a block is neither certified nor invertible by order.
 
     Example:
         >>> import torch, invertible_attention as ia
@@ -223,7 +226,9 @@ def _precondition(bound: Any, residual: Tensor, *arguments: Tensor | None, **opt
     return bound.precondition(residual, *arguments, **options)
 
 
-def _steps_needed(block: Residual, tolerance: float) -> int:
+def _steps_needed(block: Residual, tolerance: float) -> int | None:
+    if getattr(block.branch, "invertible_by_order", False):
+        return None
     bound = block.lipschitz_bound().item()
     if not bound < 1:
         raise ValueError(f"the block is not certified (Lipschitz bound {bound}): give the number of steps")

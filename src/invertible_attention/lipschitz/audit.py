@@ -52,7 +52,8 @@ def audit(
         context: Passed on as the keyword ``context``, if given.
         tolerance: Relative error up to which an input counts as recovered; default ``√eps`` of the precision.
         steps: Krylov steps of the estimates.
-        search: Whether to look for second preimages; by default only where no certificate excludes them.
+        search: Whether to look for second preimages; by default only where neither a certificate nor the order of
+            tokens (:class:`~invertible_attention.Triangular`) excludes them.
         budget: Products with the Jacobian and its transpose that the search may spend on the batch.
         seed: Seed of the random directions.
 
@@ -91,7 +92,8 @@ def audit(
         x, answer = function.working(x.detach()), function.working(inversion.value)
         estimate, exceeds, certificate = _measure(blocks, len(x), steps, generator)
         stretch, direction = smallest_stretch_estimate(function, x, steps=steps, generator=generator)
-        search = certificate >= 1 if search is None else search
+        by_order = _invertible_by_order(blocks)
+        search = certificate >= 1 and not by_order if search is None else search
         search = search and not bool((variation > tolerance).any())
         if search:
             preimage = _search(function, x, answer, direction, budget, generator)
@@ -121,6 +123,7 @@ def audit(
         second_preimage_residual=preimage.residual,
         second_preimage=preimage.point,
         searched=search,
+        by_order=by_order,
     )
     return report.cpu()
 
@@ -150,6 +153,12 @@ class _Block:
     function: _Function
     x: Tensor
     bound: float
+
+    @property
+    def by_order(self) -> bool:
+        """Whether the block needs no bound, because its Jacobian is triangular."""
+        branch = getattr(self.function.module, "branch", None)
+        return bool(getattr(branch, "invertible_by_order", False))
 
 
 @dataclass
@@ -221,7 +230,14 @@ def _measure(
         exceeds = exceeds.to(local.device) | (local > block.bound + margin)
         local = local.double()
         estimate = local if estimate is None else torch.maximum(estimate, local)
-    return estimate, exceeds, max((block.bound for block in blocks), default=torch.inf)
+    return estimate, exceeds, max((block.bound for block in blocks if not block.by_order), default=torch.inf)
+
+
+def _invertible_by_order(blocks: list[_Block]) -> bool:
+    """Whether some blocks are, and the others are contractions."""
+    return any(block.by_order for block in blocks) and all(
+        block.by_order or block.bound < 1 for block in blocks
+    )
 
 
 def _invert(module: nn.Module, z: Tensor, given: dict[str, Tensor], x: Tensor) -> _Inversion:

@@ -41,6 +41,8 @@ class AuditReport:
         second_preimage_residual: Relative difference of the two outputs; NaN likewise.
         second_preimage: The other input; the sample itself where none was found.
         searched: Whether a second preimage was looked for. A certificate below one excludes it.
+        by_order: Whether every block is a bijection, one or more of them because a token sees earlier tokens only and
+            the others by their certificate, which :attr:`certificate` is about then.
     """
 
     module: str
@@ -63,6 +65,7 @@ class AuditReport:
     second_preimage_residual: Float[Tensor, " batch"]
     second_preimage: Float[Tensor, "batch *event"]
     searched: bool
+    by_order: bool = False
 
     @property
     def recovered(self) -> list[int]:
@@ -104,7 +107,7 @@ class AuditReport:
     @property
     def certified(self) -> bool:
         """Whether the module promises that its inverse exists everywhere."""
-        return self.certificate < 1
+        return self.certificate < 1 or self.by_order
 
     @property
     def passed(self) -> bool:
@@ -188,6 +191,16 @@ class AuditReport:
 
     def _existence(self) -> str:
         expansive = self.expansive
+        if self.by_order:
+            others = (
+                ""
+                if math.isinf(self.certificate)
+                else f", the other blocks by a bound of {self.certificate:.4g}"
+            )
+            return (
+                "Invertible by order: a token is moved by earlier tokens only, so the Jacobian is triangular and the "
+                f"inverse exists and is unique whatever the weights{others}."
+            )
         if self.certified:
             return (
                 f"Certified: the residual branch has a Lipschitz constant of at most {self.certificate:.4g}, so "

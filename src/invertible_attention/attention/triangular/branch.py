@@ -142,6 +142,11 @@ class TriangularBranch(nn.Module):
             return shift, torch.zeros(len(x), dtype=wide, device=x.device)
         return _update(x, shift, log_scale), log_scale.to(wide).flatten(1).sum(1)
 
+    def iterate(self, x: Image, z: Image, context: Tensor | None = None, mask: Tensor | None = None) -> Image:
+        """Return the next iterate of the inverse at ``z``: after one per token it is the inverse."""
+        shift, log_scale = self.coefficients(x, context, mask)
+        return (z - shift if log_scale is None else (z - shift) * torch.exp(-log_scale)).to(z.dtype)
+
     def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Infinity: the block is invertible by order, not because the branch is a contraction."""
         return torch.tensor(torch.inf)
