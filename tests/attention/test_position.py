@@ -58,6 +58,23 @@ def test_the_kernel_depends_on_the_difference_of_positions_and_wraps_around():
     torch.testing.assert_close(pi.roll((1, 1, 1, 1), (0, 1, 2, 3)), pi)
 
 
+@settings(deadline=None, max_examples=40)
+@given(axes=st.sampled_from((1, 2, 3)), heads=st.integers(1, 4), seed=st.integers(0, 2**31))
+def test_the_factors_multiply_to_the_kernel_up_to_a_constant(axes, heads, seed):
+    torch.manual_seed(seed)
+    prior = ia.TorusPrior(axes, heads).double()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    query, key = prior.factors(GRIDS[axes])
+    torch.testing.assert_close(
+        (query @ key.mT).log_softmax(-1),
+        prior(GRIDS[axes]),
+        rtol=1e-11,
+        atol=1e-11 * query.abs().max().item(),
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
 @pytest.mark.parametrize("normalization", ["column", "row", "all"])

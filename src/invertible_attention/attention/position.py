@@ -39,6 +39,16 @@ class PositionPrior(nn.Module, ABC):
         Rows and columns of :math:`\pi` must sum to one up to rounding, or the certificate does not hold.
         """
 
+    def factors(
+        self, spatial: Sequence[int]
+    ) -> tuple[Float[Tensor, "#heads tokens rank"], Float[Tensor, "#heads tokens rank"]] | None:
+        r"""Return :math:`q', k'` with :math:`\log \pi_{ij} = q'_i \cdot k'_j` up to a constant, if there are any.
+
+        Attention then takes O(N) memory, and fused kernels where the response is exponential. ``None``, unless
+        overridden: the whole matrix is formed.
+        """
+        return None
+
     def kernel(self, spatial: Sequence[int]) -> Float[Tensor, "#heads *spatial"] | None:
         r"""Return :math:`\pi` by relative position on the torus, :math:`\pi_{ij} = k(p_i - p_j)`.
 
@@ -103,15 +113,33 @@ class TorusPrior(PositionPrior):
 
     def _log_kernels(self, spatial: Sequence[int]) -> list[Float[Tensor, "heads size"]]:
         """Return the logarithm of the factor of each axis, by relative position along it."""
+        offset, concentration = self._wide(spatial)
+        kernels = []
+        for axis, size in enumerate(spatial):
+            angle = 2 * math.pi * torch.arange(size, dtype=offset.dtype, device=offset.device) / size
+            kernel = concentration[:, axis, None] * torch.cos(angle - offset[:, axis, None])
+            kernels.append(kernel.log_softmax(-1))
+        return kernels
+
+    def factors(
+        self, spatial: Sequence[int]
+    ) -> tuple[Float[Tensor, "heads tokens rank"], Float[Tensor, "1 tokens rank"]]:
+        r"""Return a cosine and a sine per axis: :math:`\cos(a - b - \theta)` is an inner product of two such pairs."""
+        offset, concentration = self._wide(spatial)
+        grid = torch.meshgrid(
+            *(2 * math.pi * torch.arange(n, dtype=offset.dtype, device=offset.device) / n for n in spatial),
+            indexing="ij",
+        )
+        angle = torch.stack(grid, -1).flatten(0, -2)
+        moved = angle - offset[:, None]
+        query = torch.cat((torch.cos(moved), torch.sin(moved)), -1) * concentration.repeat(1, 2)[:, None]
+        return query, torch.cat((torch.cos(angle), torch.sin(angle)), -1)[None]
+
+    def _wide(self, spatial: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return offsets and concentrations, wide enough, for a grid with as many axes as there are."""
         axes = self.offset.shape[1]
         if len(spatial) != axes:
             raise ValueError(f"expected {axes} spatial axes, got {len(spatial)}: {tuple(spatial)}")
         # In half precision rows and columns would sum to one only up to a percent, and the certificate not hold.
         dtype = torch.promote_types(self.offset.dtype, torch.float32)
-        offset, concentration = self.offset.to(dtype), self.log_concentration.to(dtype).exp()
-        kernels = []
-        for axis, size in enumerate(spatial):
-            angle = 2 * math.pi * torch.arange(size, device=offset.device).to(dtype) / size
-            kernel = concentration[:, axis, None] * torch.cos(angle - offset[:, axis, None])
-            kernels.append(kernel.log_softmax(-1))
-        return kernels
+        return self.offset.to(dtype), self.log_concentration.to(dtype).exp()

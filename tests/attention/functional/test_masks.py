@@ -110,6 +110,56 @@ def test_prior_multiplies_weights(form: Form, name: str):
     torch.testing.assert_close(shared[:, 0], found[:, 0], rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", ["reference", "blocked", "flash", "flex"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("form", [form for form in POSITIVE if form.normalization != "count"], ids=str)
+def test_a_prior_of_two_factors_is_the_prior_they_multiply_to(form: Form, masked: bool, name: str):
+    tensors = [tensor.requires_grad_() for tensor in problem(form, queries=8, keys=8)]
+    generator = torch.Generator().manual_seed(3)
+    factors = tuple(
+        torch.randn(heads, 8, 2, dtype=torch.float64, generator=generator).requires_grad_()
+        for heads in (2, 1)
+    )
+    mask = torch.rand(2, 8, generator=generator) > 0.3 if masked else None
+    if name in ("flash", "flex") and (masked or (form.combine, form.phi) != ("product", "exp")):
+        with pytest.raises(ValueError, match=f"implementation='{name}'"):
+            run(form, name, *tensors, prior=factors, mask=mask)
+        return
+    inputs = [*tensors, *factors]
+    found = run(form, name, *tensors, prior=factors, mask=mask)
+    expected = run(form, "reference", *tensors, log_prior=factors[0] @ factors[1].mT, mask=mask)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+    mine, truth = gradients(found, inputs), gradients(expected, inputs)
+    torch.testing.assert_close(mine, truth, rtol=1e-10, atol=1e-11)
+    second = [
+        gradients(sum((g.sin().sum() for g in first), torch.zeros(())), inputs) for first in (mine, truth)
+    ]
+    torch.testing.assert_close(*second, rtol=1e-9, atol=1e-10)
+    tangents = tuple(tensor.detach().cos() for tensor in inputs)
+    pushed = [
+        torch.func.jvp(function, tuple(tensor.detach() for tensor in inputs), tangents)
+        for function in (
+            lambda q, k, v, a, b: run(form, name, q, k, v, prior=(a, b), mask=mask),
+            lambda q, k, v, a, b: run(form, "reference", q, k, v, log_prior=a @ b.mT, mask=mask),
+        )
+    ]
+    torch.testing.assert_close(*pushed, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", [Form("product", "exp", "count"), Form("product", "elu", "row")], ids=str)
+def test_a_prior_of_two_factors_is_refused_where_its_constant_matters(form: Form):
+    factor = torch.zeros(7, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="a prior known up to a constant"):
+        run(form, "auto", *problem(form, keys=7), prior=(factor, factor))
+
+
+def test_a_factor_of_another_shape_is_refused():
+    form = Form("product", "exp", "row")
+    factor = torch.zeros(7, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"factor of the prior must be .*, got \(7, 2\)"):
+        run(form, "auto", *problem(form), prior=(factor, factor))
+
+
 @pytest.mark.parametrize("name", ["reference", "blocked"])
 @given(form=st.sampled_from(POSITIVE), tokens=st.integers(1, 12), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=25)

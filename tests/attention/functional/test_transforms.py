@@ -112,6 +112,27 @@ def test_compiles_whole(name: str, form: Form):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("blocked", Form("product", "elu_plus_one", "column")), ("flash", Form("product", "exp", "column"))],
+    ids=["strips", "scores"],
+)
+def test_a_prior_of_two_factors_compiles_whole(name: str, form: Form):
+    torch._dynamo.reset()
+    tensors = [tensor.requires_grad_() for tensor in problem(form, queries=8, keys=8, dtype=torch.float32)]
+    factors = [torch.randn(heads, 8, 2, requires_grad=True) for heads in (2, 1)]
+
+    def loss(query: Tensor, key: Tensor, value: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        return run(form, name, query, key, value, prior=(left, right)).sin().sum()
+
+    inputs = [*tensors, *factors]
+    compiled = torch.compile(loss, fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), loss(*inputs), rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad(compiled(*inputs), inputs)
+    torch.testing.assert_close(found, torch.autograd.grad(loss(*inputs), inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_large_attention_compiles_whole():
     torch._dynamo.reset()
     query, key, value = problem(Form("product", "exp", "column"), queries=800, keys=800, dtype=torch.float32)

@@ -69,7 +69,7 @@ def _attend(
     if log_prior is not None:
         log_prior = log_prior[(None,) * (4 - log_prior.ndim)]
     normalized = form.normalization in ("column", "row") or (form.normalization == "all" and form.positive)
-    weighting = Weighting(form.combine, form.phi, normalized)
+    weighting = Weighting(form.combine, form.phi, normalized, form.prior)
     if form.normalization == "column":
         prior = None if log_prior is None else log_prior.mT
         (product,) = map_strips(Adjoint(weighting), (key, prior, value), (query, valid))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -189,6 +189,7 @@ def attend(
     phi: str,
     normalization: str,
     log_prior: Float[Tensor, "*heads queries keys"] | None = None,
+    prior: tuple[Float[Tensor, "*heads queries rank"], Float[Tensor, "*heads keys rank"]] | None = None,
     mask: Bool[Tensor, "batch tokens"] | None = None,
     implementation: str = "auto",
 ) -> Float[Tensor, "batch heads queries features"]:
@@ -215,6 +216,8 @@ def attend(
             (ordinary attention), ``"all"`` both (Appendix C, trick 6); or ``"count"``, the number of keys.
         log_prior: :math:`\log \pi`, for positive φ. Minus infinity forbids a pair, as in causal attention; a row or
             column with nothing left is zero.
+        prior: another factor of the weights, in O(N) memory: :math:`q', k'` with
+            :math:`\log \pi_{ij} = q'_i \cdot k'_j` up to a constant, for positive φ and normalized responses.
         mask: true where a token is valid. Others neither attend nor are attended to, whatever they contain, and
             their output is zero.
         implementation: ``"auto"``, or one of :data:`IMPLEMENTATIONS`, which says what each is for.
@@ -232,11 +235,23 @@ def attend(
                   [0.6000]]]])
     """
     form = Form(combine, phi, normalization)
-    chosen = choose(check(query, key, value, form, log_prior, mask), implementation)
+    problem = check(query, key, value, form, log_prior, mask, prior)
     given = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
     working = torch.float32 if given in _HALF else given
     query, key, value = query.to(working), key.to(working), value.to(working)
     log_prior = None if log_prior is None else log_prior.to(working)
+    if prior is not None:
+        query, key = (
+            torch.cat((tokens, factor.to(working).expand(*tokens.shape[:-1], -1)), -1)
+            for tokens, factor in zip((query, key), prior, strict=True)
+        )
+        # The logarithm of the prior is one more inner product: where scores are weighted by exp, a part of them.
+        if (combine, phi) != ("product", "exp"):
+            form = replace(form, prior=prior[0].shape[-1])
+        problem = replace(
+            problem, form=form, dim=query.shape[-1], has_prior=form.prior > 0 or problem.has_prior
+        )
+    chosen = choose(problem, implementation)
     if mask is not None:
         padding = ~mask[:, None, :, None]
         query, key, value = (tensor.masked_fill(padding, 0.0) for tensor in (query, key, value))
@@ -256,7 +271,7 @@ def _compute(
     mask: Tensor | None,
 ) -> Tensor:
     if torch.compiler.is_compiling() and not chosen.traceable:
-        names = (form.combine, form.phi, form.normalization, chosen.name)
+        names = (form.combine, form.phi, form.normalization, form.prior, chosen.name)
         return opaque.attend(query, key, value, log_prior, mask, *names)
     return chosen.run(query, key, value, form, log_prior, mask)
 

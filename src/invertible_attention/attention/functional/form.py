@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invertible_attention.attention.functional.phi import PHI, Phi
 
-__all__ = ["Combine", "Form", "Normalization", "scores"]
+__all__ = ["Combine", "Form", "Normalization", "scores", "split_prior"]
 
 Combine = Literal["product", "sum"]
 Normalization = Literal["column", "row", "all", "count"]
@@ -25,6 +25,8 @@ class Form:
         phi: a name from :data:`~invertible_attention.attention.functional.phi.PHI`.
         normalization: what :math:`Z` sums over: ``"column"`` i, ``"row"`` j, ``"all"`` both; ``"count"`` divides by
             the number of keys.
+        prior: how many of the last features :math:`q', k'` of queries and keys are not scored but form a prior that
+            multiplies the weights, :math:`\pi_{ij} = e^{q'_i \cdot k'_j}`.
 
     Raises:
         ValueError: on an unknown name.
@@ -33,6 +35,7 @@ class Form:
     combine: str
     phi: str
     normalization: str
+    prior: int = 0
 
     def __post_init__(self) -> None:
         for name, given, known in (
@@ -71,3 +74,19 @@ def scores(
         The matrix of scores.
     """
     return left @ right.mT if combine == "product" else left + right.mT
+
+
+def split_prior(
+    tokens: Float[Tensor, "*batch n dim"], rank: int
+) -> tuple[Float[Tensor, "*batch n scored"], Float[Tensor, "*batch n rank"]]:
+    """Split queries or keys into the features that are scored and those of the prior.
+
+    Args:
+        tokens: queries or keys.
+        rank: number of features of the prior.
+
+    Returns:
+        Both parts.
+    """
+    scored = tokens.shape[-1] - rank
+    return tokens[..., :scored], tokens[..., scored:]

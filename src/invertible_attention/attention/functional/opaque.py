@@ -19,7 +19,7 @@ _IMPLEMENTATIONS: dict[str, Compute] = {}
 # Written out, because torch cannot read the annotations of functions whose arguments are checked at run time.
 _ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? log_prior, Tensor? mask, "
-    "str combine, str phi, str normalization, str implementation"
+    "str combine, str phi, str normalization, int prior, str implementation"
 )
 
 
@@ -43,10 +43,11 @@ def attend(
     combine: str,
     phi: str,
     normalization: str,
+    prior: int,
     implementation: str,
 ) -> Tensor:
     """Compute attention with the named implementation; differentiable once, like all of a compiled graph."""
-    form = Form(combine, phi, normalization)
+    form = Form(combine, phi, normalization, prior)
     return _IMPLEMENTATIONS[implementation](query, key, value, form, log_prior, mask).contiguous()
 
 
@@ -70,9 +71,10 @@ def _attend_backward(
     combine: str,
     phi: str,
     normalization: str,
+    prior: int,
     implementation: str,
 ) -> list[Tensor]:
-    compute, form = _IMPLEMENTATIONS[implementation], Form(combine, phi, normalization)
+    compute, form = _IMPLEMENTATIONS[implementation], Form(combine, phi, normalization, prior)
     differentiable = [query, key, value] if log_prior is None else [query, key, value, log_prior]
 
     def result(query: Tensor, key: Tensor, value: Tensor, log_prior: Tensor | None = None) -> Tensor:
@@ -99,7 +101,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     gradients = _attend_backward(cotangent, *ctx.saved_tensors, *ctx.names)
     to_prior = gradients[3] if len(gradients) == 4 else None
-    return (*gradients[:3], to_prior, None, None, None, None, None)
+    return (*gradients[:3], to_prior, *[None] * (1 + len(ctx.names)))
 
 
 attend.register_autograd(_backward, setup_context=_setup_context)

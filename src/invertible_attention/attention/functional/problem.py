@@ -24,7 +24,7 @@ class Problem:
         dim: features of a query.
         features: features of a value.
         device: where the data is.
-        has_prior: whether there is a positional prior.
+        has_prior: whether there is a prior beside the scores.
         has_mask: whether there is a padding mask.
     """
 
@@ -45,7 +45,13 @@ class Problem:
 
 
 def check(
-    query: Tensor, key: Tensor, value: Tensor, form: Form, log_prior: Tensor | None, mask: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    form: Form,
+    log_prior: Tensor | None,
+    mask: Tensor | None,
+    prior: tuple[Tensor, Tensor] | None = None,
 ) -> Problem:
     """Check the arguments of a call against each other.
 
@@ -56,9 +62,10 @@ def check(
         form: what is to be computed.
         log_prior: ``(queries, keys)`` or ``(heads, queries, keys)``.
         mask: ``(batch, tokens)``.
+        prior: ``(queries, rank)`` and ``(keys, rank)``, or with heads in front.
 
     Returns:
-        The problem.
+        The problem, the prior not yet in it.
 
     Raises:
         ValueError: naming the argument and its shape or dtype.
@@ -87,6 +94,8 @@ def check(
         raise ValueError(f'combine="sum" adds one number per token, got {query.shape[-1]} features')
     if log_prior is not None:
         _check_prior(query, key, form, log_prior)
+    if prior is not None:
+        _check_factors(query, key, form, prior)
     if mask is not None:
         _check_mask(query, key, mask)
     batch, heads, queries, dim = query.shape
@@ -109,6 +118,18 @@ def _check_prior(query: Tensor, key: Tensor, form: Form, log_prior: Tensor) -> N
     expected = (query.shape[1], query.shape[-2], key.shape[-2])
     if tuple(log_prior.shape) not in (expected, expected[1:]):
         raise ValueError(f"log_prior must be {expected} or {expected[1:]}, got {tuple(log_prior.shape)}")
+
+
+def _check_factors(query: Tensor, key: Tensor, form: Form, prior: tuple[Tensor, Tensor]) -> None:
+    if not form.positive or form.normalization == "count":
+        raise ValueError(f"a prior known up to a constant needs a positive, normalized response, got {form}")
+    rank = prior[0].shape[-1]
+    for tokens, factor in zip((query, key), prior, strict=True):
+        expected = (query.shape[1], tokens.shape[-2], rank)
+        if tuple(factor.shape) not in (expected, (1, *expected[1:]), expected[1:]):
+            raise ValueError(
+                f"a factor of the prior must be {expected} or {expected[1:]}, got {tuple(factor.shape)}"
+            )
 
 
 def _check_mask(query: Tensor, key: Tensor, mask: Tensor) -> None:

@@ -20,7 +20,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from invertible_attention.attention.functional.form import scores
+from invertible_attention.attention.functional.form import scores, split_prior
 from invertible_attention.attention.functional.precision import accurate
 from invertible_attention.attention.functional.strips import StripFunction, Tensors
 from invertible_attention.attention.functional.weighting import Weighting, Weights
@@ -118,7 +118,7 @@ class Gradient(StripFunction):
             logarithm, score = self._change_of_scores(weights, pairs, log_total[0] if log_total else None)
             if "log_prior" in self.strips:
                 found["log_prior"] = logarithm.sum_to_size(log_prior.shape)
-            self._change_of_tokens(found, score, x, y)
+            self._change_of_tokens(found, logarithm, score, x, y)
         return tuple(found[name] for name in self.strips), tuple(found[name] for name in self.wholes)
 
     def _change_of_scores(
@@ -134,19 +134,25 @@ class Gradient(StripFunction):
         if log_total is not None:
             centre = centre - log_total.to(centre.dtype)
         centre = weights.divide(centre)
-        if slope is weights.weight or "log_prior" in self.strips:
+        if slope is weights.weight or "log_prior" in self.strips or self.weighting.prior:
             weighted = torch.addcmul(weighted, weights.weight, centre, value=-1.0)
         return weighted, weighted if slope is weights.weight else slope * (pairs - centre)
 
-    def _change_of_tokens(self, found: dict[str, Tensor], score: Tensor, x: Tensor, y: Tensor) -> None:
-        """Gradients with respect to the tokens from those with respect to the scores."""
-        if self.weighting.combine == "sum":
-            found["x"], found["y"] = score.sum(-1, keepdim=True), score.sum(-2)[..., None]
-            return
+    def _change_of_tokens(
+        self, found: dict[str, Tensor], logarithm: Tensor, score: Tensor, x: Tensor, y: Tensor
+    ) -> None:
+        """Gradients with respect to the tokens from those with respect to the logarithms and the scores."""
+        rank = self.weighting.prior
+        (x, prior_x), (y, prior_y) = split_prior(x, rank), split_prior(y, rank)
+        by_sum = self.weighting.combine == "sum"
         if "x" in self.strips:
-            found["x"] = score @ y
+            found["x"] = score.sum(-1, keepdim=True) if by_sum else score @ y
+            if rank:
+                found["x"] = torch.cat((found["x"], logarithm @ prior_y), -1)
         if "y" in self.wholes:
-            found["y"] = score.mT @ x
+            found["y"] = score.sum(-2)[..., None] if by_sum else score.mT @ x
+            if rank:
+                found["y"] = torch.cat((found["y"], logarithm.mT @ prior_x), -1)
 
 
 class _Tangent(StripFunction):
@@ -158,12 +164,10 @@ class _Tangent(StripFunction):
         (x, log_prior, *_), (y, valid, *_) = strips, wholes
         dx, to_prior, dy = self.tangents(strips, wholes)
         weights = self.weighting.weigh(x, y, log_prior, valid, slope=True)
-        combine = self.weighting.combine
         change = None
         if dx is not None or dy is not None:
             dx, dy = torch.zeros_like(x) if dx is None else dx, torch.zeros_like(y) if dy is None else dy
-            score = dx + dy.mT if combine == "sum" else scores(combine, dx, y) + scores(combine, x, dy)
-            change = cast(Tensor, weights.slope) * score
+            change = self._by_tokens(weights, x, y, dx, dy)
         if to_prior is not None:
             by_prior = weights.weight * to_prior
             change = by_prior if change is None else change + by_prior
@@ -173,6 +177,14 @@ class _Tangent(StripFunction):
             return weights, change, None
         rate = weights.divide(change.sum(-1, keepdim=True))
         return weights, torch.addcmul(change, weights.weight, rate, value=-1.0), rate
+
+    def _by_tokens(self, weights: Weights, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+        combine, rank = self.weighting.combine, self.weighting.prior
+        (x, prior_x), (y, prior_y) = split_prior(x, rank), split_prior(y, rank)
+        (dx, prior_dx), (dy, prior_dy) = split_prior(dx, rank), split_prior(dy, rank)
+        score = dx + dy.mT if combine == "sum" else scores(combine, dx, y) + scores(combine, x, dy)
+        change = cast(Tensor, weights.slope) * score
+        return change + weights.weight * (prior_dx @ prior_y.mT + prior_x @ prior_dy.mT) if rank else change
 
     @staticmethod
     def tangents(strips: Tensors, wholes: Tensors) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from invertible_attention.attention.functional.form import Form, scores
+from invertible_attention.attention.functional.form import Form, scores, split_prior
 from invertible_attention.attention.functional.phi import PositivePhi
 
 __all__ = ["attend", "response_matrix"]
@@ -43,12 +43,15 @@ def response_matrix(
     Returns:
         The response matrix. A row, column or matrix whose weights are all zero stays zero.
     """
+    (query, prior_query), (key, prior_key) = split_prior(query, form.prior), split_prior(key, form.prior)
     score = scores(form.combine, query, key)
+    by_factors = prior_query @ prior_key.mT if form.prior else None
     pair = None if mask is None else mask[:, None, :, None] & mask[:, None, None, :]
     if form.normalization != "count" and isinstance(form.function, PositivePhi):
-        return _normalize_logarithm(form, _log_weight(form.function, score, log_prior, pair), log_prior, mask)
-    if log_prior is not None and isinstance(form.function, PositivePhi):
-        weight = torch.exp(_log_weight(form.function, score, log_prior, None))
+        logarithm = _log_weight(form.function, score, (log_prior, by_factors), pair)
+        return _normalize_logarithm(form, logarithm, log_prior, mask)
+    if (form.prior or log_prior is not None) and isinstance(form.function, PositivePhi):
+        weight = torch.exp(_log_weight(form.function, score, (log_prior, by_factors), None))
     else:
         weight = form.function.weight(score)
     if pair is not None:
@@ -56,10 +59,12 @@ def response_matrix(
     return _normalize_weight(form, weight, mask)
 
 
-def _log_weight(phi: PositivePhi, score: Tensor, log_prior: Tensor | None, pair: Tensor | None) -> Tensor:
+def _log_weight(
+    phi: PositivePhi, score: Tensor, priors: tuple[Tensor | None, ...], pair: Tensor | None
+) -> Tensor:
     logarithm = phi.log(score)
-    if log_prior is not None:
-        logarithm = logarithm + log_prior
+    for log_prior in priors:
+        logarithm = logarithm if log_prior is None else logarithm + log_prior
     return logarithm if pair is None else logarithm.masked_fill(~pair, -torch.inf)
 
 

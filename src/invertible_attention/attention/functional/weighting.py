@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from invertible_attention.attention.functional.form import scores
+from invertible_attention.attention.functional.form import scores, split_prior
 from invertible_attention.attention.functional.phi import PHI, PositivePhi
 from invertible_attention.attention.functional.precision import accurate
 
@@ -45,11 +45,13 @@ class Weighting:
         combine: how scores are formed.
         phi: the function applied to them.
         normalized: whether a row is divided by its sum.
+        prior: number of features that form a prior; see :class:`.form.Form`.
     """
 
     combine: str
     phi: str
     normalized: bool = True
+    prior: int = 0
 
     def weigh(
         self,
@@ -75,6 +77,11 @@ class Weighting:
             The weights.
         """
         phi = PHI[self.phi]
+        guarded = log_prior is not None or valid is not None
+        if self.prior:
+            (x, prior_x), (y, prior_y) = split_prior(x, self.prior), split_prior(y, self.prior)
+            prior = prior_x @ prior_y.mT
+            log_prior = prior if log_prior is None else log_prior + prior
         score = scores(self.combine, x, y)
         if not (self.normalized and isinstance(phi, PositivePhi)):
             return self._linear(score, log_prior, valid, slope)
@@ -85,7 +92,6 @@ class Weighting:
             logarithm = logarithm + log_prior
         if valid is not None:
             logarithm = logarithm.masked_fill(~valid.mT, -torch.inf)
-        guarded = log_prior is not None or valid is not None
         if log_total:
             weight, total, logarithm_of_total = _with_log_total(logarithm, guarded=guarded)
         else:
