@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from invertible_attention._mask import valid_values
 from invertible_attention.bijection import Bijection, refuse_unused
+from invertible_attention.lipschitz.bind import bind
 from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound
 from invertible_attention.logdet import LogDetEstimator, RussianRoulette
 from invertible_attention.solvers import (
@@ -101,12 +101,16 @@ class Residual(Bijection):
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Upper bound of the Lipschitz constant of the branch; ``inf`` where nothing is promised."""
+        return self._bound_of(self.branch)
+
+    def _bound_of(self, branch: Callable[..., Tensor]) -> Float[Tensor, ""]:
         if self.lipschitz is not None:
             return torch.tensor(self.lipschitz)
-        if hasattr(self.branch, "lipschitz_bound"):
-            return self.branch.lipschitz_bound()  # pyright: ignore[reportCallIssue]
+        own = getattr(branch, "lipschitz_bound", None)
+        if own is not None:
+            return own()
         try:
-            return lipschitz_upper_bound(self.branch)
+            return lipschitz_upper_bound(branch if isinstance(branch, nn.Module) else self.branch)
         except ValueError:
             return torch.tensor(torch.inf)
 
@@ -175,12 +179,11 @@ class Residual(Bijection):
         own = getattr(self.branch, "solve", None)
         if own is not None:
             return own(z, args, self.solver)
-        with torch.no_grad(), parametrize.cached():
-            branch, bound = self._constrained()
-            solution = self.solver.solve(branch, z, args, lipschitz=bound)
+        branch, bound = self._constrained()
+        solution = self.solver.solve(branch, z, args, lipschitz=bound)
         if not self._needs_gradient(z, args):
             return solution
-        value = implicit_gradient(self.branch, solution.value, z, args, solver=self.solver)
+        value = implicit_gradient(branch, solution.value, z, args, solver=self.solver)
         return replace(solution, value=value)
 
     def forward_and_logdet(
@@ -211,7 +214,7 @@ class Residual(Bijection):
             x,
             self._args(context, mask),
             # Backward ends at weights that were computed already: what is behind them may be shared with other blocks.
-            parameters=(*self.branch.parameters(), *getattr(branch, "constrained", ())),
+            parameters=tuple((branch if isinstance(branch, nn.Module) else self.branch).parameters()),
             lipschitz=bound,
             training=self.training,
         )
@@ -225,13 +228,12 @@ class Residual(Bijection):
     def _constrained(self) -> tuple[Callable[..., Tensor], Float[Tensor, ""]]:
         """Return the branch with its weights computed, and its bound: they come from the same norms."""
         branch = self._bind()
-        own = getattr(branch, "lipschitz_bound", None)
-        known = self.lipschitz is not None or type(self).lipschitz_bound is not Residual.lipschitz_bound
-        return branch, self.lipschitz_bound() if known or own is None else own()
+        overridden = type(self).lipschitz_bound is not Residual.lipschitz_bound
+        return branch, self.lipschitz_bound() if overridden else self._bound_of(branch)
 
     def _bind(self) -> Callable[..., Tensor]:
-        bind = getattr(self.branch, "bind", None)
-        return self.branch if bind is None else bind()
+        own = getattr(self.branch, "bind", None)
+        return bind(self.branch) if own is None else own()
 
     def _args(self, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_unused(self, context=context, mask=mask)

@@ -98,8 +98,8 @@ def test_in_low_precision_the_bound_is_that_of_the_rounded_weights(
 ):
     torch.manual_seed(seed)
     layer = make(response, normalization, heads, bias, scale=math.exp(log_scale)).to(dtype)
-    low = layer.branch._log_bound().double()
-    exact = layer.double().branch._log_bound()
+    low = layer.branch.scale.log_bound.double()
+    exact = layer.double().branch.scale.log_bound
     # Never below, or the certificate would not hold; and above by no more than it allows for rounding.
     assert exact - 1e-12 <= low <= exact + 1e-3 * (1 + exact.abs())
 

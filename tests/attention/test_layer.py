@@ -43,7 +43,7 @@ def reference(layer, x):
     attended = weight / weight.sum(axis, keepdim=True) @ (tokens @ branch.value_weight.T)
     out = attended @ branch.out_weight.T
     n = tokens.shape[1]
-    scale = 0.9 / (branch._log_bound().exp() / (n if branch.normalization == "all" else 1))
+    scale = 0.9 / (branch.scale.log_bound.exp() / (n if branch.normalization == "all" else 1))
     return x + (out * scale.clamp(max=1.0)).mT.reshape(x.shape)
 
 

@@ -17,9 +17,10 @@ from invertible_attention._initialize import refuse_inside_transform
 from invertible_attention._mask import flat_mask
 from invertible_attention.attention.constraints import Certified, Constraint, Relaxed
 from invertible_attention.attention.context import ContextTokens, make_context
-from invertible_attention.attention.evaluation import Evaluation, Norms, Weights, working, working_dtype
+from invertible_attention.attention.evaluation import Evaluation, Norms, Scale, working, working_dtype
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Gaussian, Response, is_positive, make_response
+from invertible_attention.lipschitz.bind import is_bound
 from invertible_attention.lipschitz.certificate import Normalization
 from invertible_attention.lipschitz.gram import exact_arithmetic
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
@@ -32,7 +33,7 @@ Image = Float[Tensor, "batch channels *spatial"]
 _JUST_ABOVE = 1.001
 
 
-class AttentionBranch(nn.Module):
+class AttentionBranch(Evaluation):
     r"""Attention over all positions, :math:`g(x)_i = W_L \sum_j R_{ij} W_F \hat x_j`.
 
     Args:
@@ -57,7 +58,6 @@ class AttentionBranch(nn.Module):
 
     log_radius: Tensor | None
     initialized: Tensor
-    uses_mask = True
 
     def __init__(
         self,
@@ -137,11 +137,6 @@ class AttentionBranch(nn.Module):
         assert self.log_radius is not None
         self.response.rescale(self.log_radius.exp(), cast(Normalization, self.normalization))
 
-    @property
-    def uses_context(self) -> bool:
-        """Whether the branch is called with a context."""
-        return self.context is not None
-
     @torch.no_grad()
     def initialize(self, x: Image, *, mask: Tensor | None = None) -> None:
         """Set the radius to just above the largest token norm of ``x``, and scale the response so that log M ≈ 1.
@@ -172,20 +167,6 @@ class AttentionBranch(nn.Module):
         """ρ, the radius of the ball tokens are projected on; ``None`` without a certificate."""
         return None if self.log_radius is None else self.log_radius.exp()
 
-    def bind(self) -> Evaluation:
-        """Compute the constrained weights once; return the branch as a function of ``x``."""
-        return Evaluation(
-            self._weights(),
-            self.response,
-            self.constraint,
-            self.normalization,
-            self.heads,
-            self.position_prior,
-            self.context,
-            self.causal,
-            self.implementation,
-        )
-
     def forward(self, x: Image, context: Tensor | None = None, mask: Tensor | None = None) -> Image:
         """Return ``g(x)``, of the shape of ``x``, computed and returned in float32 or better, also under autocast.
 
@@ -197,14 +178,9 @@ class AttentionBranch(nn.Module):
         Raises:
             ValueError: If context or mask do not fit.
         """
-        if not self._initialized:
+        if not self._initialized and not is_bound(self):
             self.initialize(x, mask=mask)
-        return self.bind()(x, context, mask)
-
-    def lipschitz_bound(self) -> Float[Tensor, ""]:
-        """Upper bound of the Lipschitz constant in the Euclidean norm; ``inf`` where nothing is promised."""
-        with exact_arithmetic(self.initialized):
-            return self._promise(self._log_bound())
+        return self.bind().evaluate(x, context, mask)
 
     def _promise(self, log_bound: Float[Tensor, ""]) -> Float[Tensor, ""]:
         tokens = isinstance(self.context, ContextTokens)
@@ -213,25 +189,18 @@ class AttentionBranch(nn.Module):
             log_bound = torch.full_like(log_bound, torch.inf)
         return self.constraint.lipschitz_bound(log_bound)
 
-    def _weights(self) -> Weights:
+    def compute_scale(self) -> Scale:
+        """Return the certificate, from the norms of the weights as they are now."""
         with exact_arithmetic(self.initialized):
             norms = self._norms()
-            log_bound = self._log_bound(norms)
-            return Weights(
-                value=working(self.value_weight),
-                value_bias=None if self.value_bias is None else working(self.value_bias),
-                out=working(self.out_weight),
-                out_bias=None if self.out_bias is None else working(self.out_bias),
-                radius=None if self.log_radius is None else working(self.log_radius).exp(),
+            # For "all" the factor 1/N is still missing.
+            log_bound = torch.zeros((), device=self.out_weight.device) if norms is None else norms.log_bound()
+            return Scale(
+                radius=None if norms is None else norms.radius,
                 norms=norms,
                 log_bound=log_bound,
                 lipschitz_bound=self._promise(log_bound),
             )
-
-    def _log_bound(self, norms: Norms | None = None) -> Float[Tensor, ""]:
-        """Logarithm of ‖W_L‖₂ L(A); for ``"all"`` with the factor 1/N still missing."""
-        norms = self._norms() if norms is None else norms
-        return torch.zeros((), device=self.out_weight.device) if norms is None else norms.log_bound()
 
     def _norms(self) -> Norms | None:
         if self.log_radius is None:

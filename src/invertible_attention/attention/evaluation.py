@@ -2,6 +2,7 @@ r"""What an attention branch computes once its weights are known."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from invertible_attention.attention.mean_field import LinearPart
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Response
 from invertible_attention.attention.visibility import Spread, Visibility
+from invertible_attention.lipschitz.bind import Bindable
 from invertible_attention.lipschitz.certificate import (
     Normalization,
     ScoreBounds,
@@ -25,7 +27,7 @@ from invertible_attention.lipschitz.certificate import (
 )
 from invertible_attention.lipschitz.gram import exact_arithmetic
 
-__all__ = ["Evaluation", "Norms", "Weights", "linear", "project_on_ball", "working", "working_dtype"]
+__all__ = ["Evaluation", "Norms", "Scale", "linear", "project_on_ball", "working", "working_dtype"]
 
 Image = Float[Tensor, "batch channels *spatial"]
 
@@ -61,25 +63,23 @@ class Norms:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Everything that depends on the weights alone, computed once and used for many evaluations."""
+class Scale:
+    """What limits the branch: it depends on the weights alone, and is computed once for many evaluations."""
 
-    value: Float[Tensor, "channels channels"]
-    value_bias: Float[Tensor, " channels"] | None
-    out: Float[Tensor, "channels channels"]
-    out_bias: Float[Tensor, " channels"] | None
     radius: Float[Tensor, ""] | None
     norms: Norms | None
     log_bound: Float[Tensor, ""]
     lipschitz_bound: Float[Tensor, ""]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The branch as a function of its input, around weights that are computed already.
+class Evaluation(Bindable, ABC):
+    """What an attention branch computes, wherever its weights and its scale come from.
 
-    Args:
-        weights: The constrained weights.
+    Attributes:
+        value_weight: :math:`W_F` of all heads.
+        value_bias: :math:`b_F`, or ``None``.
+        out_weight: :math:`W_L`.
+        out_bias: :math:`b_L`, or ``None``.
         response: Scores pairs of tokens.
         constraint: Says by what factor the branch is scaled.
         normalization: As in :class:`.branch.AttentionBranch`, like the following.
@@ -90,7 +90,10 @@ class Evaluation:
         implementation: How attention is computed.
     """
 
-    weights: Weights
+    value_weight: Tensor
+    value_bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor | None
     response: Response
     constraint: Constraint
     normalization: str
@@ -99,12 +102,32 @@ class Evaluation:
     context: Context | None
     causal: bool
     implementation: str
+    uses_mask = True
+    _scale: Scale | None = None
+
+    @property
+    def uses_context(self) -> bool:
+        """Whether the branch is called with a context."""
+        return self.context is not None
+
+    @abstractmethod
+    def compute_scale(self) -> Scale:
+        """Return what the branch is scaled by, from its weights as they are now."""
+
+    @property
+    def scale(self) -> Scale:
+        """What the branch is scaled by: of a bound branch the one it was bound with."""
+        return self.compute_scale() if self._scale is None else self._scale
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:
-        """What the branch promises, from the norms its scale is computed from."""
-        return self.weights.lipschitz_bound
+        """Upper bound of the Lipschitz constant in the Euclidean norm; ``inf`` where nothing is promised."""
+        return self.scale.lipschitz_bound
 
-    def __call__(self, x: Image, context: Tensor | None = None, mask: Tensor | None = None) -> Image:
+    def prepare(self) -> None:
+        """Compute the scale."""
+        self._scale = self.compute_scale()
+
+    def evaluate(self, x: Image, context: Tensor | None, mask: Tensor | None) -> Image:
         """Return ``g(x)``; see :meth:`.branch.AttentionBranch.forward`."""
         with exact_arithmetic(x):
             return self._evaluate(x, context, mask)
@@ -143,20 +166,20 @@ class Evaluation:
         """
         if self.causal or self.normalization == "count":
             return None
-        weights = self.weights
-        dtype = torch.promote_types(working_dtype(x.dtype), weights.value.dtype)
+        scale = self.scale
+        dtype = torch.promote_types(working_dtype(x.dtype), self.value_weight.dtype)
         with exact_arithmetic(x):
             mask = None if mask is None else flat_mask(mask, x)
             given = self._given(context, x.shape[0], dtype)
             visibility = self._visibility(x, mask, given)
             log_prior = None if visibility.complete else self._log_prior(x, visibility, dtype)
-            gain = torch.as_tensor(self._gain(visibility, log_prior), dtype=dtype, device=x.device)
+            gain = torch.as_tensor(self._gain(scale, visibility, log_prior), dtype=dtype, device=x.device)
             # Context tokens take part of what a row, or the whole, sums to.
             if self.normalization != "column" and visibility.sources:
                 gain = gain / torch.as_tensor(visibility.crowding(), dtype=dtype, device=x.device)
             if self.normalization == "all":
                 gain = gain / (visibility.tokens if mask is None else mask.sum(1).clamp_min(1))
-            out, value = weights.out.to(dtype), weights.value.to(dtype)
+            out, value = self.out_weight.to(dtype), self.value_weight.to(dtype)
             prior = self.position_prior
             kernel = None if prior is None or mask is not None else prior.kernel(x.shape[2:])
             if kernel is None:
@@ -187,8 +210,8 @@ class Evaluation:
         return visibility.log_prior(dtype, x.device, prior)
 
     def _evaluate(self, x: Image, context: Tensor | None, mask: Tensor | None) -> Image:
-        weights = self.weights
-        dtype = torch.promote_types(working_dtype(x.dtype), weights.value.dtype)
+        scale = self.scale
+        dtype = torch.promote_types(working_dtype(x.dtype), self.value_weight.dtype)
         tokens = x.flatten(2).transpose(1, 2).to(dtype)
         given = self._given(context, x.shape[0], dtype)
         if mask is not None:
@@ -196,27 +219,25 @@ class Evaluation:
             tokens = tokens.masked_fill(~mask[..., None], 0.0)
         visibility = self._visibility(x, mask, given)
         log_prior = self._log_prior(x, visibility, dtype)
-        attended = self._attend(tokens, given, visibility, log_prior)
+        attended = self._attend(scale, tokens, given, visibility, log_prior)
         out = attended.transpose(1, 2).flatten(2)
-        gain = self._gain(visibility, log_prior)
+        gain = self._gain(scale, visibility, log_prior)
         if isinstance(gain, Tensor) and gain.ndim:
             out, gain = out * gain.to(dtype)[:, None, None], 1.0
-        out = linear(out, weights.out * gain, weights.out_bias)
+        out = linear(out, working(self.out_weight) * gain, self.out_bias)
         out = out if given.out is None else out + given.out
         if mask is not None:
             out = out.masked_fill(~mask[..., None], 0.0)
         return out.transpose(1, 2).reshape(x.shape)
 
     def _attend(
-        self, tokens: Tensor, given: Given, visibility: Visibility, log_prior: Tensor | None
+        self, scale: Scale, tokens: Tensor, given: Given, visibility: Visibility, log_prior: Tensor | None
     ) -> Float[Tensor, "batch heads tokens features"]:
-        weights = self.weights
-
         def see(shift: Tensor | None) -> Tensor:
             moved = tokens if shift is None else tokens + shift
             if given.sources is not None:
                 moved = torch.cat([moved, given.sources], 1)
-            return moved if weights.radius is None else project_on_ball(moved, weights.radius)
+            return moved if scale.radius is None else project_on_ball(moved, scale.radius)
 
         as_query = see(given.query)
         as_key = as_query if given.key is None else see(given.key)
@@ -224,7 +245,7 @@ class Evaluation:
         if visibility.sources and not visibility.square:
             as_query = as_query[:, : visibility.tokens]
         query, key = self.response(as_query, as_key)
-        value = linear(as_value, weights.value, weights.value_bias)
+        value = linear(as_value, self.value_weight, self.value_bias)
         attended = attend(
             query,
             key,
@@ -238,20 +259,19 @@ class Evaluation:
         )
         return attended[:, :, : visibility.tokens] if visibility.square else attended
 
-    def _gain(self, visibility: Visibility, log_prior: Tensor | None) -> Tensor | float:
-        weights = self.weights
-        log_bound = weights.log_bound
-        if weights.norms is not None and self.position_prior is not None and not visibility.complete:
+    def _gain(self, scale: Scale, visibility: Visibility, log_prior: Tensor | None) -> Tensor | float:
+        norms, log_bound = scale.norms, scale.log_bound
+        if norms is not None and self.position_prior is not None and not visibility.complete:
             assert log_prior is not None
-            seen = weights.norms.log_bound(visibility.spread(log_prior, self.normalization))
+            seen = norms.log_bound(visibility.spread(log_prior, self.normalization))
             if self.normalization == "all":
                 return self.constraint.gain(seen)
             # What was promised without knowing what is seen is kept, also where it is less than the limit.
             return self.constraint.gain(log_bound) * (log_bound - seen).clamp_max(0.0).exp()
-        if weights.norms is not None and visibility.sources and self.normalization == "column":
+        if norms is not None and visibility.sources and self.normalization == "column":
             crowding = visibility.crowding()
             crowding = crowding[:, None] if isinstance(crowding, Tensor) else crowding
-            log_bound = weights.norms.log_bound(Spread(crowding))
+            log_bound = norms.log_bound(Spread(crowding))
         if self.normalization == "all":
             log_bound = log_bound - visibility.log_count()
         return self.constraint.gain(log_bound)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from invertible_attention.attention.branch import AttentionBranch
 from invertible_attention.attention.constraints import Constraint, Unconstrained
 from invertible_attention.attention.context import ContextTokens
-from invertible_attention.attention.evaluation import Evaluation, Norms, Weights
+from invertible_attention.attention.evaluation import Evaluation, Norms, Scale
 from invertible_attention.lipschitz.certificate import Normalization, ScoreBounds
 
 __all__ = ["PlainAttentionBranch", "bake_parametrizations"]
@@ -21,7 +21,7 @@ __all__ = ["PlainAttentionBranch", "bake_parametrizations"]
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class PlainAttentionBranch(nn.Module):
+class PlainAttentionBranch(Evaluation):
     """The function of an :class:`AttentionBranch` as it is now, with weights that are used as they are stored.
 
     No weight is normed at run time. Changing the weights afterwards may break the contraction; nothing would notice.
@@ -39,7 +39,6 @@ class PlainAttentionBranch(nn.Module):
 
     radius: Tensor | None
     norms: Tensor | None
-    uses_mask = True
 
     def __init__(self, branch: AttentionBranch) -> None:
         super().__init__()
@@ -47,51 +46,33 @@ class PlainAttentionBranch(nn.Module):
             raise ValueError("call the layer once on data first: its radius is not set")
         self.constraint: Constraint = Unconstrained()
         with torch.no_grad():
-            weights = branch.bind().weights
-            self.value_weight = nn.Parameter(weights.value.clone())
-            self.value_bias = None if weights.value_bias is None else nn.Parameter(weights.value_bias.clone())
-            norms = weights.norms if _scale_depends_on_what_is_seen(branch) else None
-            gain = branch.constraint.gain(weights.log_bound)
+            bound = branch.bind()
+            scale = bound.scale
+            self.value_weight = nn.Parameter(bound.value_weight.clone())
+            self.value_bias = None if bound.value_bias is None else nn.Parameter(bound.value_bias.clone())
+            norms = scale.norms if _scale_depends_on_what_is_seen(branch) else None
+            gain = branch.constraint.gain(scale.log_bound)
             if norms is not None:
                 gain, self.constraint = 1.0, branch.constraint
             self.register_buffer("norms", None if norms is None else _pack(norms))
-            self.out_weight = nn.Parameter((weights.out * gain).clone())
-            self.out_bias = None if weights.out_bias is None else nn.Parameter(weights.out_bias.clone())
-            self.register_buffer("radius", None if weights.radius is None else weights.radius.clone())
+            self.out_weight = nn.Parameter((bound.out_weight * gain).clone())
+            self.out_bias = None if bound.out_bias is None else nn.Parameter(bound.out_bias.clone())
+            self.register_buffer("radius", None if scale.radius is None else scale.radius.clone())
         self.response = bake_parametrizations(copy.deepcopy(branch.response))
         self.position_prior = copy.deepcopy(branch.position_prior)
         self.context = copy.deepcopy(branch.context)
         self.normalization, self.heads, self.causal = branch.normalization, branch.heads, branch.causal
         self.implementation = branch.implementation
 
-    @property
-    def uses_context(self) -> bool:
-        """Whether the branch is called with a context."""
-        return self.context is not None
-
-    def bind(self) -> Evaluation:
-        """Return the branch as a function of ``x``."""
+    def compute_scale(self) -> Scale:
+        """Return the scale that is left: none, or that of the norms that are kept."""
         norms = None if self.norms is None else self._unpack(self.norms)
-        weights = Weights(
-            value=self.value_weight,
-            value_bias=self.value_bias,
-            out=self.out_weight,
-            out_bias=self.out_bias,
+        device = self.out_weight.device
+        return Scale(
             radius=self.radius,
             norms=norms,
-            log_bound=torch.zeros((), device=self.out_weight.device) if norms is None else norms.log_bound(),
-            lipschitz_bound=torch.full((), torch.inf, device=self.out_weight.device),
-        )
-        return Evaluation(
-            weights,
-            self.response,
-            self.constraint,
-            self.normalization,
-            self.heads,
-            self.position_prior,
-            self.context,
-            self.causal,
-            self.implementation,
+            log_bound=torch.zeros((), device=device) if norms is None else norms.log_bound(),
+            lipschitz_bound=torch.full((), torch.inf, device=device),
         )
 
     def forward(
@@ -101,7 +82,7 @@ class PlainAttentionBranch(nn.Module):
         mask: Tensor | None = None,
     ) -> Float[Tensor, "batch channels *spatial"]:
         """Return ``g(x)``."""
-        return self.bind()(x, context, mask)
+        return self.bind().evaluate(x, context, mask)
 
     def _unpack(self, packed: Float[Tensor, "6 heads"]) -> Norms:
         assert self.radius is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from invertible_attention._mask import valid_values
 from invertible_attention.bijection import refuse_unused
 from invertible_attention.flows.activations import make_activation
+from invertible_attention.lipschitz.bind import Bindable
 from invertible_attention.lipschitz.parametrize import constrain
-from invertible_attention.lipschitz.together import constrained_weight
 
 __all__ = ["LipschitzBranch", "LipschitzConvBranch", "LipschitzLinearBranch"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class LipschitzBranch(nn.Module):
+class LipschitzBranch(Bindable):
     r"""Affine layers with a norm of at most ``coefficient`` each, and 1-Lipschitz activations between.
 
     Its Lipschitz constant is at most :math:`\text{coefficient}^n` with :math:`n` affine layers.
@@ -67,10 +67,6 @@ class LipschitzBranch(nn.Module):
         rounding = torch.finfo(torch.get_default_dtype()).eps
         return torch.tensor(self.coefficient ** len(self.layers) * (1 + rounding))
 
-    def bind(self) -> BoundBranch:
-        """Compute the constrained weights once; return the branch as a function of ``x``."""
-        return BoundBranch(self)
-
     def forward(
         self, x: Float[Tensor, "batch *event"], context: Tensor | None = None, mask: Tensor | None = None
     ) -> Float[Tensor, "batch *event"]:
@@ -84,7 +80,21 @@ class LipschitzBranch(nn.Module):
         Raises:
             ValueError: For a context, and for a mask that the branch does not take.
         """
-        return self.bind()(x, context, mask)
+        refuse_unused(self, context=context, mask=mask)
+        padding = None if mask is None else ~valid_values(mask, x)
+        return self.bind().evaluate(x, padding)
+
+    def evaluate(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """Return ``g(x)``, computed in ``float32`` or better, with zeros where ``padding`` is true."""
+        activations = iter(self.activations)
+        x = _working(x if padding is None else x.masked_fill(padding, 0.0))
+        for i, layer in enumerate(self.layers):
+            if i > 0 or self.preactivation:
+                x = next(activations)(x)
+            x = _affine(layer, x)
+            # As at the border of the image: what is beyond is zero at every layer.
+            x = x if padding is None else x.masked_fill(padding, 0.0)
+        return x
 
 
 class LipschitzConvBranch(LipschitzBranch):
@@ -192,52 +202,11 @@ class LipschitzLinearBranch(LipschitzBranch):
         )
         self.dim = dim
 
-    def bind(self) -> BoundBranch:
-        """Compute the constrained weights once; return the branch as a function of ``x``."""
-        return _FlatBoundBranch(self)
-
-
-class BoundBranch:
-    """A branch whose constrained weights are computed.
-
-    Args:
-        branch: The branch.
-
-    Attributes:
-        constrained: Its weights.
-    """
-
-    def __init__(self, branch: LipschitzBranch) -> None:
-        self.branch = branch
-        self.constrained = tuple(_working(constrained_weight(layer)) for layer in branch.layers)
-        self._affine = [
-            _bind_affine(layer, weight) for layer, weight in zip(branch.layers, self.constrained, strict=True)
-        ]
-
-    def __call__(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Return ``g(x)``; see :meth:`LipschitzBranch.forward`."""
-        refuse_unused(self.branch, context=context, mask=mask)
-        padding = None if mask is None else ~valid_values(mask, x)
-        activations = iter(self.branch.activations)
-        x = _working(x if padding is None else x.masked_fill(padding, 0.0))
-        for i, layer in enumerate(self._affine):
-            if i > 0 or self.branch.preactivation:
-                x = next(activations)(x)
-            x = layer(x)
-            # As at the border of the image: what is beyond is zero at every layer.
-            x = x if padding is None else x.masked_fill(padding, 0.0)
-        return x
-
-
-class _FlatBoundBranch(BoundBranch):
-    """A branch of vectors, applied to whole samples."""
-
-    branch: LipschitzLinearBranch
-
-    def __call__(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        if x[0].numel() != self.branch.dim:
-            raise ValueError(f"expected samples of {self.branch.dim} values, got shape {tuple(x.shape)}")
-        return super().__call__(x.flatten(1), context, mask).reshape(x.shape)
+    def evaluate(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """Return ``g(x)`` of the flattened samples, in their shape."""
+        if x[0].numel() != self.dim:
+            raise ValueError(f"expected samples of {self.dim} values, got shape {tuple(x.shape)}")
+        return super().evaluate(x.flatten(1), padding).reshape(x.shape)
 
 
 def _working(tensor: Tensor) -> Tensor:
@@ -252,9 +221,12 @@ def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
     return list(pairwise(sizes))
 
 
-def _bind_affine(layer: nn.Module, weight: Tensor) -> Callable[[Tensor], Tensor]:
-    bias = _working(cast(Tensor, layer.bias))
+def _affine(layer: nn.Module, x: Tensor) -> Tensor:
+    weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
+    if weight.dtype == _working(weight).dtype:
+        return layer(x)
+    # Under compilation, where a branch is not bound to weights of the precision it computes in.
     if isinstance(layer, nn.Linear):
-        return lambda x: F.linear(x, weight, bias)
+        return F.linear(x, _working(weight), _working(bias))
     assert isinstance(layer, _CONVOLUTIONS)
-    return lambda x: layer._conv_forward(x, weight, bias)
+    return layer._conv_forward(x, _working(weight), _working(bias))

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from invertible_attention.bijection import Bijection, Event, given, refuse_unused
-from invertible_attention.lipschitz.together import constrained_together
+from invertible_attention.flows.bound import bound_blocks
 
 __all__ = ["Sequential"]
 
@@ -61,9 +61,8 @@ class Sequential(Bijection):
 
     def forward(self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return ``z = f(x)``."""
-        with constrained_together(self):
-            for bijection, keywords in self._given(context, mask):
-                x = bijection(x, **keywords)
+        for bijection, keywords in self._given(context, mask):
+            x = bijection(x, **keywords)
         return x
 
     def inverse(self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -77,11 +76,10 @@ class Sequential(Bijection):
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f(x)`` and ``log|det ∂f/∂x|`` per sample."""
         (first, keywords), *others = self._given(context, mask)
-        with constrained_together(self):
-            x, total = first.forward_and_logdet(x, **keywords)
-            for bijection, keywords in others:
-                x, logdet = bijection.forward_and_logdet(x, **keywords)
-                total = total + logdet
+        x, total = first.forward_and_logdet(x, **keywords)
+        for bijection, keywords in others:
+            x, logdet = bijection.forward_and_logdet(x, **keywords)
+            total = total + logdet
         return x, total
 
     def inverse_and_logdet(
@@ -104,10 +102,13 @@ class Sequential(Bijection):
     def _given(
         self, context: Tensor | None, mask: Tensor | None
     ) -> list[tuple[Bijection, dict[str, Tensor]]]:
-        """Return every part with the keyword arguments it is called with: the mask of its own input."""
+        """Return every part with the keyword arguments it is called with: the mask of its own input.
+
+        The constraints of all blocks are evaluated, together and once for the pass.
+        """
         refuse_unused(self, context=context)
         parts = []
-        for bijection in self:
+        for bijection in bound_blocks(list(self)):
             theirs = context if context is not None and bijection.uses_context else None
             parts.append((bijection, given(bijection, context=theirs, mask=mask)))
             if mask is not None:

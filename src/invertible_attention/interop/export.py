@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from invertible_attention.attention import AttentionBranch
 from invertible_attention.attention.plain import PlainAttentionBranch, bake_parametrizations
 from invertible_attention.bijection import Bijection, Event, given
+from invertible_attention.lipschitz.bind import bind
 from invertible_attention.residual import Residual
 
 __all__ = ["CompiledBranch", "FixedInverse", "UnrolledResidual", "compile_branches", "to_plain"]
@@ -98,7 +99,7 @@ class FixedInverse(nn.Module):
 class CompiledBranch(nn.Module):
     """A residual branch that is compiled where no gradient is wanted of it, as inside solvers.
 
-    The constraint is compiled apart from the evaluation, and computed once per solve.
+    The constraint is computed apart from the evaluation, once per solve.
 
     Args:
         branch: The branch, with or without ``bind()``.
@@ -116,8 +117,6 @@ class CompiledBranch(nn.Module):
 
         self._run: Callable[..., Tensor] = compiled(_run)
         self._precondition: Callable[..., Tensor] = compiled(_precondition)
-        # Other branches are bound to functions, which no compiled function can return.
-        self._bind = compiled(_bind) if isinstance(branch, AttentionBranch) else _bind
 
     def __getattr__(self, name: str) -> Any:
         # Layers ask their branch for the number of channels and the like.
@@ -130,7 +129,7 @@ class CompiledBranch(nn.Module):
         """Compute the constrained weights once; return the branch as a function of ``x``."""
         if torch.is_grad_enabled():
             return _bind(self.branch)
-        return _CompiledEvaluation(self._bind(self.branch), self)
+        return _CompiledEvaluation(_bind(self.branch), self)
 
     def forward(self, x: Tensor, *args: Tensor | None) -> Tensor:
         """Return ``g(x)``."""
@@ -214,8 +213,8 @@ def to_plain(bijection: Bijection) -> Bijection:
 
 
 def _bind(branch: nn.Module) -> Callable[..., Tensor]:
-    bind = getattr(branch, "bind", None)
-    return branch if bind is None else bind()
+    own = getattr(branch, "bind", None)
+    return bind(branch) if own is None else own()
 
 
 def _run(bound: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:

@@ -93,21 +93,21 @@ def captured_tensors(value: Tensor, named: Sequence[Tensor], excluded: Sequence[
     computed from others. Where a leaf is reached on two ways, both are differentiated down to the leaf.
     """
     computed = [t for t in named if t.grad_fn is not None]
-    reached = _reached(value, computed, excluded)
-    behind = [_reached(t, [], excluded) if t.grad_fn is not None else [t] for t in reached]
-    if len({id(t) for leaves in behind for t in leaves}) < sum(map(len, behind)):
-        return _reached(value, [], excluded)
+    reached = _reached([value], computed, excluded)
+    ends = [t for t in reached if t.grad_fn is not None]
+    behind = {id(t) for t in _reached(ends, computed, excluded)}
+    # What two ends have behind them in common is reached through both, each with its own part of the gradient.
+    if any(id(t) in behind for t in reached):
+        return _reached([value], [], excluded)
     return reached
 
 
-def _reached(value: Tensor, ends: Sequence[Tensor], excluded: Sequence[Tensor]) -> list[Tensor]:
-    """Return the leaves in the graph of ``value`` and those of ``ends``, behind which it is not searched."""
-    if value.grad_fn is None:
-        return []
+def _reached(values: Sequence[Tensor], ends: Sequence[Tensor], excluded: Sequence[Tensor]) -> list[Tensor]:
+    """Return the leaves in the graph of ``values`` and those of ``ends``, behind which it is not searched."""
     known = {_edge(t): t for t in ends}
     seen = {_edge(t) for t in excluded}
     found: list[Tensor] = []
-    stack = [value.grad_fn]
+    stack = [value.grad_fn for value in values if value.grad_fn is not None]
     while stack:
         for node, output in stack.pop().next_functions:
             if node is None or (node, output) in seen:

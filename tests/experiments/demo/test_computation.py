@@ -89,8 +89,8 @@ def test_the_map_is_the_attention_of_the_network(response: str, normalization: s
     bound = branch.bind()
     tokens = network[0](x).flatten(2).mT[0]
     seen = tokens * (branch.radius / tokens.norm(dim=1, keepdim=True)).clamp_max(1)
-    gain = branch.constraint.gain(bound.weights.log_bound - (math.log(256) if normalization == "all" else 0))
-    expected = weights @ F.linear(seen, bound.weights.value) @ bound.weights.out.mT * gain
+    gain = branch.constraint.gain(bound.scale.log_bound - (math.log(256) if normalization == "all" else 0))
+    expected = weights @ F.linear(seen, bound.value_weight) @ bound.out_weight.mT * gain
     assert torch.allclose(expected.mT.reshape(1, 12, 16, 16), branch(network[0](x)), atol=1e-12)
     row = attention_row(network, x, 5, 9)
     assert torch.allclose(row.flatten(), weights[2 * 16 + 4] / weights.mean())

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ...flows import Sequential
+from ...lipschitz.bind import bind
 from ...lipschitz.local import local_lipschitz_estimate
 from ..data import dequantize, to_pixels, to_tensor
 from ..data.preparation import cover
@@ -157,11 +157,10 @@ def _train(
 def _look(network: Sequential, x: Picture, constraint: str, steps: int, seed: int) -> Side:
     squeeze, block = network[0], block_of(network)
     tokens = squeeze(x)
-    with parametrize.cached():
-        z = block(tokens)
-        solution = block.solve_inverse(z)
-        local = local_lipschitz_estimate(block.branch, tokens, generator=_generator(seed, 0))
-        curves = solver_curves(block, z, tolerance=TOLERANCE)
+    z = block(tokens)
+    solution = block.solve_inverse(z)
+    local = local_lipschitz_estimate(bind(block.branch), tokens, generator=_generator(seed, 0))
+    curves = solver_curves(block, z, tolerance=TOLERANCE)
     reconstruction = squeeze.inverse(solution.value)
     difference = (to_pixels(reconstruction.double()) - to_pixels(x.double())).nan_to_num(
         torch.inf, torch.inf, -torch.inf

@@ -21,11 +21,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ...attention.functional import attend
 from ...bijection import refuse_unused
 from ...lipschitz import constrain_by_estimate
+from ...lipschitz.bind import bind
 from ...residual import Residual
 from ...solvers import FixedPoint, Solution
 
@@ -152,11 +152,10 @@ class ReleasedAttention(Residual):
     ) -> Solution:
         """Return the last of 50 iterates, good or not; the library's solvers would return the best."""
         refuse_unused(self, context=context, mask=mask)
-        with parametrize.cached():
-            x = z
-            for _ in range(INVERSE_STEPS):
-                x = z - self.branch(x)
-            error = (x + self.branch(x) - z).double().flatten(1).norm(dim=1)
+        branch, x = bind(self.branch), z
+        for _ in range(INVERSE_STEPS):
+            x = z - branch(x)
+        error = (x + branch(x) - z).double().flatten(1).norm(dim=1)
         residual = error / (1 + z.double().flatten(1).norm(dim=1))
         steps = torch.full((len(z),), INVERSE_STEPS, device=z.device)
         return Solution(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
 from ...flows import Residual, Sequential
+from ...lipschitz.bind import bind
 from ...lipschitz.local import local_lipschitz_estimate
 from ..data import to_pixels
 from ..metrics import mean_squared_error
@@ -42,11 +41,10 @@ def study(
     squeeze, block = network[0], block_of(network)
     tokens = squeeze(x)
     bound = finite(block.lipschitz_bound())
-    with parametrize.cached():
-        start = torch.Generator().manual_seed(seed)
-        local = local_lipschitz_estimate(_bound(block.branch), tokens, generator=start)
-        curves = solver_curves(block, block(tokens), tolerance=configuration.tolerance)
-        errors = picard_errors(network, x)
+    start = torch.Generator().manual_seed(seed)
+    local = local_lipschitz_estimate(bind(block.branch), tokens, generator=start)
+    curves = solver_curves(block, block(tokens), tolerance=configuration.tolerance)
+    errors = picard_errors(network, x)
     report = {
         "images": len(x),
         "lipschitz_bound": bound,
@@ -65,7 +63,7 @@ def solver_curves(block: Residual, z: Float[Tensor, "batch ..."], *, tolerance: 
     Median and largest over the samples, after every evaluation, until all have reached the tolerance.
     """
     curves, bound = {}, block.lipschitz_bound()
-    branch = _bound(block.branch)
+    branch = bind(block.branch)
     for name in SolverName:
         solver = make_solver(name, tolerance, CURVE_EVALUATIONS)
         trace = solver.solve(branch, z, lipschitz=bound).trace
@@ -82,7 +80,7 @@ def picard_errors(
     network: Sequential, x: Float[Tensor, "batch 3 height width"]
 ) -> dict[str, list[float | None]]:
     """Return the error, on 0–255, of every iterate of the paper's Algorithm 1: median and largest."""
-    tokens, branch = network[0](x), _bound(block_of(network).branch)
+    tokens, branch = network[0](x), bind(block_of(network).branch)
     z = tokens + branch(tokens)
     iterate = z
     errors = []
@@ -121,12 +119,6 @@ def signed_weights(branch: ReleasedBranch, x: Float[Tensor, "batch channels *spa
         "cancellation_largest": finite(ratio.max()),
         "denominator_smallest": finite(torch.cat(denominators).min()),
     }
-
-
-def _bound(branch: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the branch with its weights computed once, where it can."""
-    bind = getattr(branch, "bind", None)
-    return branch if bind is None else bind()
 
 
 def _carried_on(trace: Float[Tensor, "evaluations batch"]) -> Float[Tensor, "evaluations batch"]:

@@ -1,0 +1,146 @@
+"""A module around weights that are computed: constrained once, used for as many evaluations as there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from invertible_attention.lipschitz.convolution import (
+    convolution_norm_upper_bound,
+    convolution_norm_upper_bounds,
+)
+from invertible_attention.lipschitz.parametrize import SpectralNormBound, limit_norm
+
+__all__ = ["Bindable", "bind", "bind_together", "is_bound", "replicate"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+class Bindable(nn.Module):
+    """A module that computes more than parametrized weights from its weights alone."""
+
+    def bind(self: Module) -> Module:
+        """Compute the constrained weights once; return the module around them, see :func:`bind`."""
+        return bind(self)
+
+    def prepare(self) -> None:
+        """Compute what depends on the weights alone, and keep it; called once, on what :func:`bind` returns."""
+
+
+class _Constrained(NamedTuple):
+    """A parametrized tensor, and where its value belongs."""
+
+    place: dict[str, Tensor | None]
+    name: str
+    parametrizations: Any
+
+
+def bind(module: Module) -> Module:
+    """Return a module that computes what ``module`` does now, with every constraint evaluated, and only once.
+
+    It has the structure, the hooks and the tensors of ``module`` at this moment, in ``float32`` or better, and is
+    nobody else's: other threads, :func:`torch.func.functional_call` and :func:`torch.nn.utils.parametrize.cached` do
+    not reach it, and it reaches none of them. Tensors are shared, not copied, and gradients arrive at the parameters
+    of ``module``. It is made for one solve or one pass through a flow, and thrown away: weights that change later
+    are not seen.
+
+    A module that is bound already is returned as it is, and so is any under compilation, where the compiler sees to
+    it that nothing is computed twice.
+    """
+    return bind_together([module])[0]
+
+
+def bind_together(modules: Sequence[Module]) -> list[Module]:
+    """Bind several modules; layers that differ in nothing but their weights are constrained in one computation."""
+    if torch.compiler.is_compiling():
+        return list(modules)
+    replicas: dict[int, nn.Module] = {}
+    constrained: list[_Constrained] = []
+    bound = [_replicate(module, replicas, constrained) for module in modules]
+    _constrain(constrained)
+    for replica in replicas.values():
+        if isinstance(replica, Bindable):
+            replica.prepare()
+    return cast(list[Module], bound)
+
+
+def is_bound(module: nn.Module) -> bool:
+    """Whether the module is one that :func:`bind` returned, or a part of it."""
+    return "_bound" in vars(module)
+
+
+def _replicate(
+    module: nn.Module, replicas: dict[int, nn.Module], constrained: list[_Constrained]
+) -> nn.Module:
+    """Return a shallow copy of a tree of modules, shared parts once, with the parametrized tensors left to compute."""
+    if is_bound(module) or isinstance(module, torch.jit.ScriptModule):
+        return module
+    if id(module) in replicas:
+        return replicas[id(module)]
+    children = dict(module._modules)
+    parametrized = children.pop("parametrizations") if parametrize.is_parametrized(module) else None
+    children = {name: child and _replicate(child, replicas, constrained) for name, child in children.items()}
+    replica = replicas[id(module)] = replicate(module, children=children)
+    parameters, buffers = (
+        {name: _raised(tensor) for name, tensor in tensors.items()}
+        for tensors in (module._parameters, module._buffers)
+    )
+    for name, parametrizations in cast(Any, parametrized or nn.ModuleDict()).items():
+        constrained.append(_Constrained(parameters, name, parametrizations))
+    vars(replica).update(_bound=True, _parameters=parameters, _buffers=buffers)
+    return replica
+
+
+def replicate(module: nn.Module, *, children: Mapping[str, nn.Module | None]) -> nn.Module:
+    """Return a shallow copy of a module with other children, and without parametrizations."""
+    replica = object.__new__(parametrize.type_before_parametrizations(module))
+    vars(replica).update(vars(module) | {"_modules": dict(children)})
+    return replica
+
+
+def _raised(tensor: Tensor | None) -> Tensor | None:
+    return tensor.float() if tensor is not None and tensor.dtype in _HALVES else tensor
+
+
+def _constrain(constrained: Sequence[_Constrained]) -> None:
+    """Compute the tensors: those of one kind together, the others by what they are parametrized with."""
+    kinds: dict[Any, list[_Constrained]] = {}
+    for member in constrained:
+        kinds.setdefault(_kind(member.parametrizations), []).append(member)
+    for members in kinds.values():
+        if len(members) == 1:
+            # Not through the attribute of the layer, which parametrize.cached() would keep, or take from elsewhere.
+            values = [members[0].parametrizations()]
+        else:
+            values = _values([member.parametrizations for member in members])
+        for (place, name, _), value in zip(members, values, strict=True):
+            place[name] = _raised(value)
+
+
+def _kind(parametrizations: Any) -> object:
+    """Return what a tensor's constraint depends on besides the tensor; unique where that is not known."""
+    (first, *others) = parametrizations
+    norm = getattr(first, "norm", None)
+    hooked = first._forward_hooks or first._forward_pre_hooks
+    if others or hooked or type(first) is not SpectralNormBound or not isinstance(norm, partial):
+        return id(parametrizations)
+    original = parametrizations.original
+    settings = tuple(sorted(norm.keywords.items()))
+    return norm.func, norm.args, settings, first.coefficient, original.shape, original.dtype, original.device
+
+
+def _values(members: Sequence[Any]) -> Sequence[Tensor]:
+    bound = members[0][0]
+    norm = bound.norm
+    function = norm.func
+    if function is convolution_norm_upper_bound:
+        function = convolution_norm_upper_bounds
+    stacked = torch.stack([member.original for member in members])
+    return limit_norm(stacked, function(stacked, *norm.args, **norm.keywords), bound.coefficient).unbind()
