@@ -74,10 +74,11 @@ def main() -> None:
     torch.set_num_threads(1)
     metadata = run_metadata()
     result: dict[str, Any] = {
-        "what": "16 samples of 64 tokens with 12 channels, embedded Gaussian, certified; processor time, one thread",
+        "schema": "invertible-attention/compiled/1",
+        "what": "16 samples of 64 tokens with 12 channels, embedded Gaussian, certified; CPU time, one thread",
         "repeats": arguments.repeats,
         "cases": measure(arguments.repeats),
-        "metadata": metadata,
+        "run": metadata,
     }
     write_json(arguments.output, result)
 

@@ -213,11 +213,12 @@ def main(arguments: list[str] | None = None) -> None:
     metadata = run_metadata()
     runs = {seed: {kind: measure(kind, seed, parsed) for kind in KINDS} for seed in parsed.seeds}
     summary = {
+        "schema": "invertible-attention/conditional/1",
         "data": "scikit-learn digits, 8×8, 17 levels, 1,500 training and 297 test images",
         "log_determinant": "unbiased in training, exact in testing",
         **compare(runs),
         "settings": settings(parsed),
-        "metadata": metadata,
+        "run": metadata,
     }
     write_json(parsed.output, summary)
     print(f"without {summary['bits_per_dim']['unconditional']:.4f}, given the class", end=" ")

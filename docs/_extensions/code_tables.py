@@ -7,10 +7,9 @@ from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from results_tables.markdown import grid
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-
-from results_tables.markdown import grid
 
 __all__ = ["TABLES", "setup"]
 

@@ -48,7 +48,7 @@ def read(folder: Path) -> dict:
     for seed in content["seeds"].values():
         for kind in ("unconditional", "conditional"):
             assert seed[kind].pop("cpu_seconds") > 0
-    return {name: value for name, value in content.items() if name != "metadata"}
+    return {name: value for name, value in content.items() if name != "run"}
 
 
 def test_a_run_that_is_interrupted_ends_as_one_that_is_not(digits, tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_the_summary_says_what_the_runs_say(digits, tmp_path):
     assert [run["gain"] for run in seeds] == pytest.approx(gains, abs=1e-12)
     assert content["gain"] == pytest.approx(sum(gains) / 2)
     assert content["gain_standard_error_over_seeds"] == pytest.approx(abs(gains[0] - gains[1]) / 2)
-    assert content["metadata"]["versions"]["torch"] == torch.__version__
-    assert content["metadata"]["machine"]["threads"] == 1
+    assert content["run"]["versions"]["torch"] == torch.__version__
+    assert content["run"]["machine"]["threads"] == 1
     assert all(run["conditional"]["largest_reconstruction_error"] < 1e-3 for run in seeds)
     assert math.isfinite(content["ratio"])

@@ -64,7 +64,7 @@ COMMANDS = (
     Command(
         "report",
         "Put result folders on one page, beside the paper's tables and figures.",
-        f"{EXPERIMENTS}.summary.command:COMMAND",
+        f"{EXPERIMENTS}.report.command:COMMAND",
     ),
     Command(
         "demo",

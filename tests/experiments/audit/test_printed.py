@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import io
+from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from invertible_attention.experiments.audit.attack_results import print_attack
 from invertible_attention.experiments.audit.audit_figure import draw_audit
+from invertible_attention.experiments.audit.tables import ATTACK
+from invertible_attention.experiments.metadata import run_metadata
+from invertible_attention.experiments.report.summary import run_markdown
 
 
 def results(**found: Any) -> dict[str, Any]:
     nothing: dict[str, Any] = {name: {} for name in ("response", "normalization", "dtype")}
     counts = {"configurations": 1000, "blocks": 3, "networks": 1, "allowance": 1e-12}
+    counts |= {"groups": 1, "combinations": 1, "ascended": 1}
     empty: dict[str, Any] = {"tightest_by": nothing, "tightest": [], "violations": [], "not_finite": 0}
-    return counts | empty | found
+    about = {"schema": ATTACK.schema, "configuration": {"seed": 0}, "score_ranges": {"names": ["low"]}}
+    run = run_metadata() | {"processor_seconds": 1.0}
+    return about | counts | empty | {"tightest_networks": [], "run": run} | found
 
 
-def printed(**found: Any) -> str:
-    shown = io.StringIO()
-    print_attack(Console(file=shown, width=120), results(**found))
-    return shown.getvalue()
+def shown(**found: Any) -> str:
+    return run_markdown(results(**found), Path("a folder"))
 
 
 def test_a_search_that_found_nothing_says_so_and_no_more() -> None:
-    text = printed()
+    text = shown()
     assert "no bound was exceeded beyond an allowance of 1e-12" in text
     assert "Tightest cases" not in text
     assert "EXCEEDED" not in text
@@ -34,8 +36,9 @@ def test_a_search_that_found_nothing_says_so_and_no_more() -> None:
 
 
 def test_every_violation_and_every_number_that_is_none_is_said() -> None:
-    text = printed(violations=["layer 7 of group 3"], not_finite=2)
-    assert "EXCEEDED: layer 7 of group 3" in text
+    violation = {"group": 3, "member": 7, "ratio": 1.0000003, "structure": {"response": "gaussian"}}
+    text = shown(violations=[violation], not_finite=2)
+    assert "| 1.000000300 | group 3, member 7 |" in text
     assert "2 layers had a bound or a Jacobian that is not finite" in text
     assert "1 BOUNDS WERE EXCEEDED" in text
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from invertible_attention.experiments.benchmark import contenders
@@ -143,8 +145,10 @@ def test_run_writes_results_and_figure(tmp_path: Path, monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(run_module, "QUICK", tiny)
     lines: list[str] = []
-    results = run_module.run(tmp_path, quick=True, say=lines.append)
+    printed = io.StringIO()
+    results = run_module.run(tmp_path, quick=True, say=lines.append, console=Console(file=printed, width=120))
     assert read_json(tmp_path / "benchmark.json") == results
     assert (tmp_path / "attention.png").stat().st_size > 10_000
     assert len(results["times"]) == len(RESPONSES) * len(CONTENDERS) * 3
-    assert any("times faster" in line for line in lines)
+    assert any("forward" in line for line in lines)
+    assert "times faster" in printed.getvalue()

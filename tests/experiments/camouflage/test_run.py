@@ -76,7 +76,7 @@ def test_a_run_leaves_everything_it_promises(tmp_path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     for expected in (
         "Certified Concatenation",
-        "Does the attention inside still invert?",
+        "Does the attention inside the trained networks still invert?",
         "this command chooses no epoch, weights or settings by scores of test images",
     ):
         assert expected in page
@@ -182,7 +182,7 @@ def test_a_study_can_grow_and_keeps_what_is_done(tmp_path) -> None:
     assert json.loads((tmp_path / "published" / "results.json").read_text())["cells"] == second["cells"]
     assert (tmp_path / "published" / "figures" / "examples-PHOTOS.png").is_file()
     page = (tmp_path / "published" / "report.html").read_text()
-    assert "InvEmbedded Gaussian" in page
+    assert "InvConcatenation" in page
     assert "CHAMELEON" not in page
     assert re.search(r"InvConcatenation [+-]0\.\d{3} \((within|more than) one deviation", page)
 

@@ -13,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from invertible_attention.experiments.density import cell, study
-from invertible_attention.experiments.density.comparison import table_text
 from invertible_attention.experiments.errors import ExperimentError
 
 PROGRAMS = {
@@ -72,26 +71,3 @@ def test_a_cell_says_what_was_wrong_on_its_last_line(
     monkeypatch.setattr(cell, "read_json", lambda path: {"attention": "none"})
     assert cell.main(str(tmp_path), "cpu", "2") == 1
     assert capsys.readouterr().err == "there is no folder /nowhere\n"
-
-
-def test_what_was_not_finite_for_any_seed_is_a_dash() -> None:
-    nothing = {"mean": None, "standard_error": None, "values": [None, None]}
-    some = {"mean": 3.5, "standard_error": None, "values": [3.5, None]}
-    row = {
-        "variant": "none",
-        "parameters": 10,
-        "parameters_relative": 1.0,
-        "processor_seconds": 60.0,
-        "spectral_radius": None,
-        "skipped_steps": 0,
-        "failed_samples": 0,
-        "bits_per_dim": some,
-        "difference": nothing,
-        "difference_at_equal_time": nothing,
-    }
-    about = {
-        "base": {"steps": 5, "batch_size": 2},
-        "data": {"title": "x", "train_images": 1, "test_images": 1, "shape": [1, 8, 8]},
-    }
-    *_, line = table_text(about | {"seeds": 2, "rows": [row]}).strip().splitlines()
-    assert "| 3.5000 (1 not finite) | – | – |" in line

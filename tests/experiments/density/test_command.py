@@ -27,7 +27,7 @@ def test_train_evaluate_and_sample(tmp_path: Path, capsys: pytest.CaptureFixture
     assert results["evaluation"]["bits_per_dim"] < results["untrained"]["bits_per_dim"] - 0.2
     assert results["samples"]["converged"] == results["samples"]["drawn"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Density of Handwritten digits" in page
+    assert "Density: Handwritten digits" in page
     assert page.count("data:image/png") == 3
     assert not (tmp_path / "run" / "training.ckpt").exists()
 
@@ -59,7 +59,7 @@ def test_study_compares_variants_trained_in_processes(
     assert all(len(row["bits_per_dim"]["values"]) == 2 for row in study["rows"])
     assert study["rows"][1]["parameters_relative"] < 1.03
     assert "| gaussian/certified |" in capsys.readouterr().out
-    assert "Densities of" in (output / "study.html").read_text()
+    assert "Densities compared:" in (output / "study.html").read_text()
     before = (output / "study.json").stat().st_mtime_ns
     assert density("study", *SMALL, *arguments, "--output", str(output), "--resume") == 0
     assert (output / "study.json").stat().st_mtime_ns > before

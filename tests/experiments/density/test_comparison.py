@@ -5,17 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from invertible_attention.experiments.density.comparison import (
-    at_time,
-    compare,
-    guarantee,
-    table_text,
-)
+from invertible_attention.experiments.density.comparison import at_time, compare, guarantee
 from invertible_attention.experiments.density.configuration import Configuration
-from invertible_attention.experiments.density.report import leave_out_diverged
-from invertible_attention.experiments.density.study_report import write_study_report
+from invertible_attention.experiments.density.figures import draw_differences, leave_out_diverged
+from invertible_attention.experiments.density.tables import STUDY
 from invertible_attention.experiments.metadata import run_metadata
 from invertible_attention.experiments.report import mean_and_error
+from invertible_attention.experiments.report.summary import run_markdown, write_run_page
 
 
 def run(
@@ -24,7 +20,7 @@ def run(
     return {
         "variant": variant,
         "name": variant,
-        "parameters": 100 if variant == "a" else 101,
+        "parameters": 100 if variant in ("a", "none") else 101,
         "configuration": {"seed": seed, "model": "maf" if variant == "maf" else "i-resnet"},
         "training": {"processor_seconds": seconds, "skipped_steps": 1},
         "curve": [{"processor_seconds": seconds, "test": bits if test is None else test}],
@@ -32,6 +28,40 @@ def run(
         "evaluation": {"bits_per_dim": bits, "exact": True},
         "samples": {"drawn": 4, "converged": 3},
     }
+
+
+def study(rows: list[dict], cells: list[dict] | None = None) -> dict:
+    return {
+        "schema": STUDY.schema,
+        "base": Configuration.choose().to_json(),
+        "variants": [row["variant"] for row in rows],
+        "draws": 4,
+        "data": {"title": "T", "train_images": 1, "test_images": 1, "shape": [1, 2, 2], "levels": 17},
+        "seeds": 2,
+        "rows": rows,
+        "cells": cells if cells is not None else [{"run": run_metadata(), "seed": 0, "variant": "another"}],
+        "run": run_metadata(),
+    }
+
+
+def cell_of(run: dict) -> dict:
+    """A run as a study keeps it, of what a report needs."""
+    score = {"standard_error": None, "sampling_error": None, "draws": 1, "images": 4, "not_finite": 0}
+    score |= {"estimator": "Exact()", "exact": True, "spectral_radius": None}
+    return run | {
+        "seed": run["configuration"]["seed"],
+        "run": run_metadata(),
+        "training": run["training"] | {"steps": 1, "seconds": 1.0},
+        "untrained": score | run["untrained"],
+        "evaluation": score | run["evaluation"],
+        "samples": run["samples"] | {"walks": 0, "whole_walks": 0},
+    }
+
+
+def row_of(text: str, variant: str) -> list[str]:
+    """The first row of a variant, of the comparison."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {variant} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -56,18 +86,17 @@ def test_equal_time_is_that_of_the_fastest_variant() -> None:
 
 
 def test_a_variant_that_did_not_train_stays_in_the_table() -> None:
-    runs = [run("a", 0, 3.0), run("a", 1, 3.0), run("b", 0, None), run("b", 1, 2.5)]
+    runs = [run("none", 0, 3.0), run("none", 1, 3.0), run("gaussian", 0, None), run("gaussian", 1, 2.5)]
     row = compare(runs)[1]
     assert row["bits_per_dim"]["values"] == [None, 2.5]
-    study = {
-        "base": {"steps": 5, "batch_size": 2},
-        "data": {"title": "T", "train_images": 1, "test_images": 1, "shape": [1, 2, 2]},
-        "seeds": 2,
-        "rows": compare(runs),
-    }
-    text = table_text(study)
-    assert "2.5000 (1 not finite)" in text
-    assert "| a | 100 (1.000) |" in text
+    text = run_markdown(study(compare(runs)), Path("a folder"))
+    assert row_of(text, "gaussian")[1] == "2.5000 (1 not finite)"
+    assert "100 (1.000)" in row_of(text, "none")
+    untrained = compare(
+        [run("none", 0, None), run("none", 1, None), run("gaussian", 0, 3.5), run("gaussian", 1, None)]
+    )
+    text = run_markdown(study(untrained), Path("a folder"))
+    assert row_of(text, "gaussian")[1:3] == ["3.5000 (1 not finite)", "–"]
 
 
 def test_what_has_no_certificate_is_not_called_certified() -> None:
@@ -77,19 +106,16 @@ def test_what_has_no_certificate_is_not_called_certified() -> None:
 
 
 def test_what_is_no_likelihood_is_in_brackets_and_not_compared() -> None:
-    reference, row = compare([run("a", 0, 3.0), run("b", 0, 2.5)])
+    reference, row = compare([run("none", 0, 3.0), run("gaussian/relaxed", 0, 2.5)])
     row = row | {"exact": False, "spectral_radius": 1.2}
-    study = {
-        "base": {"steps": 5, "batch_size": 2},
-        "data": {"title": "T", "train_images": 1, "test_images": 1, "shape": [1, 2, 2]},
-        "seeds": 1,
-        "rows": [reference, row],
-    }
-    line = table_text(study).splitlines()[-3]
-    assert "| [2.5000] | – | – | 1.200 |" in line
-    assert table_text(study).rstrip().endswith("no likelihood.")
-    assert "[" not in table_text(study | {"rows": [reference, row | {"exact": True}]})
-    assert "[" not in table_text(study | {"rows": [reference, row | {"spectral_radius": 0.9}]})
+    text = run_markdown(study([reference, row]), Path("a folder"))
+    _, bits, difference, _, timed, *_, radius, _, _ = row_of(text, "gaussian/relaxed")
+    assert (bits, difference, timed, radius) == ("[2.5000]", "–", "–", "1.200")
+    assert "In brackets:" in text
+    for right in (row | {"exact": True}, row | {"spectral_radius": 0.9}):
+        text = run_markdown(study([reference, right]), Path("a folder"))
+        assert row_of(text, "gaussian/relaxed")[1] == "2.5000"
+        assert "In brackets:" not in text
 
 
 @pytest.mark.parametrize("points", [4, 6, 11])
@@ -118,20 +144,14 @@ def test_curves_are_read_between_their_points_only() -> None:
 
 def test_a_study_whose_reference_did_not_train_has_a_report(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
-    runs = [run("a", 0, None), run("a", 1, None), run("b", 0, 3.0016), run("b", 1, None)]
-    study = {
-        "base": Configuration.choose().to_json(),
-        "variants": ["a", "b"],
-        "draws": 4,
-        "data": {"title": "T", "train_images": 1, "test_images": 1, "shape": [1, 2, 2]},
-        "seeds": 2,
-        "rows": compare(runs),
-        "cells": [r | {"curve": [{"step": 1, **point} for point in r["curve"]]} for r in runs],
-        "run": run_metadata(),
-    }
-    page = write_study_report(tmp_path, study).read_text()
+    runs = [run("none", 0, None), run("none", 1, None), run("gaussian", 0, 3.0016), run("gaussian", 1, None)]
+    cells = [r | {"curve": [{"step": 1, **point} for point in r["curve"]]} for r in runs]
+    content = study(compare(runs), [])
+    page = write_run_page(
+        tmp_path / "study.html", content | {"cells": [cell_of(run) for run in cells]}
+    ).read_text()
     assert "3.0016 (1 not finite)" in page
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["curve.png"]
+    assert draw_differences(content | {"rows": content["rows"][:1]}) is None
 
 
 def test_a_curve_that_diverged_does_not_squash_the_others() -> None:

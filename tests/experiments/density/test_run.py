@@ -13,10 +13,10 @@ from rich.console import Console
 from invertible_attention.experiments.density import run as density_run
 from invertible_attention.experiments.density.configuration import Configuration
 from invertible_attention.experiments.density.options import choose
-from invertible_attention.experiments.density.report import write_report
 from invertible_attention.experiments.density.run import evaluate_run, sample_run, train_run
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.files import read_json, write_tensors
+from invertible_attention.experiments.report.summary import write_run_page
 
 TINY = Configuration.choose(
     quick=True, blocks=(1,), hidden_channels=4, train_images=32, test_images=4, batch_size=16, steps=4
@@ -99,10 +99,11 @@ def test_a_density_that_is_not_finite_is_said_to_be(
 
 def test_the_report_of_cifar10_shows_what_was_published(trained: Path, tmp_path: Path) -> None:
     results = read_json(trained / "results.json")
-    assert "bits/dim, published" not in write_report(tmp_path, results).read_text()
+    page = write_run_page(tmp_path / "page.html", results).read_text()
+    assert "No density of CIFAR-10 is among the folders" in page
     results["configuration"]["dataset"] = "cifar10"
-    page = write_report(tmp_path, results).read_text()
-    assert "bits/dim, published" in page
+    page = write_run_page(tmp_path / "page.html", results).read_text()
+    assert "ours with standard errors" in page
     assert "<td>3.39</td>" in page
 
 

@@ -74,3 +74,16 @@ def test_settings_survive_json() -> None:
     configuration = Configuration.choose(dataset="svhn", size=(218, 178), title="x")
     values = json.loads(json.dumps(configuration.to_json()))
     assert Configuration(**values) == configuration
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"micro_batch": 0}, "micro_batch must be at least 1, got 0"),
+        ({"responses": ()}, "responses must not be empty"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Configuration(**settings)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from invertible_attention.experiments.published import RESPONSES, TABLE_2, TABLE_5
 from invertible_attention.experiments.reconstruct.findings import findings, headline
-from invertible_attention.experiments.reconstruct.report import report_page
+from invertible_attention.experiments.report.kinds import result_of
+from invertible_attention.experiments.report.summary import build_page
 
 from .conftest import Finished
 
@@ -47,6 +49,10 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
+def page_of(results: dict[str, Any], folder: Path) -> str:
+    return build_page([result_of(results, folder)])
+
+
 @pytest.fixture(scope="module")
 def page(finished: Finished) -> Page:
     return Page((finished.folder / "report.html").read_text(encoding="utf-8"))
@@ -66,19 +72,21 @@ def relabelled(finished: Finished, dataset: str, size: list[int], title: str | N
 
 
 def test_the_page_needs_nothing_else(page: Page) -> None:
-    assert page.addresses
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    outside = [address for address in page.addresses if not address.startswith("#")]
+    assert outside
+    assert all(address.startswith("data:image/png;base64,") for address in outside)
 
 
 def test_every_response_and_constraint_has_its_numbers(page: Page) -> None:
-    for source in ("relaxed", "certified"):
-        # One row of errors and one of the inverse for each response.
-        assert len(page.of(source)) == 2 * 4
-    assert len(page.of("authors’ code, rerun")) == len(page.of("… clamped as theirs")) == 4
+    tables = 5  # errors, inverse, solvers, images and training, of which the authors' code has one more
+    for source in ("relaxed, column", "certified, column"):
+        assert len(page.of(source)) == tables * 4
+    assert len(page.of("authors’ code, rerun")) == (tables + 1) * 4
+    assert len(page.of("authors’ code, clamped")) == 4
     for title in RESPONSES.values():
-        assert sum(row[0] == title for row in page.rows if row) == 3  # errors, inverse, released weights
-    for row in page.of("certified")[:4]:
-        assert row[-4] == "100.0 ± 0.0"  # V-score of both repeats
+        assert sum(row[0] == title for row in page.rows if row) == tables + 1
+    for row in page.of("certified, column")[:4]:
+        assert row[3] == "100.0 ± 0.0"  # V-score of both repeats
 
 
 def test_figures_are_described_and_stored(page: Page, finished: Finished) -> None:
@@ -108,7 +116,7 @@ def test_figures_are_described_and_stored(page: Page, finished: Finished) -> Non
 def test_published_numbers_stand_beside_ours(
     finished: Finished, dataset: str, size: list[int], table: str, rows: dict
 ) -> None:
-    page = Page(report_page(relabelled(finished, dataset, size), {}))
+    page = Page(page_of(relabelled(finished, dataset, size), finished.folder))
     assert table in page.text
     paper = page.of(f"paper, {table}")
     assert [row[2:4] for row in paper] == [[f"{row.ssim:.3f}", f"{row.v_score:.1f}"] for row in rows.values()]
@@ -117,13 +125,13 @@ def test_published_numbers_stand_beside_ours(
 
 def test_images_that_stand_in_are_called_by_their_name(finished: Finished) -> None:
     title = "Holiday photographs in CelebA's format"
-    page = Page(report_page(relabelled(finished, "celeba", [32, 32], title), {}))
+    page = Page(page_of(relabelled(finished, "celeba", [32, 32], title), finished.folder))
     assert f"reconstruction of {title}" in page.text
-    assert "published numbers are for another dataset" in page.text
+    assert "published numbers are for another data set" in page.text
 
 
 def test_titles_are_text_not_markup(finished: Finished) -> None:
-    html = report_page(relabelled(finished, "celeba", [32, 32], "<script>alert(1)</script>"), {})
+    html = page_of(relabelled(finished, "celeba", [32, 32], "<script>alert(1)</script>"), finished.folder)
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
 import torch
 
 from invertible_attention.experiments.reconstruct.results import Group, groups, histogram, labels
@@ -38,11 +42,13 @@ def test_the_histogram_counts_every_image_once() -> None:
 
 
 def test_repeats_are_together_and_ours_comes_last() -> None:
-    results = {"cells": [cell("certified", 1, 1e-9), cell("released", 1, 5.0), cell("certified", 2, 3e-9)]}
+    cells = [cell("certified", 1, 1e-9), cell("released", 1, 5.0), cell("certified", 2, 3e-9)]
+    results = {"configuration": {"epochs": 2, "train_images": 5}, "cells": cells}
     (entries,) = groups(results).values()
     assert [(group.constraint, len(group.cells)) for group in entries] == [("released", 1), ("certified", 2)]
     assert labels(results) == ["released", "certified"]
     certified = entries[1]
+    assert certified.seen == 10
     assert certified.mean("reconstruction", "mse") == 2e-9
     assert certified.values("reconstruction", "v_score") == [51.0, 52.0]
 
@@ -50,7 +56,12 @@ def test_repeats_are_together_and_ours_comes_last() -> None:
 def test_normalisations_are_named_where_there_are_several() -> None:
     cells = [cell("released", 1, 1.0, normalization="row")]
     cells += [cell("certified", 1, 1.0, normalization=name) for name in ("column", "row")]
-    assert labels({"cells": cells}) == ["released", "certified, column", "certified, row"]
+    settings = {"epochs": 1, "train_images": 1}
+    assert labels({"configuration": settings, "cells": cells}) == [
+        "released",
+        "certified, column",
+        "certified, row",
+    ]
 
 
 def test_a_mean_that_is_not_finite_says_so() -> None:
@@ -67,3 +78,22 @@ def test_the_worst_local_constant_counts() -> None:
         Group("dot_product", "released", "row", cells, "").largest("study", "local_lipschitz", "largest")
         == 30.0
     )
+
+
+def test_the_summary_of_published_results_is_that_of_their_cells() -> None:
+    files = sorted((Path(__file__).parents[3] / "results" / "reconstruct").glob("*/results.json"))
+    if not files:
+        pytest.skip("needs the repository's results folder")
+    for file in files:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        found = {key_of(g.summary()): g.summary() for members in groups(results).values() for g in members}
+        for entry in results["summary"]:
+            again = found[key_of(entry)]
+            for name, value in entry.items():
+                mean = value["mean"] if isinstance(value, dict) else value
+                wanted = again[name]["mean"] if isinstance(value, dict) else again[name]
+                assert mean == (pytest.approx(wanted) if isinstance(wanted, float) else wanted), (file, name)
+
+
+def key_of(entry: dict) -> tuple[str, str, str]:
+    return entry["response"], entry["constraint"], entry["normalization"]

@@ -168,7 +168,7 @@ def test_checkpoints_are_the_networks_that_were_measured(finished: Finished) -> 
 
 
 def test_the_terminal_gets_a_table_and_the_reports_path(finished: Finished) -> None:
-    assert "V %" in finished.printed
+    assert "V-score %" in finished.printed
     assert "…" not in finished.printed
     assert finished.printed.rstrip().endswith("report.html")
 
@@ -188,7 +188,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [strip(cell) for cell in start(folder, SMALL).results["cells"]]
 
 
-@pytest.mark.parametrize("stage", ["train", "evaluate", "study", "write_report"])
+@pytest.mark.parametrize("stage", ["train", "evaluate", "study", "write_run_page"])
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_resumed_run_gives_the_results_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict], stage: str, call: int
@@ -198,7 +198,7 @@ def test_a_resumed_run_gives_the_results_of_an_uninterrupted_one(
     def interrupted(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == min(call, 1 if stage == "write_report" else call):
+        if calls == min(call, 1 if stage == "write_run_page" else call):
             raise Interruption
         return original(*arguments, **options)
 

@@ -1,18 +1,13 @@
-"""What a search found: gathered for results.json, said in a sentence, shown as a table."""
+"""What a search found: gathered for results.json, and said in a sentence."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from .search import ALLOWANCE, EDGES, RANGES
 
-__all__ = ["RANGE_NAMES", "collect", "describe", "format_ratio", "headline", "print_attack"]
+__all__ = ["RANGE_NAMES", "SCHEMA", "collect", "describe", "headline"]
 
 SCHEMA = "invertible-attention/attack/1"
 SHOWN = 20
@@ -75,54 +70,6 @@ def headline(results: dict[str, Any]) -> str:
         f"{results['configurations']:,} configurations and {results['blocks']} blocks of {results['networks']} "
         f"networks: {found} beyond an allowance of {results['allowance']:.0e} for rounding."
     )
-
-
-def print_attack(console: Console, results: dict[str, Any]) -> None:
-    """Print how close the search came to the bounds, and every bound that was exceeded."""
-    table = Table(
-        title="Largest local Lipschitz constant / bound, by the range of the scores",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-    )
-    table.add_column("", no_wrap=True)
-    for name in RANGE_NAMES:
-        table.add_column(name, justify="right")
-    for kind in ("response", "normalization", "dtype"):
-        for value, ratios in results["tightest_by"][kind].items():
-            table.add_row(value, *map(format_ratio, ratios))
-        table.add_section()
-    console.print(table)
-    cases = Table(title="Tightest cases", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    for name in ("ratio", "bound", "layer", "group", "member"):
-        cases.add_column(name, justify="left" if name == "layer" else "right")
-    for case in results["tightest"][:8]:
-        cases.add_row(
-            format_ratio(case["ratio"], 9),
-            f"{case['bound']:.3g}",
-            describe(case["structure"]),
-            str(case["group"]),
-            str(case["member"]),
-        )
-    if results["tightest"]:
-        console.print(cases)
-    for violation in results["violations"][:SHOWN]:
-        console.print(f"EXCEEDED: {violation}", highlight=False, soft_wrap=True)
-    if results["not_finite"]:
-        console.print(f"{results['not_finite']} layers had a bound or a Jacobian that is not finite.")
-    console.print(headline(results), highlight=False, soft_wrap=True)
-
-
-def format_ratio(ratio: float, decimals: int = 6) -> str:
-    """Return a ratio with fixed decimals, rounded so that what is below 1 is not shown as 1.
-
-    Example:
-        >>> format_ratio(0.9999999), format_ratio(1.0000001)
-        ('0.999999', '1.000001')
-    """
-    unit = 10**decimals
-    rounded = math.floor(ratio * unit) if ratio <= 1 else math.ceil(ratio * unit)
-    return f"{rounded / unit:.{decimals}f}"
 
 
 def describe(structure: dict[str, Any]) -> str:

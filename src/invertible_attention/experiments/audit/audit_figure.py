@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..report import COLORS, Figure, plot_style, render_png
+from .tables import LIPSCHITZ_FIGURE
 
 __all__ = ["draw_audit"]
 
@@ -35,10 +36,4 @@ def draw_audit(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.plot([], [], "|", ms=11, mew=2, color=COLORS[1], label="certified")
         canvas.legend(loc="outside upper center", ncols=2)
         png = render_png(canvas)
-    return Figure(
-        "lipschitz",
-        "Local Lipschitz constants of every residual branch, estimated from below at each input, and the certified "
-        "constant where there is one. Left of the dashed line the branch is a contraction.",
-        "One row per block: points for the inputs, a bar for the certificate.",
-        png,
-    )
+    return LIPSCHITZ_FIGURE.of(png)

@@ -18,8 +18,10 @@ from ..files import read_json, write_json, write_tensors
 from ..metadata import run_metadata
 from ..output import OutputFolder
 from ..progress import RunProgress
-from .attack_report import write_attack_report
-from .attack_results import collect, print_attack
+from ..report import save_figures
+from ..report.summary import print_run, write_run_page
+from .attack_figure import draw_attack
+from .attack_results import collect
 from .networks import Network, search_network
 from .search import Budget, Group, search_group
 
@@ -110,9 +112,10 @@ def run_campaign(
                 state.save(output / STATE)
                 results = collect(state.to_json(), campaign.to_json(), run_metadata())
                 write_json(output / "results.json", results)
-                write_attack_report(output, results)
+                save_figures(output / "figures", [draw_attack(results)])
+                write_run_page(output / "report.html", results)
             progress.finish_cell(f"{len(todo)} groups and networks searched")
-    print_attack(console, results)
+    print_run(console, results, output, ["violations", "ranges", "cases"])
     console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
     return results
 

@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from ...lipschitz.adversarial import adversarial_lipschitz
 from ...lipschitz.audit import audit
 from ...lipschitz.report import AuditReport
-from ..files import write_json, write_text
+from ..files import write_json
 from ..metadata import run_metadata
 from ..output import OutputFolder
 from ..progress import RunProgress
-from ..report import Figure, format_number, render_page, save_figures
+from ..report import save_figures
+from ..report.summary import print_run, write_run_page
 from .audit_figure import draw_audit
 from .blocks import Block, exact_branch
 from .checkpoints import Subject, open_checkpoint
 from .search import ALLOWANCE
+from .tables import AUDIT
 
 __all__ = ["audit_block", "audit_checkpoint"]
 
-SCHEMA = "invertible-attention/audit/1"
-TEMPLATES = Path(__file__).parent / "templates"
 OWNED = ("results.json", "report.html", "figures")
 STARTS = 4
 """From how many inputs a block is attacked, at most."""
 RATE = 0.05
 """Learning rate of the ascents."""
-COLUMNS = (
-    "round-trip error",
-    "local Lipschitz",
-    "certificate",
-    "contraction",
-    "evaluations",
-    "second preimage",
-)
-SHORT = ("error", "local L", "bound", "contracts", "evals", "preimages")
 
 
 def audit_checkpoint(
@@ -97,7 +85,7 @@ def audit_checkpoint(
                 rows.append(_row(subject, block, seed, attack_steps))
                 advance(len(rows))
         results = {
-            "schema": SCHEMA,
+            "schema": AUDIT.schema,
             "configuration": configuration,
             "allowance": ALLOWANCE,
             "blocks": rows,
@@ -106,9 +94,9 @@ def audit_checkpoint(
         figure = draw_audit(rows)
         write_json(output / "results.json", results)
         save_figures(output / "figures", [figure])
-        write_text(output / "report.html", _page(results, figure))
+        write_run_page(output / "report.html", results)
         progress.finish_cell(f"{len(rows)} blocks audited")
-    _print(console, rows)
+    print_run(console, results, output, ["blocks", "ascents"])
     console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
     return results
 
@@ -140,17 +128,6 @@ def audit_block(block: Block, *, seed: int = 0) -> dict[str, Any]:
         "exceeds_certificate": sum(int(report.exceeds_certificate.sum()) for report in reports),
         "passed": all(report.passed for report in reports),
     }
-
-
-def headline(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the result in a sentence."""
-    passed = sum(row["passed"] for row in rows)
-    certified = sum(row["contraction"] == "certified" for row in rows)
-    silent = sum(row["silently_wrong"] for row in rows)
-    exceeded = sum(row["exceeds_certificate"] > 0 or _beaten(row) for row in rows)
-    said = "no certificate was exceeded" if not exceeded else f"{exceeded} CERTIFICATES WERE EXCEEDED"
-    wrong = "" if not silent else f" {silent} inverses were WRONG WITHOUT SAYING SO."
-    return f"{passed} of {len(rows)} blocks passed, {certified} of them are certified; {said}.{wrong}"
 
 
 def _row(subject: Subject, block: Block, seed: int, attack_steps: int) -> dict[str, Any]:
@@ -202,12 +179,6 @@ def _attack(block: Block, steps: int, seed: int) -> dict[str, Any]:
     return found
 
 
-def _beaten(row: dict[str, Any]) -> bool:
-    attack = row.get("attack") or {}
-    # What is not finite is written as null: a constant above a bound of zero, or one that is not a number.
-    return any(item["ratio"] is None or item["ratio"] > 1 + ALLOWANCE for item in attack.values())
-
-
 def _values(reports: Sequence[AuditReport], name: str) -> list[float]:
     tensors = [getattr(report, name) for report in reports]
     return [
@@ -225,59 +196,3 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    """Return a row of the table as text."""
-    found = row["second_preimages"]
-    preimage = f"{found} found" if found else "none found" if row["searched"] else "unique"
-    return [
-        "∞" if row["relative_error"] is None else f"{row['relative_error']:.1e}",
-        format_number(row["lipschitz_estimate"]),
-        format_number(row["certificate"], missing="none"),
-        row["contraction"],
-        format_number(row["evaluations"]),
-        preimage,
-    ]
-
-
-def _print(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    attacked = any(row["attack"] for row in rows)
-    for network, own in itertools.groupby(rows, key=lambda row: row["network"]):
-        table = Table(title=network, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-        table.add_column("block", no_wrap=True)
-        for name in (*SHORT, *(("attack", "weights") if attacked else ())):
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in own:
-            ratios = _ratios(row) if attacked else []
-            table.add_row(row["block"].replace("bijections.", ""), *_cells(row), *ratios)
-        console.print(table)
-    console.print(headline(rows), highlight=False, soft_wrap=True)
-
-
-def _ratios(row: dict[str, Any]) -> list[str]:
-    attack = row["attack"] or {}
-    return [format_number(attack[name]["ratio"]) if name in attack else "–" for name in ("input", "weights")]
-
-
-def _page(results: dict[str, Any], figure: Figure) -> str:
-    rows = results["blocks"]
-    attacked = any(row["attack"] for row in rows)
-    return render_page(
-        "audit.html",
-        TEMPLATES,
-        results=results,
-        headline=headline(rows),
-        columns=[*COLUMNS, *(("largest ratio to it: input", "input and weights") if attacked else ())],
-        rows=[
-            {
-                "network": row["network"],
-                "block": row["block"],
-                "kind": "certified" if row["contraction"] == "certified" else "",
-                "cells": _cells(row) + (_ratios(row) if attacked else []),
-            }
-            for row in rows
-        ],
-        inputs=sorted({row["inputs"] for row in rows}),
-        figure_=figure,
-    )

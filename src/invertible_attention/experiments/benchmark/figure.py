@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..report.figures import COLORS, Figure, plot_style, render_png
+from ..published import RESPONSES as TITLES
+from ..report import COLORS, Figure, plot_style, render_png
 from .contenders import CONTENDERS, RESPONSES
 
 __all__ = ["draw"]
 
 LABELS = {"auto": "this library", "reference": "N×N matrix", "sdpa": "fused softmax attention (SDPA)"}
-TITLES = {
-    "gaussian": "Gaussian",
-    "embedded_gaussian": "Embedded Gaussian",
-    "dot_product": "Dot-product",
-    "concatenation": "Concatenation",
-}
 
 
 def draw(results: dict[str, Any]) -> Figure:

@@ -8,7 +8,7 @@ from .contenders import CONTENDERS, RESPONSES
 from .settings import PAPER_TOKENS
 from .timing import exponent
 
-__all__ = ["claims", "growth", "table"]
+__all__ = ["claims", "growth"]
 
 FEWEST_GROWTH_TOKENS = 4096
 """Growth is fitted from here on: below, fixed costs hide it."""
@@ -36,22 +36,6 @@ def growth(results: dict[str, Any]) -> list[dict[str, Any]]:
                         {"response": response, "contender": contender, "of": kind, "exponent": value}
                     )
     return found
-
-
-def table(results: dict[str, Any]) -> list[str]:
-    """Return lines of a table: times of this library, and how many times longer the others take."""
-    lines = [f"{'response':18} {'tokens':>6}  {'pass':8} {'time':>11} {'N×N':>9} {'SDPA':>9}"]
-    for record in results["times"]:
-        if record["contender"] != "auto":
-            continue
-        ratios = []
-        for other in CONTENDERS[1:]:
-            seconds = _seconds(results, record["response"], other, record["tokens"], record["backward"])
-            ratios.append(f"{seconds / record['seconds']:8.2f}x" if seconds else f"{'–':>9}")
-        passes = "gradient" if record["backward"] else "forward"
-        time = f"{record['seconds'] * 1e3:8.2f} ms"
-        lines.append(f"{record['response']:18} {record['tokens']:6}  {passes:8} {time} {' '.join(ratios)}")
-    return lines
 
 
 def claims(results: dict[str, Any], tokens: int = PAPER_TOKENS) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..data.source import open_image
 from ..errors import ExperimentError
-from ..report import COLORS, Figure, image_grid, plot_style, render_png
+from ..report import COLORS, Figure, FigureKind, image_grid, plot_style, render_png
 from .audit import spread
 from .data import Collection, DetectionData
 from .data.augmentation import mask_image
@@ -19,7 +19,7 @@ from .metrics import THRESHOLDS
 from .models import MODELS
 from .results import Row, datasets, rows
 
-__all__ = ["draw_figures"]
+__all__ = ["FIGURES", "draw_figures"]
 
 RESPONSE_COLORS = {
     None: "#000000",
@@ -33,9 +33,30 @@ CURVES = {"f_curve": "F-measure", "e_curve": "E-measure"}
 SHOWN = 8
 SIDE = 128
 
+CURVE = FigureKind(
+    "curves",
+    "As the paper's Figure 6: F- and E-measure over all thresholds of the 8-bit maps, means over images and seeds.",
+    "Curves of the F-measure and the E-measure against the threshold, one line per model.",
+    repeats="Figure 6",
+)
+EXAMPLES = FigureKind(
+    "examples-*",
+    "As the paper's Figures 7 and 8: images at even distances by name, their masks, and the maps of every model's "
+    "first seed.",
+    "Rows of small pictures: images, masks, then one row of predicted maps per model.",
+    repeats="Figures 7 and 8",
+)
+LOSSES = FigureKind(
+    "losses",
+    "Training loss of every model's first seed, means over equal stretches of steps.",
+    "Falling curves of the training loss, one per model.",
+)
+FIGURES = (CURVE, EXAMPLES, LOSSES)
+"""The figures of a run, in the order of its page."""
 
-def draw_figures(results: dict[str, Any], maps: dict[Any, Path], data: DetectionData) -> dict[str, Figure]:
-    """Draw every figure, by role.
+
+def draw_figures(results: dict[str, Any], maps: dict[Any, Path], data: DetectionData) -> list[Figure]:
+    """Draw every figure.
 
     Args:
         results: content of results.json.
@@ -44,12 +65,10 @@ def draw_figures(results: dict[str, Any], maps: dict[Any, Path], data: Detection
     """
     found = [row for row in rows(results) if row.scored]
     if not found:
-        return {}
+        return []
     with plot_style():
-        figures = {"curves": _curves(found, datasets(results)), "losses": _losses(found)}
-        for collection in data.test:
-            figures[f"examples-{collection.name}"] = _examples(found, maps, collection)
-    return figures
+        examples = [_examples(found, maps, collection) for collection in data.test]
+        return [_curves(found, datasets(results)), *examples, _losses(found)]
 
 
 def _style(row: Row) -> dict[str, Any]:
@@ -77,13 +96,7 @@ def _curves(found: list[Row], tested: list[str]) -> Figure:
         axes[1, column].set_xlabel("threshold")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside right center")
-    return Figure(
-        "curves",
-        "As the paper's Figure 6: F- and E-measure over all thresholds of the 8-bit maps, means over images "
-        "and seeds.",
-        "Curves of the F-measure and the E-measure against the threshold, one line per model.",
-        render_png(canvas),
-    )
+    return CURVE.of(render_png(canvas))
 
 
 def _losses(found: list[Row]) -> Figure:
@@ -104,12 +117,7 @@ def _losses(found: list[Row]) -> Figure:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     canvas.legend(loc="outside right center")
-    return Figure(
-        "losses",
-        "Training loss of every model's first seed, means over equal stretches of steps.",
-        "Falling curves of the training loss, one per model.",
-        render_png(canvas),
-    )
+    return LOSSES.of(render_png(canvas))
 
 
 def _examples(found: list[Row], maps: dict[Any, Path], collection: Collection) -> Figure:
@@ -132,13 +140,8 @@ def _examples(found: list[Row], maps: dict[Any, Path], collection: Collection) -
             # Maps may be deleted to save space; scores stay.
             continue
         lines.append((row.title, np.stack(pictures)))
-    return Figure(
-        f"examples-{collection.name}",
-        f"As the paper's Figure 7: images of {collection.name} at even distances by name, their masks, and the "
-        "maps of every model's first seed.",
-        "Rows of small pictures: images, masks, then one row of predicted maps per model.",
-        image_grid(lines, gap_before=(2,), width=0.9),
-    )
+    png = image_grid(lines, gap_before=(2,), width=0.9)
+    return EXAMPLES.of(png, name=f"examples-{collection.name}")
 
 
 def _square(image: Image.Image) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..metadata import run_metadata
-from ..published import TABLE_4, TABLE_4_DATASETS, DetectionRow
+from ..published import TABLE_4_DATASETS
 from ..report import format_fixed, mean_and_deviation
 from .configuration import Configuration
 from .metrics import MEASURES
@@ -80,10 +80,6 @@ class Row:
     def text(self, dataset: str, measure: str, decimals: int = 3) -> str:
         """Return mean and deviation over seeds."""
         return format_fixed(self.values(dataset, measure), decimals)
-
-    def published(self, dataset: str) -> DetectionRow | None:
-        """Return the paper's numbers, where it has them."""
-        return TABLE_4.get(self.title, {}).get(dataset)
 
     def curve(self, dataset: str, name: str) -> list[float] | None:
         """Return a curve, the mean over seeds."""

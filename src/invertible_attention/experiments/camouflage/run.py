@@ -15,12 +15,13 @@ from ..errors import ExperimentError
 from ..files import read_json, write_json
 from ..output import OutputFolder
 from ..progress import RunProgress
+from ..report import save_figures
+from ..report.summary import print_run, write_run_page
 from ..training import Parallel, choose_device, is_first_process
 from .cell import OWNED, Cell, run_cell
 from .configuration import Configuration
-from .console import print_summary
 from .data import DetectionData, generate_data, open_data
-from .report import write_report
+from .figures import draw_figures
 from .results import collect
 
 __all__ = ["DataFolders", "collect_and_report", "load_data", "run_one", "run_study"]
@@ -136,7 +137,7 @@ def run_one(
         progress.stage("writing the report", None)
         results = collect_and_report(output, [result], {cell: output / "maps"}, data)
         progress.finish_cell(f"{cell}: {_summary(result)}")
-    print_summary(console, results)
+    print_run(console, results, output, ["scores"])
     console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
     return results
 
@@ -190,7 +191,7 @@ def run_study(
         results = collect_and_report(output, [result for result, _ in finished.values()], maps, data)
         if results_folder is not None:
             collect_and_report(results_folder, results["cells"], maps, data)
-    print_summary(console, results)
+    print_run(console, results, output, ["scores"])
     console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
     return results
 
@@ -245,7 +246,8 @@ def collect_and_report(
     """Write results.json, the figures and report.html from finished networks; return the results."""
     results = collect(cells)
     write_json(output / "results.json", results)
-    write_report(output, results, maps, data)
+    save_figures(output / "figures", draw_figures(results, maps, data))
+    write_run_page(output / "report.html", results)
     return results
 
 

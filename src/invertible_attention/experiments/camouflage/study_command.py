@@ -13,7 +13,7 @@ from ..files import write_json
 from ..metadata import run_metadata
 from . import options as given
 from .configuration import SMALLEST
-from .models import MODELS, STUDY, ModelName
+from .models import STUDY, ModelName
 
 __all__ = ["measure", "study"]
 
@@ -121,8 +121,9 @@ def measure(
 
     Images are random; so are the weights unless --weights is given.
     """
-    from .console import print_measurements
+    from ..report.summary import print_run
     from .measure import measure_apart
+    from .tables import COST
 
     given.check_file(output)
     configuration = given.choose(
@@ -138,15 +139,15 @@ def measure(
     found = measure_apart(
         _names(models), configuration, steps=steps, device=device, threads=threads, report=print
     )
-    print_measurements(Console(), found, {name: MODELS[name].title for name in MODELS})
+    content = {
+        "schema": COST.schema,
+        "configuration": configuration.portable(),
+        "threads": threads,
+        "run": run_metadata(),
+        "models": [measurement.to_json() for measurement in found],
+    }
+    print_run(Console(), content, (output or Path(configuration.backbone)).parent, ["costs"])
     if output is not None:
-        content = {
-            "schema": "invertible-attention/camouflage-measure/1",
-            "configuration": configuration.portable(),
-            "threads": threads,
-            "run": run_metadata(),
-            "models": [measurement.to_json() for measurement in found],
-        }
         write_json(output, content)
 
 

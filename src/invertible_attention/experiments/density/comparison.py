@@ -10,12 +10,7 @@ from typing import Any
 from ..report import mean_and_error
 from .configuration import Model
 
-__all__ = ["at_time", "compare", "guarantee", "is_likelihood", "spread", "table_text"]
-
-BRACKETS = (
-    "In brackets: estimated where the spectral radius reaches 1, so that the series does not converge and the "
-    "figure is no likelihood."
-)
+__all__ = ["at_time", "compare", "guarantee", "is_likelihood"]
 
 
 def at_time(curve: Sequence[dict[str, Any]], seconds: float) -> float | None:
@@ -100,37 +95,6 @@ def _difference(measure: Any, variant: str, reference: str, seeds: Sequence[int]
     return _summary([None if a is None or b is None else a - b for a, b in pairs])
 
 
-def table_text(study: dict[str, Any]) -> str:
-    """Return the table of a study in Markdown."""
-    settings, data = study["base"], study["data"]
-    lines = [
-        f"# Densities of {data['title']}",
-        "",
-        f"{data['train_images']} training and {data['test_images']} test images of "
-        f"{'×'.join(map(str, data['shape']))}; {settings['steps']} steps, batches of "
-        f"{settings['batch_size']}, {study['seeds']} seeds. Mean ± standard error over seeds; differences "
-        f"are paired by seed, from `{study['rows'][0]['variant']}`. Negative is better.",
-        "",
-        "| variant | parameters | training, min | bits/dim | difference | difference at equal time "
-        "| largest radius | left out |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in study["rows"]:
-        right = is_likelihood(row)
-        bits = spread(row["bits_per_dim"])
-        lines.append(
-            f"| {row['variant']} | {row['parameters']:,} ({row['parameters_relative']:.3f}) "
-            f"| {row['processor_seconds'] / 60:.1f} | {bits if right else f'[{bits}]'} "
-            f"| {spread(row['difference'], sign=True) if right else '–'} "
-            f"| {spread(row['difference_at_equal_time'], sign=True) if right else '–'} "
-            f"| {guarantee(row)} "
-            f"| {row['skipped_steps']} steps, {row['failed_samples']} samples |"
-        )
-    if not all(map(is_likelihood, study["rows"])):
-        lines += ["", BRACKETS]
-    return "\n".join(lines) + "\n"
-
-
 def guarantee(row: dict[str, Any]) -> str:
     """Return the largest spectral radius met, or why there is none: a certificate, or no residual blocks."""
     if row["spectral_radius"] is not None:
@@ -139,20 +103,9 @@ def guarantee(row: dict[str, Any]) -> str:
 
 
 def is_likelihood(row: dict[str, Any]) -> bool:
-    """Return whether a row's bits per dimension are exact or unbiased.
+    """Return whether the bits per dimension of a row, or of one evaluation, are exact or unbiased.
 
     A series of powers of a Jacobian does not converge where its spectral radius reaches 1, and an estimate of it
     is then no estimate of the log-determinant.
     """
     return row["spectral_radius"] is None or row["spectral_radius"] < 1 or row["exact"]
-
-
-def spread(summary: dict[str, Any], *, sign: bool = False) -> str:
-    """Return mean ± standard error, and how many values were not finite."""
-    missing = sum(value is None for value in summary["values"])
-    if summary["mean"] is None:
-        return "–"
-    text = f"{summary['mean']:+.4f}" if sign else f"{summary['mean']:.4f}"
-    if summary["standard_error"] is not None:
-        text += f" ± {summary['standard_error']:.4f}"
-    return text + (f" ({missing} not finite)" if missing else "")

@@ -19,13 +19,16 @@ from ..files import read_json, read_tensors, write_bytes, write_json, write_tens
 from ..metadata import run_metadata
 from ..output import CONFIGURATION, OutputFolder
 from ..progress import RunProgress
+from ..report import save_figures
+from ..report.summary import write_run_page
 from ..training import Parallel, choose_device, is_first_process
 from .configuration import Configuration, Estimator
 from .data import DensityData, load_data
 from .evaluation import evaluation_estimator, score
+from .figures import draw_curve
 from .network import build_model, count_parameters
 from .pictures import draw_samples, interpolate, tile
-from .report import write_report
+from .tables import RUN
 from .training import initialize, train
 
 __all__ = ["evaluate_run", "sample_run", "train_run"]
@@ -103,7 +106,8 @@ def train_run(
             results["evaluation"] = _final_score(model, data, draws=draws, device=place)
             progress.stage("drawing", None)
             results["samples"] = _pictures(output, model, data, seed=configuration.seed)
-            write_report(output, results)
+            save_figures(output / "figures", [draw_curve([results])])
+            write_run_page(output / "report.html", results)
             # Last: its presence says that the run is done.
             write_json(done, results)
             (output / "training.ckpt").unlink(missing_ok=True)
@@ -205,6 +209,7 @@ def _results(
     place: torch.device,
 ) -> dict[str, Any]:
     return {
+        "schema": RUN.schema,
         "name": configuration.name,
         "configuration": configuration.to_json(),
         "data": {

@@ -17,15 +17,17 @@ from ..errors import ExperimentError
 from ..files import read_json, write_json, write_text
 from ..metadata import run_metadata
 from ..output import OutputFolder
-from .comparison import compare, table_text
+from ..report import save_figures
+from ..report.summary import print_run, run_markdown, write_run_page
+from .comparison import compare
 from .configuration import Configuration
-from .study_report import write_study_report
+from .figures import draw_curve, draw_differences
+from .tables import STUDY
 from .variants import parse_variant, slug
 
 __all__ = ["run_study"]
 
 OWNED = ("cells", "study.json", "study.md", "study.html", "figures")
-SCHEMA = "invertible-attention/density-study/1"
 
 
 def run_study(
@@ -86,7 +88,7 @@ def run_study(
             for name, (text, _) in cells.items()
         ]
         study = {
-            "schema": SCHEMA,
+            "schema": STUDY.schema,
             **about,
             "data": runs[0]["data"],
             "rows": compare(runs),
@@ -94,9 +96,11 @@ def run_study(
             "run": run_metadata(),
         }
         write_json(output / "study.json", study)
-        write_text(output / "study.md", table_text(study))
-        write_study_report(output, study)
-    console.print(table_text(study), highlight=False, soft_wrap=True, markup=False)
+        figures = [draw_differences(study), draw_curve(study["cells"])]
+        save_figures(output / "figures", [figure for figure in figures if figure is not None])
+        write_text(output / "study.md", run_markdown(study, output))
+        write_run_page(output / "study.html", study)
+    print_run(console, study, output, ["comparison"])
     return study
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from ..data import quantize
 from ..metrics import V_SCORE_LIMIT
 from ..published import RESPONSES
-from ..report import COLORS, Figure, image_grid, plot_style, render_png
+from ..report import COLORS, Figure, FigureKind, image_grid, plot_style, render_png
 from .configuration import SolverName
 from .results import Group, groups, labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_figures"]
+__all__ = ["FIGURES", "draw_figures"]
 
 SOLVERS = {
     SolverName.PICARD: "fixed point (Algorithm 1)",
@@ -30,22 +30,57 @@ SOLVERS = {
 ALL_FAILED = 1e12
 """Where curves that are not finite are drawn: above everything."""
 
+LATENTS = FigureKind(
+    "latents",
+    "After the paper's Figures 3 and 4: test images, their latents z = f(x) and their reconstructions f⁻¹(z) under the "
+    "certificate. Latents are unsqueezed and stretched to the full range, each on its own.",
+    "Rows of small images: originals, then for each response the latents and the reconstructions.",
+    repeats="Figures 3 and 4",
+    pixelated=True,
+)
+RECONSTRUCTIONS = FigureKind(
+    "reconstructions",
+    "The same test images reconstructed by every network, as 8-bit images; what is not finite is black.",
+    "Rows of small images: originals, then for each response one row of reconstructions per constraint.",
+    pixelated=True,
+)
+RESIDUALS = FigureKind(
+    "residuals",
+    "How the relative residual ‖x + g(x) − z‖ / (1 + ‖z‖) falls with the evaluations of g each solver spends, on the "
+    "studied test images of the first repeat: median (solid) and largest (dotted).",
+    "Curves of residual against evaluations, a panel per response and constraint, a curve per solver.",
+)
+ITERATIONS = FigureKind(
+    "iterations",
+    "Mean squared error after every step of the paper's Algorithm 1, on the studied test images of the first repeat: "
+    "median (solid) and largest (dotted). Dashed: the V-score's limit of 10.",
+    "Curves of reconstruction error against fixed-point steps, one panel per constraint.",
+)
+HISTOGRAM = FigureKind(
+    "histogram",
+    "Errors of the single images, all repeats together, on the scale 0–255. Dashed: the V-score's limit of 10. Errors "
+    "outside the axis count at its ends; reconstructions that are not finite are not drawn but count in the "
+    "percentages.",
+    "Histograms of the per-image error on a logarithmic axis, one panel per constraint.",
+)
+FIGURES = (LATENTS, RECONSTRUCTIONS, RESIDUALS, ITERATIONS, HISTOGRAM)
+"""The figures of a run, in the order of its page."""
 
-def draw_figures(output: Path, results: dict[str, Any]) -> dict[str, Figure]:
-    """Draw every figure of a run from its results and the stored images, by role."""
+
+def draw_figures(output: Path, results: dict[str, Any]) -> list[Figure]:
+    """Draw every figure of a run from its results and the stored images."""
     by_response = groups(results)
     names = labels(results)
     full_size = max(results["data"]["size"]) > 64
     with plot_style():
-        figures = {
-            "reconstructions": _reconstructions(output, by_response, full_size=full_size),
-            "residuals": _residuals(by_response, names),
-            "iterations": _iterations(by_response, names),
-            "histogram": _histogram(by_response, names),
-        }
-        if latents := _latents(output, by_response, full_size=full_size):
-            figures = {"latents": latents} | figures
-    return figures
+        drawn = (
+            _latents(output, by_response, full_size=full_size),
+            _reconstructions(output, by_response, full_size=full_size),
+            _residuals(by_response, names),
+            _iterations(by_response, names),
+            _histogram(by_response, names),
+        )
+    return [figure for figure in drawn if figure is not None]
 
 
 def _stored(output: Path, group: Group) -> dict[str, Tensor]:
@@ -68,12 +103,10 @@ def _latents(output: Path, by_response: dict[str, list[Group]], *, full_size: bo
     shown = 4 if full_size else 8
     rows: list[tuple[str, np.ndarray]] = []
     gaps = []
-    label = ""
     for response, entries in by_response.items():
         group = next((entry for entry in entries if entry.constraint == "certified"), None)
         if group is None:
             continue
-        label = group.label
         stored = _stored(output, group)
         if not rows:
             rows.append(("original", _pictures(stored["original"], shown)))
@@ -82,15 +115,7 @@ def _latents(output: Path, by_response: dict[str, list[Group]], *, full_size: bo
         rows.append(("reconstruction", _pictures(stored["reconstruction"], shown)))
     if not rows:
         return None
-    number = 4 if full_size else 3
-    return Figure(
-        "latents",
-        f"After the paper's Figure {number}: test images, their latents z = f(x) and their "
-        f"reconstructions f⁻¹(z) under the certificate ({label}). Latents are unsqueezed and stretched to "
-        "the full range, each on its own.",
-        "Rows of small images: originals, then for each response the latents and the reconstructions.",
-        image_grid(rows, gap_before=gaps, width=1.3 if full_size else 0.8),
-    )
+    return LATENTS.of(image_grid(rows, gap_before=gaps, width=1.3 if full_size else 0.8))
 
 
 def _reconstructions(output: Path, by_response: dict[str, list[Group]], *, full_size: bool) -> Figure:
@@ -105,12 +130,7 @@ def _reconstructions(output: Path, by_response: dict[str, list[Group]], *, full_
         for place, (label, tensors) in enumerate(stored.items()):
             name = f"{RESPONSES[response]}\n{label}" if place == 0 else label
             rows.append((name, _pictures(tensors["reconstruction"], shown)))
-    return Figure(
-        "reconstructions",
-        "The same test images reconstructed by every network, as 8-bit images; what is not finite is black.",
-        "Rows of small images: originals, then for each response one row of reconstructions per constraint.",
-        image_grid(rows, gap_before=gaps, width=1.3 if full_size else 0.8),
-    )
+    return RECONSTRUCTIONS.of(image_grid(rows, gap_before=gaps, width=1.3 if full_size else 0.8))
 
 
 def _panels(
@@ -149,13 +169,7 @@ def _residuals(by_response: dict[str, list[Group]], kinds: list[str]) -> Figure:
                 panel.set_xlabel("evaluations of g")
     handles, names = axes[0, 0].get_legend_handles_labels()
     canvas.legend(handles, names, loc="outside upper center", ncols=3)
-    return Figure(
-        "residuals",
-        "How the relative residual ‖x + g(x) − z‖ / (1 + ‖z‖) falls with the evaluations of g each solver "
-        "spends, on the studied test images of the first repeat: median (solid) and largest (dotted).",
-        "Curves of residual against evaluations, a panel per response and constraint, a curve per solver.",
-        render_png(canvas),
-    )
+    return RESIDUALS.of(render_png(canvas))
 
 
 def _iterations(by_response: dict[str, list[Group]], kinds: list[str]) -> Figure:
@@ -177,13 +191,7 @@ def _iterations(by_response: dict[str, list[Group]], kinds: list[str]) -> Figure
     axes[0, 0].set_ylabel("mean squared error (0–255)")
     handles, names = axes[0, 0].get_legend_handles_labels()
     canvas.legend(handles, names, loc="outside upper center", ncols=4 if len(kinds) > 1 else 2)
-    return Figure(
-        "iterations",
-        "Mean squared error after every step of the paper's Algorithm 1, on the studied test images of the "
-        "first repeat: median (solid) and largest (dotted). Dashed: the V-score's limit of 10.",
-        "Curves of reconstruction error against fixed-point steps, one panel per constraint.",
-        render_png(canvas),
-    )
+    return ITERATIONS.of(render_png(canvas))
 
 
 def _histogram(by_response: dict[str, list[Group]], kinds: list[str]) -> Figure:
@@ -206,11 +214,4 @@ def _histogram(by_response: dict[str, list[Group]], kinds: list[str]) -> Figure:
     axes[0, 0].set_ylabel("test images (%)")
     handles, names = axes[0, 0].get_legend_handles_labels()
     canvas.legend(handles, names, loc="outside upper center", ncols=4 if len(kinds) > 1 else 2)
-    return Figure(
-        "histogram",
-        "Errors of the single images, all repeats together, on the scale 0–255. Dashed: the V-score's limit "
-        "of 10. Errors outside the axis count at its ends; reconstructions that are not finite are left out "
-        "of the curves but count in the percentages.",
-        "Histograms of the per-image error on a logarithmic axis, one panel per constraint.",
-        render_png(canvas),
-    )
+    return HISTOGRAM.of(render_png(canvas))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,6 +78,7 @@ class Group:
         response, constraint, normalization: which.
         cells: the results, one per repeat.
         label: what to call it beside the others of its response.
+        seen: how many images training saw, epochs counted.
     """
 
     response: str
@@ -85,6 +86,7 @@ class Group:
     normalization: str
     cells: tuple[dict[str, Any], ...]
     label: str
+    seen: int = 0
 
     def values(self, *path: str) -> list[Any]:
         """Return a number of every repeat, by its path in the cell's result; ``None`` where it was not measured."""
@@ -128,7 +130,12 @@ class Group:
 
 def groups(results: dict[str, Any]) -> dict[str, list[Group]]:
     """Return the cells of a results.json by response, repeats together, the authors' code first, ours last."""
-    return _grouped(results["cells"])
+    settings = results["configuration"]
+    seen = settings["epochs"] * settings["train_images"]
+    return {
+        response: [replace(group, seen=seen) for group in members]
+        for response, members in _grouped(results["cells"]).items()
+    }
 
 
 def labels(results: dict[str, Any]) -> list[str]:

@@ -17,13 +17,15 @@ from ..errors import ExperimentError
 from ..files import atomic_path, read_json, write_json
 from ..metadata import run_metadata
 from ..output import OutputFolder
+from ..progress import RunProgress
+from ..report import save_figures
+from ..report.summary import print_run, write_run_page
 from ..training import choose_device
 from .batches import EpochBatches
 from .configuration import Cell, Configuration
-from .console import RunProgress, print_summary
 from .evaluation import Evaluation, evaluate
+from .figures import draw_figures
 from .network import build_network, choose_micro_batch, initialize
-from .report import write_report
 from .results import collect, histogram
 from .study import study
 from .training import train
@@ -91,8 +93,9 @@ def run(
             progress.stage("writing the report", None)
             results = collect(finished, configuration, title=title, device=place)
             write_json(output / "results.json", results)
-            write_report(output, results)
-        print_summary(console, results)
+            save_figures(output / "figures", draw_figures(output, results))
+            write_run_page(output / "report.html", results)
+        print_run(console, results, output, ["errors"])
         console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
     return results
 

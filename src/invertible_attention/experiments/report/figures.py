@@ -17,7 +17,7 @@ from ..files import write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["COLORS", "Figure", "image_grid", "plot_style", "render_png", "save_figures"]
+__all__ = ["COLORS", "Figure", "FigureKind", "image_grid", "plot_style", "render_png", "save_figures"]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """The palette of Okabe and Ito (2008), told apart by colour-blind readers too."""
@@ -50,17 +50,44 @@ class Figure:
         caption: what it shows and how it was made.
         description: what a reader who cannot see it should know.
         png: the picture.
+        repeats: which of the paper's figures it repeats, such as ``"Figures 3 and 4"``.
     """
 
     name: str
     caption: str
     description: str
     png: bytes
+    repeats: str = ""
 
     @property
     def data_uri(self) -> str:
         """The picture as an address that needs no file."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    """What a figure shows, whatever run it is drawn from.
+
+    Args:
+        name: file name without suffix; with ``*`` for several.
+        caption: see :class:`Figure`.
+        description: see :class:`Figure`.
+        repeats: see :class:`Figure`.
+        pixelated: whether to keep the pixels of small images sharp.
+        tiles: whether it has no letters and is shown as large as it was made.
+    """
+
+    name: str
+    caption: str
+    description: str
+    repeats: str = ""
+    pixelated: bool = False
+    tiles: bool = False
+
+    def of(self, png: bytes, *, name: str | None = None, about: str = "") -> Figure:
+        """Return the figure with its picture; ``about`` begins the description."""
+        return Figure(name or self.name, self.caption, about + self.description, png, self.repeats)
 
 
 @contextmanager

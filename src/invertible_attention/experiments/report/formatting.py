@@ -5,8 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["format_fixed", "format_number", "format_spread", "mean_and_deviation", "mean_and_error"]
+__all__ = [
+    "format_error",
+    "format_fixed",
+    "format_number",
+    "format_percent",
+    "format_ratio",
+    "format_spread",
+    "format_value",
+    "mean_and_deviation",
+    "mean_and_error",
+]
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -86,3 +97,58 @@ def format_fixed(values: Sequence[float | None], decimals: int) -> str:
         return "–"
     text = f"{mean:.{decimals}f}"
     return text if deviation is None else f"{text} ± {deviation:.{decimals}f}"
+
+
+def format_percent(shares: Sequence[float | None], decimals: int = 1) -> str:
+    """Return mean ± standard deviation of shares, in percent.
+
+    Example:
+        >>> format_percent([0.98, 0.99]), format_percent([None])
+        ('98.5 ± 0.7', '–')
+    """
+    return format_fixed([None if share is None else 100 * share for share in shares], decimals)
+
+
+def format_error(
+    mean: float | None, error: float | None, *, sign: bool = False, missing: str = "not finite"
+) -> str:
+    """Return a mean ± its standard error with four decimals, as bits per dimension are given.
+
+    Example:
+        >>> format_error(3.25, 0.01), format_error(-0.5, None, sign=True), format_error(None, None)
+        ('3.2500 ± 0.0100', '-0.5000', 'not finite')
+    """
+    if mean is None:
+        return missing
+    text = f"{mean:+.4f}" if sign else f"{mean:.4f}"
+    return text if error is None else f"{text} ± {error:.4f}"
+
+
+def format_ratio(ratio: float | None, decimals: int = 6) -> str:
+    """Return the ratio of a constant to its bound, rounded away from 1, so that neither side is taken for the other.
+
+    Example:
+        >>> format_ratio(0.9999999), format_ratio(1.0000001), format_ratio(1.0), format_ratio(None)
+        ('0.999999', '1.000001', '1.000000', '∞')
+    """
+    if ratio is None:
+        return "∞"
+    unit = 10**decimals
+    rounded = math.floor(ratio * unit) if ratio <= 1 else math.ceil(ratio * unit)
+    return f"{rounded / unit:.{decimals}f}"
+
+
+def format_value(value: Any) -> str:
+    """Return a setting in words.
+
+    Example:
+        >>> [format_value(value) for value in (None, True, 0.003, [1, 2], "column")]
+        ['–', 'yes', '0.003', '1, 2', 'column']
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(format_value, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)

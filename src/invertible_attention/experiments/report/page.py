@@ -7,20 +7,13 @@ from typing import Any
 
 import jinja2
 
-from ..files import write_text
 from .formatting import format_number, format_spread
+from .sources import describe
 
-__all__ = ["render_page", "write_page"]
+__all__ = ["render_page", "render_piece"]
 
 
-def render_page(template: str, templates: Path | None = None, **context: Any) -> str:
-    """Fill a template; values are escaped, a missing one is an error.
-
-    Args:
-        template: file name.
-        templates: its folder; ``base.html`` and the shared pieces are found beside this module in any case.
-        **context: what the template shows.
-    """
+def _environment(templates: Path | None = None) -> jinja2.Environment:
     folders = [templates] if templates is not None else []
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent / "templates"]),
@@ -31,9 +24,22 @@ def render_page(template: str, templates: Path | None = None, **context: Any) ->
     )
     environment.filters["number"] = format_number
     environment.filters["spread"] = format_spread
-    return environment.get_template(template).render(**context)
+    environment.globals["describe"] = describe
+    return environment
 
 
-def write_page(path: Path, template: str, templates: Path | None = None, **context: Any) -> None:
-    """Fill a template and write it to ``path``, whole or not at all."""
-    write_text(path, render_page(template, templates, **context))
+def render_page(template: str, templates: Path | None = None, **context: Any) -> str:
+    """Fill a template; values are escaped, a missing one is an error.
+
+    Args:
+        template: file name.
+        templates: its folder; ``base.html`` and the shared pieces are found beside this module in any case.
+        **context: what the template shows.
+    """
+    return _environment(templates).get_template(template).render(**context)
+
+
+def render_piece(name: str, item: Any) -> str:
+    """Return one of the shared pieces, a macro of ``pieces.html``, for an item."""
+    module = _environment().get_template("pieces.html").make_module()
+    return str(getattr(module, name)(item))

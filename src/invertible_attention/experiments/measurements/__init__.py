@@ -1,0 +1,1 @@
+"""What is shown of the files that single scripts write, one module per kind."""

@@ -1,1 +1,0 @@
-"""One page from any set of result folders: the paper's tables and figures beside ours."""
