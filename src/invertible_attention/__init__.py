@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from invertible_attention._lazy import lazily
+from invertible_attention._lazy import lazily, together_with
 
 if TYPE_CHECKING:
     from invertible_attention import attention, flows, interop, lipschitz, logdet, solvers
@@ -102,3 +102,6 @@ __getattr__, __dir__ = lazily(
         "solvers": "solvers",
     },
 )
+
+# What a checkpoint may contain is known to torch from the start: loading one asks this package for nothing.
+together_with("torch", "invertible_attention.attention")

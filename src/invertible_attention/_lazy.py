@@ -1,13 +1,16 @@
-"""Names of a package that import their modules when they are first asked for (PEP 562)."""
+"""Names of a package that import their modules when they are first asked for (PEP 562), or with another package."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["lazily"]
+__all__ = ["lazily", "together_with"]
 
 
 def lazily(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -31,3 +34,42 @@ def lazily(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], An
         return sorted({*vars(sys.modules[package]), *modules})
 
     return getattribute, names
+
+
+def together_with(package: str, module: str) -> None:
+    """Import a module as soon as a package has been imported: now, if it was already."""
+    if package in sys.modules:
+        import_module(module)
+    else:
+        sys.meta_path.insert(0, _Watch(package, module))
+
+
+class _Watch(MetaPathFinder):
+    """Waits for the import of a package, which others do, and imports a module behind it."""
+
+    def __init__(self, package: str, module: str) -> None:
+        self.package, self.module = package, module
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Return nothing, but for the package, which is imported as always and the module behind it."""
+        if fullname != self.package:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        loader: Any = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def exec_module(package: Any) -> None:
+                execute(package)
+                if not _importing(self.module.partition(".")[0]):
+                    import_module(self.module)
+
+            loader.exec_module = exec_module
+        return spec
+
+
+def _importing(package: str) -> bool:
+    """Whether a part of a package is being imported, which cannot be interrupted by the import of another."""
+    parts = [module for name, module in list(sys.modules.items()) if name.startswith(package + ".")]
+    return any(getattr(part.__spec__, "_initializing", False) for part in parts)

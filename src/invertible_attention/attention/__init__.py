@@ -1,5 +1,7 @@
 """Attention that can be inverted, its ordinary counterpart, and their parts."""
 
+from torch.serialization import add_safe_globals
+
 from invertible_attention.attention.branch import AttentionBranch
 from invertible_attention.attention.constraints import Certified, Constraint, Relaxed, Unconstrained
 from invertible_attention.attention.layer import Attention, InvertibleAttention
@@ -38,3 +40,7 @@ __all__ = [
     "TriangularBranch",
     "Unconstrained",
 ]
+
+# A checkpoint may contain what a layer was made with.
+add_safe_globals([Certified, Relaxed, Unconstrained, TorusPrior, Attention, InvertibleAttention])
+add_safe_globals([Gaussian, EmbeddedGaussian, DotProduct, Concatenation])

@@ -8,6 +8,8 @@ How to choose:
 - :class:`NewtonKrylov`: for branches that are not contractions, such as relaxed layers, where the others fail.
 """
 
+from torch.serialization import add_safe_globals
+
 from invertible_attention._differentiation import is_differentiated
 from invertible_attention.solvers.anderson import Anderson
 from invertible_attention.solvers.base import Solver
@@ -26,3 +28,6 @@ __all__ = [
     "implicit_gradient",
     "is_differentiated",
 ]
+
+# A checkpoint may contain a solver and what it returned.
+add_safe_globals([Anderson, FixedPoint, NewtonKrylov, Solution])
