@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
 import invertible_attention as ia
-from invertible_attention.interop import from_distribution, to_pyro
+from invertible_attention.interop import from_distribution, to_pyro, to_pyro_conditional
 
 from .conftest import GAUSSIAN_NATS, attention, check_bijection
 
@@ -58,10 +61,42 @@ def test_log_probabilities_agree_both_ways(moons):
 
 def test_its_transforms_are_bijections():
     x = torch.randn(4, 2, dtype=torch.float64)
-    for transform in (transforms.affine_coupling(2), transforms.spline(2), transforms.matrix_exponential(2)):
+    # Pyro's inverse of a matrix exponential is a series, of 8 terms by default.
+    exponential = transforms.matrix_exponential(2, iterations=20)
+    for transform in (transforms.affine_coupling(2), transforms.spline(2), exponential):
         bijection = from_distribution(transform.double())
         assert list(bijection.parameters())
         check_bijection(bijection, x)
+
+
+@pytest.mark.parametrize(
+    "make", [transforms.affine_coupling, transforms.spline, transforms.planar, transforms.matrix_exponential]
+)
+def test_what_its_transforms_remember_is_not_used(make):
+    flow = ia.flows.Flow(
+        ia.flows.Sequential(from_distribution(make(2)), ia.flows.ActNorm(2)),
+        ia.flows.DiagonalGaussian(2, learned=False),
+    )
+    x = torch.randn(16, 2)
+    before = flow.log_prob(x)
+    for _ in range(2):  # two losses on one batch
+        flow.log_prob(x).sum().backward()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.data.add_(0.3)
+    after = flow.log_prob(x)
+    assert not torch.allclose(after, before, atol=1e-3)
+    torch.testing.assert_close(flow.log_prob(x.clone()), after)
+    torch.testing.assert_close(copy.deepcopy(flow).log_prob(x), after)
+
+
+def test_copies_of_a_conditional_density(moons):
+    attend = to_pyro_conditional(attention(context_channels=3), view=(1, 2))
+    data = dist.conditional.ConditionalTransformedDistribution(normal(), [attend.inv])
+    x, context = moons(5), torch.randn(5, 3)
+    log_prob = data.condition(context).log_prob(x)
+    for duplicate in (copy.deepcopy(data), pickle.loads(pickle.dumps(data))):
+        torch.testing.assert_close(duplicate.condition(context).log_prob(x), log_prob)
 
 
 @pytest.mark.slow
