@@ -20,6 +20,7 @@ SETTINGS = {
         ia.Certified(0.8, radius=2.0),
         ia.Relaxed(0.5, 0.7, True),
         Unconstrained(),
+        ia.Triangular("columns"),
     ],
     "solvers": [ia.Anderson(), ia.FixedPoint(7, 1e-3), ia.NewtonKrylov(tolerance=1e-4)],
     "estimators": [ia.Exact(), ia.PowerSeries(terms=3), ia.RussianRoulette(tail="poisson")],

@@ -42,5 +42,5 @@ __all__ = [
 ]
 
 # A checkpoint may contain what a layer was made with.
-add_safe_globals([Certified, Relaxed, Unconstrained, TorusPrior, Attention, InvertibleAttention])
-add_safe_globals([Gaussian, EmbeddedGaussian, DotProduct, Concatenation])
+add_safe_globals([Certified, Relaxed, Triangular, Unconstrained, Blockwise, TorusPrior])
+add_safe_globals([Gaussian, EmbeddedGaussian, DotProduct, Concatenation, Attention, InvertibleAttention])
