@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from invertible_attention.attention import Triangular
 from invertible_attention.attention.layer import InvertibleAttention
 from invertible_attention.bijection import Bijection
 from invertible_attention.flows import (
@@ -39,6 +40,10 @@ def conv(*spatial: int, **arguments: object) -> Residual:
 
 def attention(response: str, **arguments: object) -> InvertibleAttention:
     return InvertibleAttention(4, response, logdet=Exact(), **arguments)
+
+
+def triangular(response: str, **arguments: object) -> InvertibleAttention:
+    return InvertibleAttention(4, response, constraint=Triangular(**arguments))
 
 
 def network(**arguments: object) -> InvertibleResNet:
@@ -78,6 +83,10 @@ CASES = {
     "attention-embedded": Case(lambda: attention("embedded_gaussian", heads=2, bias=True), (4, 2, 3)),
     "attention-dot": Case(lambda: attention("dot_product", normalization="row"), (4, 6)),
     "attention-concatenation": Case(lambda: attention("concatenation"), (4, 2, 3)),
+    "attention-triangular": Case(lambda: triangular("gaussian"), (4, 2, 3)),
+    "attention-triangular-affine": Case(
+        lambda: triangular("dot_product", order="reverse", affine=True), (4, 6)
+    ),
     "i-resnet": Case(network, (1, 4, 4)),
     "residual-flow": Case(partial(network, **RESIDUAL_FLOW), (1, 4, 4)),
 }

@@ -196,6 +196,15 @@ def test_solvers_that_know_the_order_agree(solver):
     assert (solution.value - x).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("batch", [2, 16])
+def test_the_choice_of_blocks_finds_the_inverse(batch):
+    layer = make(affine=True)
+    x = noise(batch, 5)
+    solution = layer.solve_inverse(layer(x))
+    assert solution.converged.all()
+    assert (solution.value - x).abs().max() < 1e-10
+
+
 def test_too_few_evaluations_are_said_to_be_too_few():
     layer = make(size=0.5, solver=ia.FixedPoint(max_evaluations=2))
     z = layer(noise(2, 3, 4))

@@ -52,6 +52,8 @@ def attend_causally(
     large = query.shape[0] * query.shape[1] * queries * keys > _SMALL_SCORES
     if fusable and (implementation == "flash" or (implementation == "auto" and large)):
         return _fused(query, key, value)
+    if queries == 1 and bias is None:
+        return pairwise.attend(query, key, value, Form(response.combine, response.phi, "row"))
     later = torch.ones(queries, keys, dtype=torch.bool, device=query.device).triu(keys - queries + 1)
     prior = torch.zeros(queries, keys, dtype=query.dtype, device=query.device) if bias is None else bias
     prior = prior.masked_fill(later, -torch.inf)

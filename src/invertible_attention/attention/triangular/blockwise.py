@@ -27,8 +27,8 @@ class Blockwise(Solver):
     Args:
         max_evaluations: Most evaluations per sample; ``None``: as many as there are tokens, which always suffice.
         tolerance: See :class:`~invertible_attention.solvers.Solver`.
-        block: Tokens per block. ``None`` chooses: all tokens while a batch is small enough that an evaluation costs
-            the same for one token as for all, then fewer.
+        block: Tokens per block. ``None`` chooses what is faster: all tokens for small batches, one for large ones on a
+            CPU.
 
     Raises:
         ValueError: If an argument is out of its range, or a block without an order is to be solved.

@@ -25,6 +25,8 @@ __all__ = ["solve"]
 Image = Float[Tensor, "batch channels *spatial"]
 Args = tuple[Tensor | None, ...]
 
+_BATCH_FOR_SEQUENTIAL = 16
+
 
 @torch.no_grad()
 def solve(branch: TriangularBranch, z: Image, args: Args, solver: Solver) -> Solution:
@@ -108,7 +110,7 @@ class _Problem:
         module, block = self.branch.module, self.solver.block
         keeps = isinstance(module, CausalTransformer) and module.can_keep
         if block is None:
-            return self.tokens if not keeps else choose_block(len(self.z), self.tokens)
+            return self.tokens if not keeps else choose_block(len(self.z), self.tokens, self.z.device)
         if not keeps and block < self.tokens:
             raise ValueError(
                 f"block={block} needs a CausalTransformer, and no context of unequally many tokens: only its keys and "
@@ -122,9 +124,13 @@ class _Problem:
         return relative_residual(norm, distance, self.scale[samples], z.dtype)
 
 
-def choose_block(batch: int, tokens: int) -> int:
-    """Return the block size that is fastest, by the measurement in ``benchmarks/triangular.py``."""
-    return tokens
+def choose_block(batch: int, tokens: int, device: torch.device) -> int:
+    """Return the block size that is fastest, measured by ``benchmarks/triangular.py``.
+
+    One token at a time costs as many steps as there are tokens, each hardly more for a large batch than for a small;
+    all at once costs a fraction of the steps, each on all tokens. Only a CPU was measured: elsewhere all at once.
+    """
+    return 1 if device.type == "cpu" and batch >= _BATCH_FOR_SEQUENTIAL else tokens
 
 
 def _all_at_once(problem: _Problem) -> _Result:

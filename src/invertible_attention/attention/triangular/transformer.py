@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,16 +31,30 @@ Places = Int[Tensor, "*batch tokens 4"]
 
 @dataclass
 class Memory:
-    """Keys and values of the tokens that came before, one pair per block, and where those tokens are.
+    """Keys and values of the tokens that came before, and room for those to come.
 
     Attributes:
-        newest: The same with the tokens evaluated last.
+        keys: One tensor per block, ``(batch, heads, room, dim)``.
+        values: Likewise.
+        places: Where the tokens are.
+        kept: How many of them are known.
+        seen: How many are with those evaluated last, which :meth:`CausalTransformer.keep` makes known.
     """
 
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     places: Places | None = None
-    newest: Memory | None = None
+    kept: int = 0
+    seen: int = 0
+
+    def add(self, block: int, key: Tensor, value: Tensor, room: int) -> tuple[Tensor, Tensor]:
+        """Note the keys and values of the newest tokens, and return those of all."""
+        if block == len(self.keys):
+            self.keys.append(key.new_empty(*key.shape[:2], room, key.shape[-1]))
+            self.values.append(value.new_empty(*value.shape[:2], room, value.shape[-1]))
+        newest = slice(self.kept, self.seen)
+        self.keys[block][:, :, newest], self.values[block][:, :, newest] = key, value
+        return self.keys[block][:, :, : self.seen], self.values[block][:, :, : self.seen]
 
 
 class CausalTransformer(nn.Module):
@@ -154,7 +169,7 @@ class CausalTransformer(nn.Module):
                 )
             assert given.sources is not None
             places = like.new_zeros(given.sources.shape[1], AXES + 1, dtype=torch.int64)
-            self._run(given.sources, places, places, memory)
+            self._remember(given.sources, places, places, memory, like.shape[1])
             self.keep(memory)
         return memory
 
@@ -179,22 +194,20 @@ class CausalTransformer(nn.Module):
         query_at, key_at = self._places(layout)
         hidden = self._hidden(before, first, context)
         part = slice(first, first + count)
-        hidden = self._run(hidden, query_at[..., part, :], key_at[..., part, :], memory)
-        return self._head(hidden)
+        more = query_at.shape[-2] - first
+        return self._head(self._remember(hidden, query_at[..., part, :], key_at[..., part, :], memory, more))
 
     @staticmethod
     def keep(memory: Memory) -> None:
         """Make what :meth:`extend` was called on last part of the memory."""
-        newest = memory.newest
-        assert newest is not None
-        memory.keys, memory.values, memory.places = newest.keys, newest.values, newest.places
+        memory.kept = memory.seen
 
     def _evaluate(self, tokens: Tensor, layout: Layout, context: Tensor | None) -> Tensor:
         before = F.pad(tokens[:, :-1], (0, 0, 1, 0))
         hidden = self._hidden(before, 0, context)
         query_at, key_at = self._places(layout)
         if self.context is None:
-            return self._head(self._run(hidden, query_at, key_at, None))
+            return self._head(self._run(hidden, query_at, key_at))
         self.context.check(context, tokens.shape[0])
         assert context is not None
         given = self.context(context, tokens.dtype)
@@ -204,7 +217,7 @@ class CausalTransformer(nn.Module):
         nowhere = query_at.new_zeros(*query_at.shape[:-2], count, AXES + 1)
         query_at, key_at = torch.cat([nowhere, query_at], -2), torch.cat([nowhere, key_at], -2)
         if given.source_mask is None:
-            return self._head(self._run(hidden, query_at, key_at, None)[:, count:])
+            return self._head(self._run(hidden, query_at, key_at)[:, count:])
         # What is padding goes behind everything, where nothing sees it.
         valid = F.pad(given.source_mask, (0, tokens.shape[1]), value=True)
         index = torch.sort((~valid).to(torch.uint8), dim=1, stable=True).indices
@@ -213,7 +226,7 @@ class CausalTransformer(nn.Module):
             at.expand(*index.shape, -1).gather(1, index[..., None].expand(-1, -1, AXES + 1))
             for at in (query_at, key_at)
         )
-        hidden = self._run(hidden, query_at, key_at, None)
+        hidden = self._run(hidden, query_at, key_at)
         back = torch.argsort(index, dim=1)[:, count:]
         return self._head(hidden.gather(1, back[..., None].expand(-1, -1, hidden.shape[-1])))
 
@@ -236,18 +249,23 @@ class CausalTransformer(nn.Module):
         at = widen(layout.coordinates())
         return at, torch.cat([at[..., :1, :], at[..., :-1, :]], -2)
 
-    def _run(self, hidden: Hidden, query_at: Places, key_at: Places, memory: Memory | None) -> Hidden:
-        if memory is None:
-            for block in self.blocks:
-                hidden = block(hidden, query_at, key_at)[0]
-            return hidden
-        places = key_at if memory.places is None else _join(memory.places, key_at)
-        memory.newest = newest = Memory(places=places)
-        past = zip(memory.keys, memory.values, strict=True) if memory.keys else [None] * len(self.blocks)
-        for block, seen in zip(self.blocks, past, strict=True):
-            hidden, key, value = block(hidden, query_at, key_at, seen, places)
-            newest.keys.append(key)
-            newest.values.append(value)
+    def _run(self, hidden: Hidden, query_at: Places, key_at: Places) -> Hidden:
+        for block in self.blocks:
+            hidden = block(hidden, query_at, key_at)
+        return hidden
+
+    def _remember(
+        self, hidden: Hidden, query_at: Places, key_at: Places, memory: Memory, more: int
+    ) -> Hidden:
+        """Run the blocks on some tokens that see those in the memory too, which has room for ``more`` after them."""
+        memory.seen = memory.kept + hidden.shape[1]
+        if memory.places is None:
+            memory.places = key_at
+        else:
+            memory.places = _join(memory.places[..., : memory.kept, :], key_at)
+        for index, block in enumerate(self.blocks):
+            add = partial(memory.add, index, room=memory.seen + more)
+            hidden = block(hidden, query_at, memory.places, add)
         return hidden
 
     def _head(self, hidden: Hidden) -> Tensor:
@@ -304,26 +322,25 @@ class CausalBlock(nn.Module):
         hidden: Hidden,
         query_at: Places,
         key_at: Places,
-        past: tuple[Tensor, Tensor] | None = None,
-        all_keys_at: Places | None = None,
-    ) -> tuple[Hidden, Tensor, Tensor]:
-        """Return the tokens after the block, and all keys and values.
+        remember: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Hidden:
+        """Return the tokens after the block.
 
         Args:
             hidden: The tokens.
             query_at: Where they are as queries.
-            key_at: Where they are as keys.
-            past: Keys and values of the tokens before them.
-            all_keys_at: Where all keys are, where there is a past.
+            key_at: Where the keys are that they see.
+            remember: Takes the keys and values of the tokens and returns those of all that they see.
         """
         seen = _normalize(hidden, self.attention_norm)
         query, key = self.response(seen, seen)
-        query, key = self.position.turn(query, query_at), self.position.turn(key, key_at)
+        own = key_at[..., key_at.shape[-2] - hidden.shape[1] :, :]
+        query, key = self.position.turn(query, query_at), self.position.turn(key, own)
         value = linear(seen, self.value.weight, self.value.bias)
         value = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        if past is not None:
-            key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
-        bias = self.position.bias(query_at, key_at if all_keys_at is None else all_keys_at)
+        if remember is not None:
+            key, value = remember(key, value)
+        bias = self.position.bias(query_at, key_at)
         attended = attend_causally(
             query, key, value, self.response, bias=bias, implementation=self.implementation
         )
@@ -334,7 +351,7 @@ class CausalBlock(nn.Module):
             assert self.reduce is not None
             inner = linear(_normalize(hidden, self.feed_forward_norm), self.expand.weight, self.expand.bias)
             hidden = hidden + linear(F.gelu(inner), self.reduce.weight, self.reduce.bias)
-        return hidden, key, value
+        return hidden
 
 
 def _normalize(hidden: Tensor, norm: nn.LayerNorm) -> Tensor:
