@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invertible_attention.attention.functional import flash, response_matrix
+from invertible_attention.attention.functional import blocked, flash, response_matrix
 from invertible_attention.attention.functional.form import Form
 
 from .cases import FORMS, IDS, PAIRS, derivatives, problem, run
@@ -59,6 +61,24 @@ def test_portable_kernel(form: Form, monkeypatch: pytest.MonkeyPatch):
     assert len(found) == len(expected) == 10
     for mine, truth in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, truth, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_two_passes_of_the_kernel_where_strips_have_few_rows(scale: float, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(blocked, "_FEWEST_ROWS", 40)
+    monkeypatch.setattr(
+        flash.CpuKernel, "_in_two_passes", passes := Mock(wraps=flash.CpuKernel()._in_two_passes)
+    )
+    form = Form("product", "exp", "column")
+    tensors = problem(form, queries=30, keys=30, scale=scale)
+    expected = derivatives(form, "reference", tensors, order=2)
+    for mine, truth in zip(derivatives(form, "flash", tensors, order=2), expected, strict=True):
+        torch.testing.assert_close(mine, truth, rtol=1e-9, atol=1e-10)
+    single = tuple(tensor.float() for tensor in tensors)
+    torch.testing.assert_close(
+        run(form, "flash", *single), run(form, "reference", *single), rtol=1e-4, atol=1e-4
+    )
+    assert passes.call_count == 2
 
 
 @given(

@@ -11,7 +11,7 @@ from invertible_attention.attention.functional.products import Adjoint, Apply
 from invertible_attention.attention.functional.strips import StripFunction, Tensors, strip_map
 from invertible_attention.attention.functional.weighting import Weighting
 
-__all__ = ["attend", "batch_in_one_go", "map_strips"]
+__all__ = ["attend", "batch_in_one_go", "has_few_rows", "map_strips"]
 
 # Scores in one strip. On a CPU a few strips must stay in a core's cache; elsewhere a strip must fill the device.
 _STRIP_SCORES = {"cpu": 2**18}
@@ -130,3 +130,8 @@ def batch_in_one_go(query: Tensor, key: Tensor) -> int:
     """Return how many samples to compute at once: of more, a strip that fits would have too few rows."""
     scores_in_a_strip = query.shape[1] * _FEWEST_ROWS * max(query.shape[-2], key.shape[-2])
     return max(1, _strip_scores(query) // scores_in_a_strip)
+
+
+def has_few_rows(tokens: Tensor) -> bool:
+    """Return whether even a single sample's strips have so few rows that adding up what they sum costs most."""
+    return tokens.shape[-2] * _FEWEST_ROWS > _strip_scores(tokens)

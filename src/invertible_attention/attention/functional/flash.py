@@ -8,8 +8,9 @@ respect to its value, and for an upstream gradient u,
 - the gradient of the values is :math:`S(u)`,
 - the gradients of keys and queries are those of S itself at value u with the values as cotangent.
 
-Two kernels do this. :class:`CpuKernel` computes :math:`P^\top u` strip by strip, in one pass, and the gradients with
-the CPU's kernel. :class:`PortableKernel` needs the public function only, and serves every device.
+Two kernels do this. :class:`CpuKernel` computes :math:`P^\top u` strip by strip, in one pass, while strips have rows
+enough; beyond that in two passes of the CPU's kernel. The gradients are that kernel's. :class:`PortableKernel` needs
+the public function only, and serves every device.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from invertible_attention.attention.functional import fused
-from invertible_attention.attention.functional.blocked import batch_in_one_go, map_strips
+from invertible_attention.attention.functional.blocked import batch_in_one_go, has_few_rows, map_strips
 from invertible_attention.attention.functional.form import Form
 from invertible_attention.attention.functional.fused import Kernel, PerRow, Rows, RowValues, Tokens, Values
 from invertible_attention.attention.functional.products import Adjoint
@@ -92,12 +93,21 @@ class CpuKernel(_SoftmaxKernel):
         return _trimmed(out, w), total.clone()
 
     def adjoint(self, x: Rows, y: Tokens, u: RowValues) -> Values:
-        """Sum up strips: the kernel would need two passes, one of them for the logarithms of the sums."""
+        """Sum up strips, in one pass where the kernel needs two, while they have rows enough to be worth it."""
+        if has_few_rows(y):
+            return self._in_two_passes(x, y, u)
         size = batch_in_one_go(y, x)
         pieces = zip(x.split(size), u.split(size), y.split(size), strict=True)
         return torch.cat(
             [map_strips(Adjoint(self.weighting), (x, None, u), (y, None))[0] for x, u, y in pieces]
         )
+
+    def _in_two_passes(self, x: Rows, y: Tokens, u: RowValues) -> Values:
+        """Run the kernel for the logarithms of the sums, then once more with the roles exchanged."""
+        x, y = self._shifted(x, y)
+        log_total = _cpu_kernel(*_padded(x, y, y))[1]
+        out, log_sum = _cpu_kernel(*_padded(*_shifted(x, y, log_total)[::-1], u))
+        return _trimmed(out, u) * torch.exp(log_sum)
 
     def gradients(
         self, x: Rows, y: Tokens, u: RowValues, w: Values
