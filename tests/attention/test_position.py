@@ -75,6 +75,32 @@ def test_the_factors_multiply_to_the_kernel_up_to_a_constant(axes, heads, seed):
     )
 
 
+@settings(deadline=None, max_examples=60)
+@given(axes=st.sampled_from((1, 2, 3)), log_concentration=st.floats(-2, 9), seed=st.integers(0, 2**31))
+def test_the_bound_allows_for_the_rounding_of_the_factors(axes, log_concentration, seed):
+    """Normalized by rows, columns sum to one up to what the bound is raised by."""
+    torch.manual_seed(seed)
+    prior = ia.TorusPrior(axes, 2)
+    with torch.no_grad():
+        prior.log_concentration.fill_(log_concentration)
+        prior.offset.uniform_(0, 2 * torch.pi)
+    query, key = prior.factors(GRIDS[axes])
+    pi = (query @ key.mT).double().softmax(-1)
+    assert ((pi.sum(-2).log().abs().amax(-1)) <= prior.log_rounding()).all()
+
+
+def test_a_prior_costs_no_matrix_of_all_pairs():
+    class Factored(ia.TorusPrior):
+        def forward(self, spatial):
+            raise AssertionError("the matrix of all pairs was asked for")
+
+    layer = ia.InvertibleAttention(4, "dot_product", position_prior=Factored(2))
+    x = torch.randn(1, 4, 16, 16)
+    layer.initialize(x)
+    assert layer.forward_and_logdet(x)[1].isfinite().all()
+    assert layer.inverse(layer(x)).isfinite().all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
 @pytest.mark.parametrize("normalization", ["column", "row", "all"])

@@ -221,6 +221,7 @@ class AttentionBranch(Evaluation):
             normalization=normalization,
             # With a prior what is seen of it is measured, in causal order too.
             causal=self.causal and self.position_prior is None,
+            prior_rounding=0.0 if self.position_prior is None else self.position_prior.log_rounding(),
         )
 
 

@@ -14,7 +14,7 @@ from invertible_attention.attention.constraints import Constraint
 from invertible_attention.attention.context import Context, Given
 from invertible_attention.attention.functional import attend
 from invertible_attention.attention.mean_field import LinearPart
-from invertible_attention.attention.position import PositionPrior
+from invertible_attention.attention.position import Factors, PositionPrior
 from invertible_attention.attention.responses import Response
 from invertible_attention.attention.visibility import Spread, Visibility
 from invertible_attention.lipschitz.bind import Bindable
@@ -43,6 +43,7 @@ class Norms:
     log_out: Float[Tensor, ""]
     normalization: Normalization
     causal: bool
+    prior_rounding: Float[Tensor, " heads"] | float = 0.0
 
     def log_bound(self, spread: Spread | None = None) -> Float[Tensor, "*batch"]:
         """Logarithm of ‖W_L‖₂ L(A), per sample if the spread is; without one the factor 1/N of ``"all"`` is missing."""
@@ -58,7 +59,9 @@ class Norms:
             causal=self.causal,
         )
         return (
-            combine_heads(per_head - spread.log_count) + self.log_out + log_rounding_allowance(per_head.dtype)
+            combine_heads(per_head - spread.log_count + self.prior_rounding)
+            + self.log_out
+            + log_rounding_allowance(per_head.dtype)
         )
 
 
@@ -203,6 +206,11 @@ class Evaluation(Bindable, ABC):
         sources = 0 if given.sources is None else given.sources.shape[1]
         return Visibility(x.shape[2:].numel(), sources, self.causal, mask, given.source_mask)
 
+    def _factors(self, x: Image, visibility: Visibility) -> Factors | None:
+        """Return the factors of the prior, where all of it is seen."""
+        prior = self.position_prior
+        return prior.factors(x.shape[2:]) if prior is not None and visibility.complete else None
+
     def _log_prior(self, x: Image, visibility: Visibility, dtype: torch.dtype) -> Tensor | None:
         prior = None
         if self.position_prior is not None:
@@ -218,8 +226,9 @@ class Evaluation(Bindable, ABC):
             mask = flat_mask(mask, x)
             tokens = tokens.masked_fill(~mask[..., None], 0.0)
         visibility = self._visibility(x, mask, given)
-        log_prior = self._log_prior(x, visibility, dtype)
-        attended = self._attend(scale, tokens, given, visibility, log_prior)
+        factors = self._factors(x, visibility)
+        log_prior = None if factors is not None else self._log_prior(x, visibility, dtype)
+        attended = self._attend(scale, tokens, given, visibility, log_prior, factors)
         out = attended.transpose(1, 2).flatten(2)
         gain = self._gain(scale, visibility, log_prior)
         if isinstance(gain, Tensor) and gain.ndim:
@@ -231,7 +240,13 @@ class Evaluation(Bindable, ABC):
         return out.transpose(1, 2).reshape(x.shape)
 
     def _attend(
-        self, scale: Scale, tokens: Tensor, given: Given, visibility: Visibility, log_prior: Tensor | None
+        self,
+        scale: Scale,
+        tokens: Tensor,
+        given: Given,
+        visibility: Visibility,
+        log_prior: Tensor | None,
+        factors: Factors | None,
     ) -> Float[Tensor, "batch heads tokens features"]:
         def see(shift: Tensor | None) -> Tensor:
             moved = tokens if shift is None else tokens + shift
@@ -254,6 +269,7 @@ class Evaluation(Bindable, ABC):
             phi=self.response.phi,
             normalization=self.normalization,
             log_prior=log_prior,
+            prior=factors,
             mask=visibility.key_mask(),
             implementation=self.implementation,
         )

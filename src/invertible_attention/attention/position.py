@@ -20,7 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["PositionPrior", "TorusPrior"]
+__all__ = ["Factors", "PositionPrior", "TorusPrior"]
+
+Factors = tuple[Float[Tensor, "#heads tokens rank"], Float[Tensor, "#heads tokens rank"]]
 
 
 class PositionPrior(nn.Module, ABC):
@@ -39,15 +41,17 @@ class PositionPrior(nn.Module, ABC):
         Rows and columns of :math:`\pi` must sum to one up to rounding, or the certificate does not hold.
         """
 
-    def factors(
-        self, spatial: Sequence[int]
-    ) -> tuple[Float[Tensor, "#heads tokens rank"], Float[Tensor, "#heads tokens rank"]] | None:
+    def factors(self, spatial: Sequence[int]) -> Factors | None:
         r"""Return :math:`q', k'` with :math:`\log \pi_{ij} = q'_i \cdot k'_j` up to a constant, if there are any.
 
         Attention then takes O(N) memory, and fused kernels where the response is exponential. ``None``, unless
         overridden: the whole matrix is formed.
         """
         return None
+
+    def log_rounding(self) -> Float[Tensor, "#heads"] | float:
+        """Return what the logarithm of a bound is raised by because :meth:`factors` are rounded."""
+        return 0.0
 
     def kernel(self, spatial: Sequence[int]) -> Float[Tensor, "#heads *spatial"] | None:
         r"""Return :math:`\pi` by relative position on the torus, :math:`\pi_{ij} = k(p_i - p_j)`.
@@ -121,9 +125,7 @@ class TorusPrior(PositionPrior):
             kernels.append(kernel.log_softmax(-1))
         return kernels
 
-    def factors(
-        self, spatial: Sequence[int]
-    ) -> tuple[Float[Tensor, "heads tokens rank"], Float[Tensor, "1 tokens rank"]]:
+    def factors(self, spatial: Sequence[int]) -> Factors:
         r"""Return a cosine and a sine per axis: :math:`\cos(a - b - \theta)` is an inner product of two such pairs."""
         offset, concentration = self._wide(spatial)
         grid = torch.meshgrid(
@@ -135,10 +137,20 @@ class TorusPrior(PositionPrior):
         query = torch.cat((torch.cos(moved), torch.sin(moved)), -1) * concentration.repeat(1, 2)[:, None]
         return query, torch.cat((torch.cos(angle), torch.sin(angle)), -1)[None]
 
-    def _wide(self, spatial: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def log_rounding(self) -> Float[Tensor, " heads"]:
+        r"""Return :math:`4 (2 a + 4) \varepsilon \sum_a \kappa_a`.
+
+        A weight is off by a few roundings :math:`\varepsilon` of a sum of :math:`2 a` terms of size :math:`\kappa_a`,
+        and a sum of weights, normalized by another such sum, by twice that.
+        """
+        _, concentration = self._wide()
+        roundings = 4 * (2 * concentration.shape[1] + 4)
+        return roundings * torch.finfo(concentration.dtype).eps * concentration.sum(1)
+
+    def _wide(self, spatial: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Return offsets and concentrations, wide enough, for a grid with as many axes as there are."""
         axes = self.offset.shape[1]
-        if len(spatial) != axes:
+        if spatial is not None and len(spatial) != axes:
             raise ValueError(f"expected {axes} spatial axes, got {len(spatial)}: {tuple(spatial)}")
         # In half precision rows and columns would sum to one only up to a percent, and the certificate not hold.
         dtype = torch.promote_types(self.offset.dtype, torch.float32)
