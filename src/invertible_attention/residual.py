@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from invertible_attention._mask import valid_values
 from invertible_attention.bijection import Bijection, refuse_unused
-from invertible_attention.lipschitz.bind import bind
+from invertible_attention.lipschitz.known import bound_function, doubt
 from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound
 from invertible_attention.logdet import LogDetEstimator, RussianRoulette
 from invertible_attention.solvers import (
@@ -106,13 +107,13 @@ class Residual(Bijection):
     def _bound_of(self, branch: Callable[..., Tensor]) -> Float[Tensor, ""]:
         if self.lipschitz is not None:
             return torch.tensor(self.lipschitz)
-        own = getattr(branch, "lipschitz_bound", None)
-        if own is not None:
-            return own()
-        try:
-            return lipschitz_upper_bound(branch if isinstance(branch, nn.Module) else self.branch)
-        except ValueError:
+        # Hooks of the block are outside of what its branch computes.
+        if doubt(self, parts=False):
             return torch.tensor(torch.inf)
+        if isinstance(branch, nn.Module):
+            return lipschitz_upper_bound(branch)
+        own = getattr(branch, "lipschitz_bound", None)
+        return lipschitz_upper_bound(self.branch) if own is None or doubt(self.branch) else own()
 
     def forward(self, x: Batch, *, context: Tensor | None = None, mask: Tensor | None = None) -> Batch:
         """Return ``x + g(x)``.
@@ -176,7 +177,7 @@ class Residual(Bijection):
         return replace(solution, value=torch.where(valid, solution.value, z))
 
     def _solve(self, z: Batch, args: tuple[Tensor | None, ...]) -> Solution:
-        own = getattr(self.branch, "solve", None)
+        own = self._own("solve")
         if own is not None:
             return own(z, args, self.solver)
         branch, bound = self._constrained()
@@ -203,7 +204,7 @@ class Residual(Bijection):
         return x, -logdet
 
     def _logdet(self, x: Batch, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        own = getattr(self.branch, "forward_and_logdet", None)
+        own = self._own("forward_and_logdet")
         if own is not None:
             return own(x, *self._args(context, mask))
         self._initialize(x, mask)
@@ -219,6 +220,12 @@ class Residual(Bijection):
             training=self.training,
         )
 
+    def _own(self, method: str) -> Callable[..., Any] | None:
+        """Return a method of the branch that stands for calls of it, where a call computes what it was written for."""
+        if not hasattr(type(self.branch), method):
+            return None
+        return None if doubt(self.branch, parts=False, promises=(method,)) else getattr(self.branch, method)
+
     def _initialize(self, batch: Tensor, mask: Tensor | None) -> None:
         # In either direction: x and z = x + g(x) are of the same scale.
         if not getattr(self.branch, "_initialized", True):
@@ -232,8 +239,7 @@ class Residual(Bijection):
         return branch, self.lipschitz_bound() if overridden else self._bound_of(branch)
 
     def _bind(self) -> Callable[..., Tensor]:
-        own = getattr(self.branch, "bind", None)
-        return bind(self.branch) if own is None else own()
+        return bound_function(self.branch)
 
     def _args(self, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_unused(self, context=context, mask=mask)

@@ -71,6 +71,11 @@ def test_bound_branch_is_the_branch(preactivation):
         (lambda: LipschitzConvBranch(2, 4, ()), r"1 to 3 axes, got \(\)"),
         (lambda: LipschitzConvBranch(0, 4, (3,)), "at least 1, got 0 and 4"),
         (lambda: LipschitzLinearBranch(2, depth=0), "depth must be at least 1, got 0"),
+        (
+            lambda: LipschitzConvBranch(2, 4, (3,))(torch.zeros(1, 2, 4)),
+            r"at most \(3,\), got shape \(1, 2, 4\)",
+        ),
+        (lambda: LipschitzConvBranch(2, 4, (3,))(torch.zeros(1, 2, 3, 3)), r"got shape \(1, 2, 3, 3\)"),
         (lambda: LipschitzLinearBranch(2)(torch.zeros(1, 3)), r"samples of 2 values, got shape \(1, 3\)"),
     ],
 )

@@ -26,6 +26,7 @@ from invertible_attention.lipschitz.certificate import (
     log_rounding_allowance,
 )
 from invertible_attention.lipschitz.gram import exact_arithmetic
+from invertible_attention.lipschitz.known import doubt
 
 __all__ = ["Evaluation", "Norms", "Scale", "linear", "project_on_ball", "working", "working_dtype"]
 
@@ -124,7 +125,7 @@ class Evaluation(Bindable, ABC):
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Upper bound of the Lipschitz constant in the Euclidean norm; ``inf`` where nothing is promised."""
-        return self.scale.lipschitz_bound
+        return torch.tensor(torch.inf) if doubt(self) else self.scale.lipschitz_bound
 
     def prepare(self) -> None:
         """Compute the scale."""

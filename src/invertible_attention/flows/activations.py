@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from invertible_attention.lipschitz.module_bound import register_lipschitz_bound
+
 __all__ = ["LipSwish", "make_activation"]
 
 
@@ -29,6 +31,8 @@ class LipSwish(nn.Module):
         """Apply the function elementwise."""
         return x * torch.sigmoid(x * F.softplus(self.raw_beta)) / 1.1
 
+
+register_lipschitz_bound(LipSwish, 1.0)  # for every slope
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"elu": nn.ELU, "lipswish": LipSwish}
 

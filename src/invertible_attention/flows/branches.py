@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from invertible_attention._mask import valid_values
 from invertible_attention.bijection import refuse_unused
 from invertible_attention.flows.activations import make_activation
-from invertible_attention.lipschitz.bind import Bindable
-from invertible_attention.lipschitz.parametrize import constrain
+from invertible_attention.lipschitz.bind import Bindable, original
+from invertible_attention.lipschitz.known import doubt
+from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound
+from invertible_attention.lipschitz.parametrize import constrain, is_constrained
 
 __all__ = ["LipschitzBranch", "LipschitzConvBranch", "LipschitzLinearBranch"]
 
@@ -62,10 +64,26 @@ class LipschitzBranch(Bindable):
         return f"coefficient={self.coefficient}, preactivation={self.preactivation}"
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:
-        """Upper bound of the Lipschitz constant, the product of the layers' bounds."""
+        """Upper bound of the Lipschitz constant, the product of the layers' bounds.
+
+        ``inf`` where something is computed that is not known, see
+        :func:`~invertible_attention.lipschitz.lipschitz_upper_bound`.
+        """
+        if doubt(self):
+            return torch.tensor(torch.inf)
+        if not all(is_constrained(original(layer), self.coefficient) for layer in self.layers):
+            # Layers that were put in the place of those that were made here.
+            return lipschitz_upper_bound(nn.Sequential(*self.layers, *self.activations))
         # Rounded down, the product would be below what layers of rank one attain.
         rounding = torch.finfo(torch.get_default_dtype()).eps
-        return torch.tensor(self.coefficient ** len(self.layers) * (1 + rounding))
+        bound = torch.tensor(self.coefficient ** len(self.layers) * (1 + rounding))
+        for activation in self.activations:
+            if (factor := lipschitz_upper_bound(activation)) != 1:
+                bound = bound * factor * (1 + rounding)
+        return bound
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise :class:`ValueError` for an input that the bound does not hold for."""
 
     def forward(
         self, x: Float[Tensor, "batch *event"], context: Tensor | None = None, mask: Tensor | None = None
@@ -81,6 +99,7 @@ class LipschitzBranch(Bindable):
             ValueError: For a context, and for a mask that the branch does not take.
         """
         refuse_unused(self, context=context, mask=mask)
+        self.check_input(x)
         padding = None if mask is None else ~valid_values(mask, x)
         return self.bind().evaluate(x, padding)
 
@@ -106,7 +125,7 @@ class LipschitzConvBranch(LipschitzBranch):
     Args:
         channels: Number of channels of the input.
         hidden_channels: Number of channels in between.
-        spatial: Spatial size of the input, 1 to 3 axes; the norms of the convolutions depend on it.
+        spatial: Largest spatial size of the input, 1 to 3 axes; the norms of the convolutions depend on it.
         coefficient: Upper bound of each convolution's norm. With three the branch's constant is its cube.
         activation: ``"elu"`` (i-ResNet) or ``"lipswish"`` (Residual Flow).
         kernel_sizes: Kernel size of each convolution, odd.
@@ -114,7 +133,7 @@ class LipschitzConvBranch(LipschitzBranch):
             input is the image.
 
     Raises:
-        ValueError: If a size does not make sense.
+        ValueError: If a size does not make sense; in a call, if the image is larger than ``spatial``.
 
     References:
         Behrmann et al. 2019, Invertible Residual Networks, Appendix; Chen et al. 2019, Appendix E.
@@ -159,6 +178,15 @@ class LipschitzConvBranch(LipschitzBranch):
             input_size=spatial,
             preactivation=preactivation,
         )
+        self.spatial = tuple(spatial)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise :class:`ValueError` for an image larger than the norms of the convolutions were bounded for."""
+        size = tuple(x.shape[2:])
+        if len(size) != len(self.spatial) or any(
+            n > most for n, most in zip(size, self.spatial, strict=True)
+        ):
+            raise ValueError(f"expected images of at most {self.spatial}, got shape {tuple(x.shape)}")
 
 
 class LipschitzLinearBranch(LipschitzBranch):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from invertible_attention.attention import AttentionBranch
 from invertible_attention.attention.plain import PlainAttentionBranch, bake_parametrizations
 from invertible_attention.bijection import Bijection, Event, given
-from invertible_attention.lipschitz.bind import bind
+from invertible_attention.lipschitz.known import bound_function, doubt
 from invertible_attention.residual import Residual
 
 __all__ = ["CompiledBranch", "FixedInverse", "UnrolledResidual", "compile_branches", "to_plain"]
@@ -127,9 +127,10 @@ class CompiledBranch(nn.Module):
 
     def bind(self) -> Callable[..., Tensor]:
         """Compute the constrained weights once; return the branch as a function of ``x``."""
-        if torch.is_grad_enabled():
-            return _bind(self.branch)
-        return _CompiledEvaluation(_bind(self.branch), self)
+        # A compiled call does not run the hooks of the branch.
+        if torch.is_grad_enabled() or doubt(self.branch, parts=False, promises=()):
+            return bound_function(self.branch)
+        return _CompiledEvaluation(bound_function(self.branch), self)
 
     def forward(self, x: Tensor, *args: Tensor | None) -> Tensor:
         """Return ``g(x)``."""
@@ -210,11 +211,6 @@ def to_plain(bijection: Bijection) -> Bijection:
         )
 
     return _as_bijection(bake_parametrizations(_replace(copy.deepcopy(bijection), plain)))
-
-
-def _bind(branch: nn.Module) -> Callable[..., Tensor]:
-    own = getattr(branch, "bind", None)
-    return bind(branch) if own is None else own()
 
 
 def _run(bound: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from invertible_attention.lipschitz.convolution import (
     convolution_power_iteration,
 )
 from invertible_attention.lipschitz.local import local_lipschitz_estimate, smallest_stretch_estimate
-from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound
+from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound, register_lipschitz_bound
 from invertible_attention.lipschitz.norms import (
     log_spectral_norm_upper_bound,
     power_iteration,
@@ -45,6 +45,7 @@ __all__ = [
     "local_lipschitz_estimate",
     "log_spectral_norm_upper_bound",
     "power_iteration",
+    "register_lipschitz_bound",
     "smallest_stretch_estimate",
     "spectral_norm_estimate",
     "spectral_norm_upper_bound",

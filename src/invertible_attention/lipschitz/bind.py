@@ -16,7 +16,7 @@ from invertible_attention.lipschitz.convolution import (
 )
 from invertible_attention.lipschitz.parametrize import SpectralNormBound, limit_norm
 
-__all__ = ["Bindable", "bind", "bind_together", "is_bound", "replicate"]
+__all__ = ["Bindable", "bind", "bind_together", "is_bound", "original", "replicate"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -76,6 +76,11 @@ def is_bound(module: nn.Module) -> bool:
     return "_bound" in vars(module)
 
 
+def original(module: Module) -> Module:
+    """Return the module that a bound one stands for, or the module itself."""
+    return vars(module).get("_bound", module)
+
+
 def _replicate(
     module: nn.Module, replicas: dict[int, nn.Module], constrained: list[_Constrained]
 ) -> nn.Module:
@@ -94,7 +99,7 @@ def _replicate(
     )
     for name, parametrizations in cast(Any, parametrized or nn.ModuleDict()).items():
         constrained.append(_Constrained(parameters, name, parametrizations))
-    vars(replica).update(_bound=True, _parameters=parameters, _buffers=buffers)
+    vars(replica).update(_bound=module, _parameters=parameters, _buffers=buffers)
     return replica
 
 

@@ -40,8 +40,9 @@ class Geometry:
         """Read the layout of a layer.
 
         Raises:
-            ValueError: For a padding mode whose norm is not covered, or a circular padding wider than the
-                kernel's extent: entries it repeats would count more than once.
+            ValueError: For a padding mode whose norm is not covered, a circular padding wider than the kernel's extent
+                (entries it repeats would count more than once), and attributes that were changed so that they do not
+                belong to each other or to the weight.
         """
         if module.padding_mode not in ("zeros", "circular"):
             raise ValueError(f"padding_mode must be 'zeros' or 'circular', got {module.padding_mode!r}")
@@ -52,9 +53,14 @@ class Geometry:
             pads = tuple((0, 0) for _ in kernel)
         else:
             pads = tuple((p, p) for p in cast(tuple[int, ...], module.padding))
+        if tuple(module.weight.shape[2:]) != kernel:
+            raise ValueError(f"kernel_size is {kernel}, but the weight of shape {tuple(module.weight.shape)}")
         extents = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         if module.padding_mode == "circular" and any(sum(p) > e for p, e in zip(pads, extents, strict=True)):
             raise ValueError(f"circular padding {pads} is wider than the kernel's extent {tuple(extents)}")
+        used = tuple(module._reversed_padding_repeated_twice)
+        if module.padding_mode == "circular" and used != tuple(end for pad in reversed(pads) for end in pad):
+            raise ValueError(f"padding is {module.padding}, but {used} is used")
         padding = cast(PaddingMode, module.padding_mode)
         return Geometry(kernel, padding, pads, module.stride, dilation, module.groups)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeGuard
+from typing import Any, TypeGuard, cast
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,14 @@ from invertible_attention.lipschitz.geometry import CONVOLUTIONS, Geometry
 from invertible_attention.lipschitz.gram import rescale, working_dtype
 from invertible_attention.lipschitz.norms import power_iteration, spectral_norm_upper_bound
 
-__all__ = ["SpectralNormBound", "SpectralNormEstimate", "constrain", "constrain_by_estimate", "limit_norm"]
+__all__ = [
+    "SpectralNormBound",
+    "SpectralNormEstimate",
+    "constrain",
+    "constrain_by_estimate",
+    "is_constrained",
+    "limit_norm",
+]
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -205,6 +212,27 @@ def constrain(
         norm = partial(spectral_norm_upper_bound, iterations=iterations)
     parametrize.register_parametrization(module, name, SpectralNormBound(coefficient, norm))
     return module
+
+
+def is_constrained(module: nn.Module, coefficient: float) -> bool:
+    """Whether :func:`constrain` keeps the weight of a layer, as it is now, at or below a coefficient.
+
+    Not if it is parametrized in further ways, or if the layer was given another layout.
+    """
+    if not parametrize.is_parametrized(module, "weight"):
+        return False
+    bound, *others = cast(Any, module).parametrizations.weight
+    if others or type(bound) is not SpectralNormBound or not isinstance(bound.norm, partial):
+        return False
+    function, settings = bound.norm.func, bound.norm.keywords
+    if _is_kernel(module, "weight"):
+        geometry = Geometry.of(module)
+        layout = (geometry.padding, geometry.dilation, geometry.groups)
+        fits = function is convolution_norm_upper_bound
+        fits = fits and (settings["padding"], settings["dilation"], settings["groups"]) == layout
+    else:
+        fits = function is spectral_norm_upper_bound
+    return fits and bound.coefficient <= coefficient
 
 
 def constrain_by_estimate(
