@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,31 +9,37 @@ pytest.importorskip("transformers")
 
 from invertible_attention.experiments.camouflage.cell import Cell, build_network
 from invertible_attention.experiments.camouflage.configuration import Configuration
-from invertible_attention.experiments.camouflage.data import open_data
-from invertible_attention.experiments.camouflage.training import DivergedError, learning_rate_factor, train
+from invertible_attention.experiments.camouflage.data import open_data, read_mask
+from invertible_attention.experiments.camouflage.data.augmentation import image_tensor, mask_tensor
+from invertible_attention.experiments.camouflage.training import (
+    DivergedError,
+    learning_rate_factor,
+    train,
+    training_images,
+)
+from invertible_attention.experiments.data import open_image
 
 SMALL = Configuration(
     backbone="tiny", size=48, batch_size=2, epochs=3, learning_rate=1e-3, schedule="cosine", average=0.9
 )
 
 
+CPU = torch.device("cpu")
+
+
+def _fit(network, dataset, folder, configuration=SMALL, **options):
+    pairs = open_data([dataset]).train_pairs
+    images = training_images(network, pairs, configuration, folder=folder / "cache", device=CPU)
+    return train(network, images, configuration, seed=0, device=CPU, folder=folder, **options)
+
+
 def _train(dataset, folder, model="certified-concatenation", configuration=SMALL, report=None):
     network = build_network(Cell(model, 0), configuration)
-    losses = train(
-        network,
-        open_data([dataset]).train_pairs,
-        configuration,
-        seed=0,
-        device=torch.device("cpu"),
-        folder=folder,
-        report=report,
-    )
+    losses = _fit(network, dataset, folder, configuration, report=report)
     return network.state_dict(), losses
 
 
 def test_training_lowers_the_loss(dataset, tmp_path) -> None:
-    from dataclasses import replace
-
     _, losses = _train(dataset, tmp_path, configuration=replace(SMALL, epochs=25))
     assert len(losses) == 75
     assert sum(losses[-6:]) < 0.6 * sum(losses[:6])
@@ -56,8 +64,6 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(datase
 
 
 def test_tested_weights_are_the_average(dataset, tmp_path) -> None:
-    from dataclasses import replace
-
     last, losses = _train(dataset, tmp_path / "a", configuration=replace(SMALL, average=0.0))
     average, same = _train(dataset, tmp_path / "b")
     assert same == losses
@@ -73,16 +79,7 @@ def test_rows_see_the_same_images_in_the_same_order(dataset, tmp_path) -> None:
         module.branch.requires_grad_(False)
     losses = []
     for name, candidate in (("base", base), ("concatenation", network)):
-        losses.append(
-            train(
-                candidate,
-                open_data([dataset]).train_pairs,
-                SMALL,
-                seed=0,
-                device=torch.device("cpu"),
-                folder=tmp_path / name,
-            )
-        )
+        losses.append(_fit(candidate, dataset, tmp_path / name))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -92,8 +89,7 @@ def test_batch_statistics_move_though_a_pretrained_backbone_comes_in_evaluation_
     network = build_network(Cell("base", 0), SMALL).eval()
     before = {name: value.clone() for name, value in network.named_buffers() if name.endswith("running_mean")}
     assert before
-    pairs = open_data([dataset]).train_pairs
-    train(network, pairs, SMALL, seed=0, device=torch.device("cpu"), folder=tmp_path)
+    _fit(network, dataset, tmp_path)
     after = dict(network.named_buffers())
     assert all(not torch.equal(after[name], value) for name, value in before.items())
     assert not any(module.training for module in network.modules())
@@ -103,14 +99,7 @@ def test_loss_that_is_not_a_number_is_said(dataset, tmp_path) -> None:
     network = build_network(Cell("base", 0), SMALL)
     torch.nn.init.constant_(network.predict.branches[0].bias, float("nan"))
     with pytest.raises(DivergedError, match=r"loss is nan at step 1: lower --learning-rate"):
-        train(
-            network,
-            open_data([dataset]).train_pairs,
-            SMALL,
-            seed=0,
-            device=torch.device("cpu"),
-            folder=tmp_path,
-        )
+        _fit(network, dataset, tmp_path)
 
 
 def test_damaged_checkpoint_is_named(dataset, tmp_path) -> None:
@@ -132,20 +121,53 @@ def test_schedules() -> None:
 
 
 def test_half_precision_trains(dataset, tmp_path) -> None:
-    from dataclasses import replace
-
     from invertible_attention.experiments.training import Parallel
 
     configuration = replace(SMALL, precision="bf16-mixed")
     network = build_network(Cell("inv-concatenation", 0), configuration)
-    losses = train(
-        network,
-        open_data([dataset]).train_pairs,
-        configuration,
-        seed=0,
-        device=torch.device("cpu"),
-        folder=tmp_path,
-        parallel=Parallel(precision="bf16-mixed"),
-    )
+    losses = _fit(network, dataset, tmp_path, configuration, parallel=Parallel(precision="bf16-mixed"))
     assert losses[-1] < losses[0]
     assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_a_frozen_backbone_stays_as_it_is_and_the_rest_learns(dataset, tmp_path) -> None:
+    configuration = replace(SMALL, freeze_backbone=True, average=0.0)
+    network = build_network(Cell("certified-concatenation", 0), configuration)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    _fit(network, dataset, tmp_path, configuration)
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("backbone.") for name in changed)
+    assert {name for name, _ in network.named_parameters() if not name.startswith("backbone.")} <= changed
+
+
+def test_features_from_the_cache_train_as_those_of_the_backbone(dataset, tmp_path) -> None:
+    """The first loss is that of the network on the same images, up to the cache's half precision."""
+    configuration = replace(SMALL, freeze_backbone=True, batch_size=6)
+    network = build_network(Cell("concatenation", 0), configuration)
+    pairs = open_data([dataset]).train_pairs
+    expected = []
+    for pair in pairs:
+        image = image_tensor(open_image(pair.image), 48)[None]
+        mask = mask_tensor(read_mask(pair.mask), 48)[None]
+        losses = [
+            torch.nn.functional.binary_cross_entropy_with_logits(network(image.flip(k)), mask.flip(k)).item()
+            for k in ([], [-1])
+        ]
+        expected.append(losses)
+    first = _fit(network, dataset, tmp_path, configuration)[0]
+    lowest, highest = (sum(choose(each) for each in expected) / 6 for choose in (min, max))
+    assert lowest - 1e-4 <= first <= highest + 1e-4
+
+
+def test_an_interrupted_run_on_features_ends_with_the_same_weights(dataset, tmp_path) -> None:
+    configuration = replace(SMALL, freeze_backbone=True)
+    expected, _ = _train(dataset, tmp_path / "whole", configuration=configuration)
+
+    def interrupt(step: int, loss: float) -> None:
+        if step == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        _train(dataset, tmp_path / "parts", configuration=configuration, report=interrupt)
+    found, _ = _train(dataset, tmp_path / "parts", configuration=configuration)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())

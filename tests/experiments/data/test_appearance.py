@@ -248,14 +248,14 @@ def from_upload(path: Path) -> Image.Image:
 
 def for_detection(path: Path) -> Image.Image:
     """What a detector is trained on, before it is scaled."""
-    from invertible_attention.experiments.camouflage.data import Pair, loader
+    from invertible_attention.experiments.camouflage.data import Pair, cache
 
     mask = path.with_name("mask.png")
     Image.fromarray(np.zeros(open_image(path).size[::-1], bool)).save(mask)
     seen: list[Image.Image] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "augment", lambda image, mask, random: (seen.append(image) or image, mask))
-        loader.PairImages([Pair("x", path, mask)], size=8, seed=0, epoch=0)[0]
+        patch.setattr(cache, "open_image", lambda path: seen.append(open_image(path)) or seen[-1])
+        cache.CachedImages([Pair("x", path, mask)], size=8, folder=path.parent / "cache")
     return seen[0]
 
 

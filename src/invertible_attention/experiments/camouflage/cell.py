@@ -17,13 +17,13 @@ from ..progress import RunProgress
 from ..training import Parallel, is_first_process
 from .audit import audit_network
 from .configuration import Configuration
-from .data import DetectionData
+from .data import DetectionData, batches_per_second
 from .evaluation import score_collection
 from .models import MODELS
 from .network import Detector, build_backbone, load_detector, save_detector
 from .network.storage import NetworkDescription
 from .predicting import write_maps
-from .training import DivergedError, train
+from .training import DivergedError, train, training_images
 
 __all__ = ["OWNED", "Cell", "build_network", "run_cell"]
 
@@ -66,6 +66,7 @@ def build_network(cell: Cell, configuration: Configuration) -> Detector:
             levels=configuration.levels,
             coefficient=configuration.coefficient,
             heads=configuration.heads,
+            frozen=configuration.freeze_backbone,
         )
 
 
@@ -75,12 +76,24 @@ def run_cell(
     configuration: Configuration,
     *,
     folder: Path,
+    cache: Path,
     device: torch.device,
     progress: RunProgress,
     parallel: Parallel | None = None,
     workers: int = 0,
 ) -> dict[str, Any] | None:
     """Train, apply, score and audit one network; return its result, from disk where it is done already.
+
+    Args:
+        cell: which network.
+        data: what it is trained and tested on.
+        configuration: how.
+        folder: for the result, the weights and the maps.
+        cache: folder for decoded images or features, shared by the networks of a study.
+        device: where it is trained.
+        progress: told what is done.
+        parallel: over which devices training is spread.
+        workers: threads that decode images; 0 for as many as there are cores.
 
     Returns:
         The result as stored, ``None`` in every process but the first of those that train together. A network whose
@@ -102,7 +115,7 @@ def run_cell(
     }
     if not (model.is_file() and (folder / "training.json").is_file()):
         try:
-            trained = _train(cell, data, configuration, folder, device, progress, parallel, workers)
+            trained = _train(cell, data, configuration, folder, cache, device, progress, parallel, workers)
         except DivergedError as error:
             result = base | {"diverged": str(error), "run": run_metadata(device)}
             write_json(done, result)
@@ -142,6 +155,7 @@ def _train(
     data: DetectionData,
     configuration: Configuration,
     folder: Path,
+    cache: Path,
     device: torch.device,
     progress: RunProgress,
     parallel: Parallel | None,
@@ -150,18 +164,29 @@ def _train(
     """Train a network, store it, and return how training went."""
     pairs = data.train_pairs
     network = build_network(cell, configuration)
+    report = progress.stage(f"preparing images for {cell}", len(pairs))
+    images = training_images(
+        network, pairs, configuration, folder=cache, device=device, workers=workers, report=report
+    )
+    loading = batches_per_second(images, batch_size=configuration.batch_size, device=device)
     steps = configuration.epochs * max(1, len(pairs) // configuration.batch_size)
     started = time.perf_counter()
+    seen: list[float] = []
+    advance = progress.stage(f"training {cell}", steps)
+
+    def tell(step: int, loss: float) -> None:
+        seen.append(time.perf_counter())
+        advance(step, loss)
+
     losses = train(
         network,
-        pairs,
+        images,
         configuration,
         seed=cell.seed,
         device=device,
         folder=folder,
         parallel=parallel,
-        workers=workers,
-        report=progress.stage(f"training {cell}", steps),
+        report=tell,
     )
     if is_first_process():
         description = NetworkDescription(
@@ -181,6 +206,8 @@ def _train(
         "last_loss": _mean(losses[-max(1, len(losses) // 20) :]),
         # Of the last attempt, where a run was interrupted.
         "seconds": time.perf_counter() - started,
+        "steps_per_second": (len(seen) - 1) / (seen[-1] - seen[0]) if len(seen) > 1 else None,
+        "loader_steps_per_second": loading,
     }
 
 

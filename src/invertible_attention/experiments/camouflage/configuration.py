@@ -38,6 +38,8 @@ class Configuration:
     Args:
         backbone: name of the backbone.
         weights: where its pretrained weights are, ``None`` for the backbone's usual ones.
+        freeze_backbone: leave the backbone as it is and train on its features, computed once of every image and of
+            its mirror image.
         levels: the levels that have attention.
         coefficient: Lipschitz coefficient of invertible attention.
         heads: heads of the attention.
@@ -58,6 +60,7 @@ class Configuration:
 
     backbone: str = "resnet50"
     weights: str | None = None
+    freeze_backbone: bool = False
     levels: tuple[int, ...] = (1, 2, 3, 4)
     coefficient: float = 0.9
     heads: int = 1

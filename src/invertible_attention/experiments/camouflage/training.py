@@ -15,10 +15,10 @@ from ..averaging import WeightAverage
 from ..errors import ExperimentError
 from ..training import CheckpointEvery, Parallel, make_trainer, quiet_lightning, resume_or_start
 from .configuration import Configuration
-from .data import Batch, EpochBatches, Pair
+from .data import Batch, CachedFeatures, CachedImages, EpochBatches, Pair, TrainingImages
 from .network import Detector
 
-__all__ = ["DivergedError", "TrainingRun", "learning_rate_factor", "train"]
+__all__ = ["DivergedError", "TrainingRun", "learning_rate_factor", "train", "training_images"]
 
 CHECKPOINT_STEPS = 200
 WARMUP = 0.05
@@ -36,43 +36,39 @@ class TrainingRun(lightning.LightningModule):
 
     Args:
         network: what is trained.
-        pairs: training images and masks.
+        images: what it is trained on.
         configuration: sizes and rates.
         seed: of order and augmentation.
-        workers: processes that read files.
         report: called after every step.
     """
 
     def __init__(
         self,
         network: Detector,
-        pairs: Sequence[Pair],
+        images: TrainingImages,
         configuration: Configuration,
         *,
         seed: int,
-        workers: int = 0,
         report: Report | None = None,
     ):
         super().__init__()
         self.network = network
-        self.pairs = tuple(pairs)
+        self.images = images
         self.configuration = configuration
         self.seed = seed
-        self.workers = workers
         self.report = report
         self.losses: list[float] = []
 
     def train_dataloader(self) -> EpochBatches:
         """Return this process's share of the current epoch's batches."""
         return EpochBatches(
-            self.pairs,
-            size=self.configuration.size,
+            self.images,
             batch_size=self.configuration.batch_size,
             seed=self.seed,
             epoch=self.trainer.current_epoch,
             rank=self.global_rank,
             processes=self.trainer.world_size,
-            workers=self.workers,
+            device=self.device,
         )
 
     @property
@@ -82,10 +78,11 @@ class TrainingRun(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Return the loss of a batch."""
-        image = batch.image.contiguous(memory_format=torch.channels_last)
+        image, size = batch.image, batch.mask.shape[-2:]
+        features = self.network.backbone(image) if isinstance(image, Tensor) else image
         if self.global_step == self.settling_step:
-            self.network.settle(image)
-        logits = self.network(image).float()
+            self.network.settle(features)
+        logits = self.network.decode(features, size).float()
         loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.mask)
         value = loss.item()
         if not math.isfinite(value):
@@ -100,7 +97,8 @@ class TrainingRun(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return Adam and the course of its learning rate."""
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.configuration.learning_rate)
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=self.configuration.learning_rate)
         steps = self.configuration.epochs * len(self.train_dataloader())
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, learning_rate_factor(self.configuration.schedule, steps)
@@ -114,6 +112,35 @@ class TrainingRun(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the losses so far."""
         self.losses = list(checkpoint["losses"])
+
+
+def training_images(
+    network: Detector,
+    pairs: Sequence[Pair],
+    configuration: Configuration,
+    *,
+    folder: Path,
+    device: torch.device,
+    workers: int = 0,
+    report: Callable[[int], None] | None = None,
+) -> TrainingImages:
+    """Return what a network is trained on: images, or features of them where its backbone is frozen.
+
+    Args:
+        network: which backbone it has.
+        pairs: training images and masks.
+        configuration: how large the network sees them.
+        folder: for the cache.
+        device: where a frozen backbone computes.
+        workers: threads that decode images; 0 for as many as there are cores.
+        report: told how many images are done.
+    """
+    if not configuration.freeze_backbone:
+        return CachedImages(pairs, size=configuration.size, folder=folder, workers=workers, report=report)
+    backbone = network.backbone.to(device)
+    return CachedFeatures(
+        backbone, pairs, size=configuration.size, folder=folder, device=device, report=report
+    )
 
 
 def warmup_steps(steps: float) -> int:
@@ -143,14 +170,13 @@ def learning_rate_factor(schedule: str, steps: int) -> Callable[[int], float]:
 
 def train(
     network: Detector,
-    pairs: Sequence[Pair],
+    images: TrainingImages,
     configuration: Configuration,
     *,
     seed: int,
     device: torch.device,
     folder: Path,
     parallel: Parallel | None = None,
-    workers: int = 0,
     report: Report | None = None,
 ) -> list[float]:
     """Train ``network`` in place and return the loss of every step.
@@ -165,8 +191,8 @@ def train(
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     # Pretrained backbones come in evaluation mode, and Lightning would leave their batch statistics frozen.
     network.train()
-    run = TrainingRun(network, pairs, configuration, seed=seed, workers=workers, report=report)
-    per_epoch = max(1, len(pairs) // configuration.batch_size)
+    run = TrainingRun(network, images, configuration, seed=seed, report=report)
+    per_epoch = max(1, len(images) // configuration.batch_size)
     checkpoint = folder / "training.ckpt"
     callbacks: list[lightning.Callback] = []
     if configuration.average:

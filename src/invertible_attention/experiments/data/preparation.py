@@ -9,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "centre_crop",
     "cover",
     "dequantize",
@@ -20,6 +22,10 @@ __all__ = [
 ]
 
 CELEBA_SIZE = (218, 178)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Mean and deviation of ImageNet's channels, in [0, 1]."""
 
 
 def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:

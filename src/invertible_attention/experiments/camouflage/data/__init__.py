@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .loader import Batch, EpochBatches
+from .cache import Batch, CachedFeatures, CachedImages, TrainingImages
+from .loader import EpochBatches, batches_per_second
 from .masks import binarize, read_mask
 from .opening import DetectionData, open_data, open_images
 from .pairs import Collection, Pair
@@ -11,11 +12,15 @@ from .synthetic import generate_data
 
 __all__ = [
     "Batch",
+    "CachedFeatures",
+    "CachedImages",
     "Collection",
     "DetectionData",
     "EpochBatches",
     "Pair",
     "Problem",
+    "TrainingImages",
+    "batches_per_second",
     "binarize",
     "generate_data",
     "open_data",

@@ -1,4 +1,4 @@
-"""Backbones: four levels of features at strides 4, 8, 16 and 32, from transformers."""
+"""Backbones: four levels of features at strides 4, 8, 16 and 32, from transformers and efficientnet_lite_pytorch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ...data.preparation import IMAGENET_MEAN, IMAGENET_STD
+from ...errors import ExperimentError
 
 __all__ = [
     "ARCHITECTURES",
     "Backbone",
+    "EfficientNetLiteFeatures",
     "MobileNetFeatures",
     "ResNetFeatures",
     "backbone_from",
@@ -115,6 +120,55 @@ class MobileNetFeatures(Backbone):
         }
 
 
+class EfficientNetLiteFeatures(Backbone):
+    """The last map of every stride of an EfficientNet-Lite.
+
+    Its weights were trained on pixels standardized by 127 and 128, not by ImageNet's mean and deviation. No block is
+    left out at random in training.
+
+    Args:
+        model: an ``efficientnet_lite_pytorch.EfficientNet``; its classifier is not used.
+        name: which one, such as ``"efficientnet-lite2"``.
+
+    References:
+        Tan, Le 2019, EfficientNet; Renjie Liu 2020, Higher accuracy on vision models with EfficientNet-Lite.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, name: str):
+        super().__init__()
+        source: Any = model
+        self.name = name
+        self.stem = nn.Sequential(source._conv_stem, source._bn0, nn.ReLU6())
+        self.blocks = nn.ModuleList(source._blocks)
+        stride, last = 2, {}
+        for index, block in enumerate(source._blocks):
+            step = block._depthwise_conv.stride
+            stride *= step[0] if isinstance(step, (list, tuple)) else step
+            last[stride] = index
+        self.chosen = tuple(last[stride] for stride in STRIDES)
+        self.channels = tuple(source._blocks[index]._bn2.num_features for index in self.chosen)
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        self.register_buffer("scale", (255 / 128 * std)[:, None, None], persistent=False)
+        self.register_buffer("shift", ((255 * mean - 127) / 128)[:, None, None], persistent=False)
+
+    def forward(self, image: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
+        """Return the four maps of an image that is standardized by ImageNet's mean and deviation."""
+        x = self.stem(image * self.scale + self.shift)
+        maps = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.chosen:
+                maps.append(x)
+        return maps
+
+    def description(self) -> dict[str, Any]:
+        """Return the kind and the name."""
+        return {"kind": "efficientnet_lite", "configuration": {"name": self.name}}
+
+
 def _last_of_each_stride(model: nn.Module) -> tuple[int, ...]:
     stride, last = 2, {}
     layers: Any = model.layer
@@ -139,7 +193,30 @@ def _mobilenet(configuration: dict[str, Any]) -> Backbone:
     return MobileNetFeatures(model)
 
 
-KINDS: dict[str, Callable[[dict[str, Any]], Backbone]] = {"resnet": _resnet, "mobilenet_v1": _mobilenet}
+def _efficientnet_lite(configuration: dict[str, Any]) -> Backbone:
+    return EfficientNetLiteFeatures(efficientnet_lite(configuration["name"]), configuration["name"])
+
+
+def efficientnet_lite(name: str) -> nn.Module:
+    """Build the network of the package, with random weights, for images of any size.
+
+    Raises:
+        ExperimentError: when the package is not installed.
+    """
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError as error:
+        raise ExperimentError(
+            f'{name} needs the package efficientnet-lite-pytorch: pip install "invertible-attention[camouflage]"'
+        ) from error
+    return EfficientNet.from_name(name, image_size=None)
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], Backbone]] = {
+    "resnet": _resnet,
+    "mobilenet_v1": _mobilenet,
+    "efficientnet_lite": _efficientnet_lite,
+}
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet50": ("resnet", {"hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3]}),
@@ -148,6 +225,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"},
     ),
     "mobilenet": ("mobilenet_v1", {"depth_multiplier": 0.25, "tf_padding": False}),
+    "efficientnet-lite0": ("efficientnet_lite", {"name": "efficientnet-lite0"}),
+    "efficientnet-lite2": ("efficientnet_lite", {"name": "efficientnet-lite2"}),
     "tiny": (
         "resnet",
         {

@@ -52,6 +52,7 @@ class Detector(nn.Module):
         levels: the levels that have attention; ``(1, 2, 3, 4)`` follows the paper's text.
         coefficient: Lipschitz coefficient of invertible attention.
         heads: number of heads.
+        frozen: whether the backbone stays as it is, also its batch statistics in training.
 
     Raises:
         ValueError: for levels other than 1 to 4.
@@ -68,11 +69,13 @@ class Detector(nn.Module):
         levels: Sequence[int] = LEVELS,
         coefficient: float = 0.9,
         heads: int = 1,
+        frozen: bool = False,
     ):
         super().__init__()
         if not set(levels) <= set(LEVELS):
             raise ValueError(f"levels must be among 1, 2, 3 and 4, got {tuple(levels)}")
         self.backbone = backbone
+        self.frozen = frozen
         self.reduce = nn.ModuleList(DilatedSum(channels, WIDTH, REDUCE) for channels in backbone.channels)
         self.refine3, self.fuse3 = ChannelAttentionBlock(2 * WIDTH), DilatedSum(2 * WIDTH, WIDTH, REDUCE)
         self.refine2, self.fuse2 = ChannelAttentionBlock(3 * WIDTH), DilatedSum(3 * WIDTH, WIDTH, REDUCE)
@@ -85,26 +88,47 @@ class Detector(nn.Module):
             for level in LEVELS
         )
 
+        if frozen:
+            self.backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Detector:
+        """Set the mode of everything but a frozen backbone."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
     def forward(self, image: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1 height width"]:
         """Return the logit of every pixel being the object's."""
-        r1, r2, r3, r4 = self.attended(image)
+        return self.decode(self.backbone(image), image.shape[-2:])
+
+    def decode(
+        self, features: Sequence[Tensor], size: Sequence[int]
+    ) -> Float[Tensor, "batch 1 height width"]:
+        """Return the logits of images from what the backbone makes of them.
+
+        Args:
+            features: the four maps, finest first.
+            size: height and width of the images.
+        """
+        r1, r2, r3, r4 = (
+            attention(x).to(x.dtype)
+            for attention, x in zip(self.attention, self._reduce(features), strict=True)
+        )
         u4 = resize(r4, r3.shape[-2:])
         a = resize(self.fuse3(self.refine3(torch.cat((u4, r3), 1))), r2.shape[-2:])
         u4 = resize(u4, r2.shape[-2:])
         b = resize(self.fuse2(self.refine2(torch.cat((u4, a, r2), 1))), r1.shape[-2:])
         u4, a = resize(u4, r1.shape[-2:]), resize(a, r1.shape[-2:])
         logit = self.predict(self.refine1(torch.cat((u4, a, b, r1), 1)))
-        return resize(logit, image.shape[-2:])
+        return resize(logit, size)
+
+    def _reduce(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return [reduce(x) for reduce, x in zip(self.reduce, features, strict=True)]
 
     def reduced(self, image: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
         """Return the four reduced maps, the input of the attention, finest first."""
-        return [reduce(x) for reduce, x in zip(self.reduce, self.backbone(image), strict=True)]
-
-    def attended(self, image: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
-        """Return the four reduced maps after attention, finest first."""
-        return [
-            attention(x).to(x.dtype) for attention, x in zip(self.attention, self.reduced(image), strict=True)
-        ]
+        return self._reduce(self.backbone(image))
 
     def invertible_attention(self) -> dict[int, InvertibleAttention]:
         """Return the invertible modules by level."""
@@ -115,8 +139,8 @@ class Detector(nn.Module):
         }
 
     @torch.no_grad()
-    def settle(self, image: Float[Tensor, "batch 3 height width"]) -> None:
-        """Set the radius of certified attention anew, from the maps of these images.
+    def settle(self, features: Sequence[Tensor]) -> None:
+        """Set the radius of certified attention anew, from what the backbone makes of some images.
 
         The maps begin close to zero, by the initial weights that reduce them, and grow within a few steps: a radius
         set from the first batch would leave the attention a small part of what it should see.
@@ -124,7 +148,7 @@ class Detector(nn.Module):
         modules = self.invertible_attention()
         certified = {level: module for level, module in modules.items() if module.branch.radius is not None}
         if certified:
-            maps = self.reduced(image)
+            maps = self._reduce(features)
             for level, module in certified.items():
                 module.initialize(maps[level - 1])
 

