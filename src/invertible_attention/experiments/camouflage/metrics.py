@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -52,21 +51,21 @@ class Scores:
         mae: mean absolute error.
         s_measure: structure measure (Fan 2017), α = 0.5.
         weighted_f: weighted F-measure (Margolin 2014), β² = 1 as in its authors' code.
+        weighted_f_03: the same with β² = 0.3, as some of the field's evaluators count it.
         adaptive_f: F-measure (β² = 0.3) at twice the map's mean.
         adaptive_e: enhanced-alignment measure (Fan 2018) at twice the map's mean.
         f_curve: F-measure at every one of :data:`THRESHOLDS`.
         e_curve: E-measure at every one of :data:`THRESHOLDS`.
-        weighted_f_03: weighted F-measure with β² = 0.3, as some of the field's evaluators count it.
     """
 
     mae: float
     s_measure: float
     weighted_f: float
+    weighted_f_03: float
     adaptive_f: float
     adaptive_e: float
     f_curve: Float64[np.ndarray, "256"]
     e_curve: Float64[np.ndarray, "256"]
-    weighted_f_03: float = math.nan
 
     @property
     def mean_f(self) -> float:

@@ -167,3 +167,13 @@ def test_doubled_images_are_named_for_predictions_too(tmp_path, write_pairs) -> 
     assert [str(problem) for problem in problems] == [
         f"{tmp_path / 'Test' / 'Imgs' / 'a.png'} has the same name as a.jpg"
     ]
+
+
+def test_images_in_deeper_folders_are_not_dropped_in_silence(tmp_path, write_pairs) -> None:
+    root = tmp_path / "Train"
+    write_pairs(root / "Imgs", root / "GT", ["a"])
+    write_pairs(root / "Imgs" / "more", root / "GT" / "more", ["b"])
+    (root / "Imgs" / "empty").mkdir()
+    for masks in (True, False):
+        _, problems = collect(find_parts(tmp_path), masks=masks)
+        assert [problem.path for problem in problems] == [root / "Imgs" / "more"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...data.folder import split_of
+from ...data.folder import image_files, split_of
 from ...errors import ExperimentError
 from ...published import TABLE_4_DATASETS
 from .pairs import Collection, Pair, by_stem, files_in, pair_by_stem
@@ -104,6 +104,20 @@ def _pairs_of(part: Part, others: Sequence[Part], need: bool) -> tuple[list[Pair
     images = files_in(part.images)
     if not images:
         return [], 0, [Problem(part.images, "holds no images")]
+    deeper = [
+        Problem(
+            folder, "holds images inside a folder of images, which is not looked into: move them up or away"
+        )
+        for folder in sorted(part.images.iterdir())
+        if folder.is_dir() and not folder.name.startswith((".", "__")) and image_files(folder)
+    ]
+    pairs, left_out, problems = _paired(part, images, others, need)
+    return pairs, left_out, [*deeper, *problems]
+
+
+def _paired(
+    part: Part, images: Sequence[Path], others: Sequence[Part], need: bool
+) -> tuple[list[Pair], int, list[Problem]]:
     if part.masks is None:
         if need:
             return [], 0, [Problem(part.images, "has no folder of masks beside it (GT, Mask …)")]
