@@ -6,8 +6,11 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
+
+from invertible_attention._initialize import initializing
 
 __all__ = ["Bijection", "given", "refuse_unused"]
 
@@ -91,6 +94,16 @@ class Bijection(nn.Module, ABC):
         self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f⁻¹(z)`` and ``log|det ∂f⁻¹/∂z|`` per sample."""
+
+    @torch.no_grad()
+    def initialize(self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """Let every part that is set from data and is not set yet do so from ``x``, where it is valid.
+
+        In evaluation mode too. In a process group the parts of this process alone are set: call it before
+        :class:`torch.nn.parallel.DistributedDataParallel`, which gives every process what the first one has.
+        """
+        with initializing(self):
+            self(x, **given(self, context=context, mask=mask))
 
     def output_mask(self, mask: Bool[Tensor, "batch *spatial"]) -> Bool[Tensor, "batch *output"]:
         """Return the mask of :meth:`forward`'s result for a mask of its input.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from invertible_attention._mask import valid_values
 from invertible_attention.bijection import Bijection, refuse_unused
+from invertible_attention.lipschitz.bind import is_bound
 from invertible_attention.lipschitz.known import bound_function, doubt
 from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound
 from invertible_attention.logdet import LogDetEstimator, RussianRoulette
@@ -227,10 +228,15 @@ class Residual(Bijection):
         return None if doubt(self.branch, parts=False, promises=(method,)) else getattr(self.branch, method)
 
     def _initialize(self, batch: Tensor, mask: Tensor | None) -> None:
+        if getattr(self.branch, "_is_replica", False) and torch.is_grad_enabled():
+            raise RuntimeError(
+                "a replica of nn.DataParallel has no parameters, so gradients of inverses and log-determinants "
+                "would be lost: use DistributedDataParallel"
+            )
         # In either direction: x and z = x + g(x) are of the same scale.
-        if not getattr(self.branch, "_initialized", True):
-            given = {} if mask is None else {"mask": mask}
-            self.branch.initialize(batch, **given)  # pyright: ignore[reportCallIssue]
+        require = getattr(self.branch, "require_initialized", None)
+        if require is not None and not is_bound(self.branch):
+            require(batch, mask)
 
     def _constrained(self) -> tuple[Callable[..., Tensor], Float[Tensor, ""]]:
         """Return the branch with its weights computed, and its bound: they come from the same norms."""

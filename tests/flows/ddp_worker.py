@@ -34,8 +34,9 @@ def main(rank: int, store: str, output: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     flow = make_flow()
-    flow.initialize(images(1).chunk(2)[rank])
     parallel = DistributedDataParallel(flow)
+    with torch.no_grad():
+        parallel(images(1).chunk(2)[rank])  # sets what is set from data, from both processes' batches
     loss_of(parallel, rank).backward()
     gradients = {name: p.grad for name, p in flow.named_parameters()}
     torch.save({"gradients": gradients, "state": flow.state_dict()}, f"{output}{rank}.pt")

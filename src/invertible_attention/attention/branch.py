@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from invertible_attention._initialize import refuse_inside_transform
+from invertible_attention._initialize import SetFromData
 from invertible_attention._mask import flat_mask
 from invertible_attention.attention.constraints import Certified, Constraint, Relaxed
 from invertible_attention.attention.context import ContextTokens, make_context
@@ -33,7 +33,7 @@ Image = Float[Tensor, "batch channels *spatial"]
 _JUST_ABOVE = 1.001
 
 
-class AttentionBranch(Evaluation):
+class AttentionBranch(SetFromData, Evaluation):
     r"""Attention over all positions, :math:`g(x)_i = W_L \sum_j R_{ij} W_F \hat x_j`.
 
     Args:
@@ -57,7 +57,6 @@ class AttentionBranch(Evaluation):
     """
 
     log_radius: Tensor | None
-    initialized: Tensor
 
     def __init__(
         self,
@@ -103,7 +102,9 @@ class AttentionBranch(Evaluation):
         self._constrain(constraint)
 
     def _constrain(self, constraint: Constraint) -> None:
-        self._initialized = True
+        learned = isinstance(constraint, Certified) and constraint.radius is None
+        self.from_data = ("log_radius",) if learned else ()
+        self.register_buffer("initialized", torch.tensor(0.0 if learned else 1.0))
         if isinstance(constraint, Relaxed):
             bound = SpectralNormBound(constraint.coefficient)
             for name in ("value_weight", "out_weight"):
@@ -126,41 +127,32 @@ class AttentionBranch(Evaluation):
                 )
             if constraint.radius is None:
                 self.log_radius = nn.Parameter(torch.zeros(()))
-                self._initialized = False
             else:
                 self.register_buffer("log_radius", torch.tensor(math.log(constraint.radius)))
             self._rescale_response()
-        self.register_buffer("initialized", torch.tensor(self._initialized))
 
     @torch.no_grad()
     def _rescale_response(self) -> None:
         assert self.log_radius is not None
         self.response.rescale(self.log_radius.exp(), cast(Normalization, self.normalization))
 
-    @torch.no_grad()
     def initialize(self, x: Image, *, mask: Tensor | None = None) -> None:
         """Set the radius to just above the largest token norm of ``x``, and scale the response so that log M ≈ 1.
 
-        Called by the first forward. Tokens that are not finite are left out; without a finite non-zero token
-        the radius stays 1. Distributed processes agree on the largest norm over all of them.
+        The first forward in training mode does so, with the largest norm over all processes of a group; this
+        method sets the radius of this process alone. Tokens that are not finite are left out; without a finite
+        non-zero token the radius is 1. A radius that is part of the constraint stays.
         """
-        refuse_inside_transform("the radius")
+        super().initialize(x, mask=mask)
+
+    def _set(self, x: Image, mask: Tensor | None, reduce: Callable[[Tensor, str], Tensor]) -> None:
         norm = torch.linalg.vector_norm(x.detach().to(working_dtype(x.dtype)), dim=1)
         seen = norm.isfinite() if mask is None else norm.isfinite() & flat_mask(mask, x).view_as(norm)
-        norm = torch.where(seen, norm, 0.0).amax()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(norm, op=torch.distributed.ReduceOp.MAX)
-        if self.log_radius is not None:
-            # On the sphere itself the projection has a kink, and a log-determinant there depends on rounding.
-            self.log_radius.copy_(torch.where(norm > 0, norm * _JUST_ABOVE, 1.0).log())
-            self._rescale_response()
-        self.initialized.fill_(True)
-        self._initialized = True
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object, **kwargs: object) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportArgumentType]
-        if prefix + "initialized" in state_dict:
-            self._initialized = bool(state_dict[prefix + "initialized"])
+        norm = reduce(torch.where(seen, norm, 0.0).amax(), "MAX")
+        assert self.log_radius is not None
+        # On the sphere itself the projection has a kink, and a log-determinant there depends on rounding.
+        self.log_radius.copy_(torch.where(norm > 0, norm * _JUST_ABOVE, 1.0).log())
+        self._rescale_response()
 
     @property
     def radius(self) -> Float[Tensor, ""] | None:
@@ -178,8 +170,8 @@ class AttentionBranch(Evaluation):
         Raises:
             ValueError: If context or mask do not fit.
         """
-        if not self._initialized and not is_bound(self):
-            self.initialize(x, mask=mask)
+        if not is_bound(self):
+            self.require_initialized(x, mask)
         return self.bind().evaluate(x, context, mask)
 
     def _promise(self, log_bound: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -18,6 +18,7 @@ from invertible_attention.attention.triangular.branch import (
     check_solver,
 )
 from invertible_attention.attention.triangular.constraint import Triangular
+from invertible_attention.bijection import refuse_unused
 from invertible_attention.logdet import Exact, LogDetEstimator
 from invertible_attention.residual import Residual, require_tensor
 from invertible_attention.solvers import Solver
@@ -131,11 +132,17 @@ class InvertibleAttention(Residual):
         super().__init__(branch, solver=solver, logdet=logdet)
         self.response = name_of(response)
 
-    def initialize(self, x: Image, *, mask: Tensor | None = None) -> None:
-        """Set the ball's radius from ``x``, as the first forward does; see :class:`AttentionBranch`.
+    def initialize(self, x: Image, *, context: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """Set the ball's radius from ``x``, as the first forward in training mode does; see :class:`AttentionBranch`.
 
         Under :class:`Triangular` there is nothing to set.
+
+        Args:
+            x: Tokens.
+            context: As in :meth:`forward`; the radius does not depend on it.
+            mask: True where a token is valid.
         """
+        refuse_unused(self, context=context, mask=mask)
         self.check_input(x)
         if isinstance(self.branch, AttentionBranch):
             self.branch.initialize(x, mask=mask)

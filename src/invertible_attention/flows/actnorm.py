@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from invertible_attention._initialize import refuse_inside_transform
+from invertible_attention._initialize import SetFromData
 from invertible_attention._mask import on_valid, valid_values
+from invertible_attention.bijection import refuse_unused
 from invertible_attention.flows.closed_form import ClosedForm
 
 __all__ = ["ActNorm"]
 
 
-class ActNorm(ClosedForm):
+class ActNorm(SetFromData, ClosedForm):
     r"""Activation normalization, :math:`z_c = e^{s_c} x_c + t_c` per channel :math:`c`.
 
-    Scale and shift are ordinary parameters. The first batch sets them so that each channel of the output has
-    mean 0 and variance 1; later batches do not matter. Until then the map is the identity. In a process
-    group the statistics are those of all processes' batches together.
+    Scale and shift are ordinary parameters. The first batch of :meth:`forward` in training mode sets them so that
+    each channel of the output has mean 0 and variance 1; later batches do not matter. In a process group the
+    statistics are those of all processes' batches together. Until then the inverse is the identity, and nothing
+    can be evaluated in evaluation mode.
 
     Args:
         channels: Number of channels, the axis after the batch.
@@ -27,10 +30,11 @@ class ActNorm(ClosedForm):
 
     Raises:
         ValueError: If ``channels`` is below 1; in a call, if the input has another number of channels.
-        RuntimeError: If the first batch comes inside a ``torch.func`` transform.
+        RuntimeError: In evaluation mode before the parameters are set; if the first batch comes inside a
+            ``torch.func`` transform.
 
     Attributes:
-        initialized: Whether the parameters are set, a buffer that a state dict carries.
+        initialized: Not zero once the parameters are set, a buffer that a state dict carries.
 
     References:
         Kingma, Dhariwal 2018, Glow, Section 3.1.
@@ -43,7 +47,7 @@ class ActNorm(ClosedForm):
         (True, True)
     """
 
-    initialized: Tensor
+    from_data = ("log_scale", "shift")
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -53,24 +57,28 @@ class ActNorm(ClosedForm):
         self.eps = eps
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.shift = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("initialized", torch.tensor(False))
-        # Reading the buffer would wait for the device at every call.
-        self._initialized = False
+        self.register_buffer("initialized", torch.zeros(()))
 
     def extra_repr(self) -> str:
         """Return the arguments."""
         return str(self.channels)
 
-    @torch.no_grad()
-    def initialize(self, x: Float[Tensor, "batch *event"], *, mask: Tensor | None = None) -> None:
+    def initialize(
+        self, x: Float[Tensor, "batch *event"], *, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
         """Set scale and shift from ``x`` where the mask is true. Samples that are not finite are left out.
 
+        In a process group those of this process alone are set.
+
         Raises:
-            ValueError: If no sample is finite.
+            ValueError: If no sample is finite, and for a context.
             RuntimeError: Inside a ``torch.func`` transform.
         """
-        refuse_inside_transform("scale and shift of ActNorm")
+        refuse_unused(self, context=context)
         self._check(x)
+        super().initialize(x, mask=mask)
+
+    def _set(self, x: Tensor, mask: Tensor | None, reduce: Callable[[Tensor, str], Tensor]) -> None:
         wide = x.detach().to(torch.float64)
         seen = torch.ones_like(wide, dtype=torch.bool)
         if mask is not None:
@@ -79,33 +87,27 @@ class ActNorm(ClosedForm):
         finite = wide.isfinite().flatten(1).all(1)
         values, weight = (t[finite].flatten(2) if x.ndim > 2 else t[finite, :, None] for t in (wide, seen))
         count = weight.sum((0, 2)).to(wide.dtype)
-        count, total = _over_processes(torch.stack([count, values.sum((0, 2))]))
+        count, total = reduce(torch.stack([count, values.sum((0, 2))]), "SUM")
         if not count.any():
             raise ValueError("no sample of the first batch is finite, so ActNorm cannot be initialized")
         # A channel that is padding in every sample stays as it is.
         absent, count = count == 0, count.clamp_min(1)
         mean = total / count
-        square = _over_processes(((values - mean.view(-1, 1)) * weight).square().sum((0, 2)))
+        square = reduce(((values - mean.view(-1, 1)) * weight).square().sum((0, 2)), "SUM")
         log_scale = (-0.5 * (square / count + self.eps).log()).masked_fill(absent, 0.0)
         self.log_scale.copy_(log_scale)
         self.shift.copy_(-mean * log_scale.exp())
-        self.initialized.fill_(True)
-        self._initialized = True
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object, **kwargs: object) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportArgumentType]
-        if prefix + "initialized" in state_dict:
-            self._initialized = bool(state_dict[prefix + "initialized"])
 
     def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         self._check(x)
-        if not self._initialized:
-            self.initialize(x, mask=mask)
+        self.require_initialized(x, mask)
         scale, shift = self._broadcast(self.log_scale.exp(), x), self._broadcast(self.shift, x)
         return on_valid(lambda values: values * scale + shift, x, mask)
 
     def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
         self._check(z)
+        if not self.training:
+            self.require_initialized(z, mask)
         scale, shift = self._broadcast((-self.log_scale).exp(), z), self._broadcast(self.shift, z)
         return on_valid(lambda values: (values - shift) * scale, z, mask)
 
@@ -125,9 +127,3 @@ class ActNorm(ClosedForm):
     @staticmethod
     def _broadcast(vector: Tensor, x: Tensor) -> Tensor:
         return vector.view(-1, *[1] * (x.ndim - 2))
-
-
-def _over_processes(total: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total)
-    return total

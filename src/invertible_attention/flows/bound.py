@@ -7,6 +7,7 @@ from typing import cast
 
 from torch import nn
 
+from invertible_attention._initialize import SetFromData
 from invertible_attention.bijection import Bijection
 from invertible_attention.lipschitz.bind import Bindable, bind_together, replicate
 from invertible_attention.residual import Residual
@@ -40,7 +41,8 @@ def _blocks(module: nn.Module) -> list[Residual]:
         return [block for child in module.children() for block in _blocks(child)]
     branch = module.branch
     own = hasattr(branch, "solve") or getattr(type(branch), "bind", Bindable.bind) is not Bindable.bind
-    return [module] if not own and getattr(branch, "_initialized", True) else []
+    ready = not isinstance(branch, SetFromData) or branch.is_initialized()
+    return [module] if ready and not own else []
 
 
 def _around(module: nn.Module, bound: Mapping[int, nn.Module]) -> nn.Module:

@@ -107,9 +107,11 @@ class Flow(nn.Module):
             z = z.masked_fill(~self.transform.output_mask(mask), 0.0)
         return self.transform.inverse(z, **arguments)
 
-    @torch.no_grad()
     def initialize(
         self, x: Shaped[Tensor, "batch *event"], *, context: Tensor | None = None, mask: Mask = None
     ) -> None:
-        """Let every part that sets itself from its first batch do so from ``x``, where it is valid."""
-        self.transform(x, **given(self.transform, context=context, mask=mask))
+        """Let every part that is set from data and is not set yet do so from ``x``, where it is valid.
+
+        See :meth:`.Bijection.initialize`.
+        """
+        self.transform.initialize(x, **given(self.transform, context=context, mask=mask))

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ...residual import Residual
 from ..errors import ExperimentError
 from ..files import read_json, read_tensors
 from ..output import CONFIGURATION
@@ -114,9 +115,9 @@ def _density(file: Path, samples: int, data_dir: Path | None) -> Subject:
     data = load_data(configuration, data_dir)
     model: Any = build_model(configuration, data.shape, data.levels)
     model.load_state_dict(read_tensors(file))
-    blocks = _traced(model.eval(), data.test[:samples])
-    if not blocks:
+    if not any(isinstance(part, Residual) for part in model.modules()):
         raise ExperimentError(f"{file} has no residual blocks: {configuration.model} is not made of them")
+    blocks = _traced(model.eval(), data.test[:samples])
     return Subject(configuration.name, "density", f"test images: {data.title}", blocks)
 
 

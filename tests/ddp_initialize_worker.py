@@ -1,0 +1,67 @@
+"""One process of two: a flow that the first process alone loads or initializes, trained by both."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import invertible_attention as ia
+from invertible_attention.flows import ActNorm, DiagonalGaussian, Flatten, Flow, Sequential
+
+
+def make_flow() -> Flow:
+    torch.manual_seed(0)
+    layer = ia.InvertibleAttention(4, "embedded_gaussian", logdet=ia.Exact())
+    return Flow(Sequential(ActNorm(4), layer, Flatten((4, 3))), DiagonalGaussian(12)).double()
+
+
+def batch(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 5 + 3 * torch.randn(8, 4, 3, dtype=torch.float64, generator=generator)
+
+
+def prepare(flow: Flow, way: str) -> None:
+    """Give the flow its state in one of the ways that a first process may use alone."""
+    if way == "initialize":
+        flow.initialize(batch(1))
+    elif way == "initialize in evaluation":
+        flow.eval().initialize(batch(1))
+        flow.train()
+    elif way == "load":
+        flow.load_state_dict(prepared("initialize").state_dict())
+    elif way == "assign":
+        flow.load_state_dict(prepared("initialize").state_dict(), assign=True)
+
+
+def prepared(way: str) -> Flow:
+    flow = make_flow()
+    prepare(flow, way)
+    return flow
+
+
+def train(flow: torch.nn.Module, batches: list[torch.Tensor], steps: int = 3) -> None:
+    optimizer = torch.optim.SGD(flow.parameters(), 1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.stack([-flow(part).mean() for part in batches]).mean().backward()
+        optimizer.step()
+
+
+def main(rank: int, store: str, output: str, way: str, given: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    flow = make_flow()
+    if str(rank) in given:
+        prepare(flow, way)
+    train(DistributedDataParallel(flow), [batch(2).chunk(2)[rank]])
+    torch.save(flow.state_dict(), f"{output}{rank}.pt")
+    # Gloo can wait for ever in its teardown when the other process has gone first; what was asked is saved.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
