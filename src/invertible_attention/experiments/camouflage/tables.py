@@ -184,6 +184,8 @@ def _training(content: dict[str, Any], source: Source) -> Table:
         Column("first loss", lambda cell: format_number(cell["training"]["first_loss"], 4)),
         Column("last loss", lambda cell: format_number(cell["training"]["last_loss"], 4)),
         Column("training, s", lambda cell: format_number(cell["training"]["seconds"])),
+        Column("steps a second", lambda cell: format_number(cell["training"].get("steps_per_second"))),
+        Column("loader alone", lambda cell: format_number(cell["training"].get("loader_steps_per_second"))),
         Column("in all, s", lambda cell: format_number(cell["run"].get("seconds"))),
     )
     lines: dict[str, list[Line]] = {
