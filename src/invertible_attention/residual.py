@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from invertible_attention._differentiation import functional_transforms_active
+from invertible_attention._mapped import is_mapped, outside_vmap, plain
 from invertible_attention._mask import valid_values
 from invertible_attention.bijection import Bijection, refuse_unused
 from invertible_attention.lipschitz.bind import is_bound
@@ -152,7 +154,7 @@ class Residual(Bijection):
             ConvergenceError: Naming the samples that did not converge; the solution found is in ``.solution``.
         """
         solution = self.solve_inverse(z, context=context, mask=mask)
-        if not bool(solution.converged.all()):
+        if not bool(plain(solution.converged).all()):
             error = ConvergenceError(solution)
             if strict:
                 raise error
@@ -178,6 +180,10 @@ class Residual(Bijection):
         return replace(solution, value=torch.where(valid, solution.value, z))
 
     def _solve(self, z: Batch, args: tuple[Tensor | None, ...]) -> Solution:
+        if functional_transforms_active():
+            state = (*self.branch.parameters(), *self.branch.buffers())
+            if is_mapped((z, *args, *state)):
+                return self._solve_mapped(z, args)
         own = self._own("solve")
         if own is not None:
             return own(z, args, self.solver)
@@ -186,6 +192,19 @@ class Residual(Bijection):
         if not self._needs_gradient(z, args):
             return solution
         value = implicit_gradient(branch, solution.value, z, args, solver=self.solver)
+        return replace(solution, value=value)
+
+    def _solve_mapped(self, z: Batch, args: tuple[Tensor | None, ...]) -> Solution:
+        with torch.no_grad():
+            solution = outside_vmap(lambda z, *args: self._solve(z, args), z, *args, module=self.branch)
+        if not self._needs_gradient(z, args):
+            return solution
+        if self._own("solve") is not None:
+            raise RuntimeError(
+                "the inverse of a block that is invertible by order has no gradient inside torch.func.vmap: call it "
+                "under torch.no_grad(), or on one batch: layer.inverse(z.flatten(0, 1)).unflatten(0, z.shape[:2])"
+            )
+        value = implicit_gradient(self._bind(), solution.value, z, args, solver=self.solver)
         return replace(solution, value=value)
 
     def forward_and_logdet(

@@ -243,8 +243,23 @@ def test_nested_transforms_are_refused():
     _, pull = torch.func.vjp(solve, z)
     with pytest.raises(RuntimeError, match="second derivatives"):
         torch.func.jvp(pull, (torch.ones_like(z),), (torch.ones_like(z),))
-    with pytest.raises(RuntimeError, match="vmap"):
-        torch.func.vmap(solve)(torch.stack([z, z]))
+
+
+def test_mapped_solves_and_their_gradients():
+    z, weight, shift = (t.detach() for t in inputs())
+    many = torch.stack([z, 2 * z])
+
+    def loss(z: Tensor, weight: Tensor) -> Tensor:
+        return invert(Anderson(), z, weight, shift).square().sum()
+
+    torch.testing.assert_close(
+        torch.func.vmap(lambda z: invert(Anderson(), z, weight, shift))(many),
+        torch.stack([invert(Anderson(), batch, weight, shift) for batch in many]),
+    )
+    gradient = torch.func.grad(loss, argnums=(0, 1))
+    mapped = torch.func.vmap(gradient, in_dims=(0, None))(many, weight)
+    for found, *expected in zip(mapped, *(gradient(batch, weight) for batch in many), strict=True):
+        torch.testing.assert_close(found, torch.stack(expected))
 
 
 # Memory, dtypes, batches

@@ -7,7 +7,9 @@ from typing import cast
 
 from torch import nn
 
+from invertible_attention._differentiation import functional_transforms_active
 from invertible_attention._initialize import SetFromData
+from invertible_attention._mapped import is_mapped
 from invertible_attention.bijection import Bijection
 from invertible_attention.lipschitz.bind import Bindable, bind_together, replicate
 from invertible_attention.residual import Residual
@@ -20,9 +22,11 @@ def bound_blocks(bijections: Sequence[Bijection]) -> list[Bijection]:
 
     Only blocks and containers of this library are rebuilt, around their branches: any other may keep a state of its
     own, and binds what is inside when it is called. So does a block that has yet to see its first batch, or whose
-    branch has ways of its own.
+    branch has ways of its own. The weights of an ensemble, which are mapped over, are bound member by member.
     """
     blocks = [block for bijection in bijections for block in _blocks(bijection)]
+    if functional_transforms_active() and any(is_mapped(block.parameters()) for block in blocks):
+        return list(bijections)
     branches = bind_together([block.branch for block in blocks])
     bound = {id(block.branch): branch for block, branch in zip(blocks, branches, strict=True)}
     return [cast(Bijection, _around(bijection, bound)) for bijection in bijections]

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from invertible_attention._mapped import plain
 from invertible_attention.bijection import Bijection
 from invertible_attention.lipschitz.convolution import convolution_norm_upper_bound
 from invertible_attention.lipschitz.geometry import CONVOLUTIONS, Geometry
@@ -214,7 +215,7 @@ def _check(bound: float | Tensor, cls: type[nn.Module]) -> Tensor:
         ValueError: If it is negative, no scalar, or NaN as a number.
     """
     given = bound if isinstance(bound, Tensor) else _rounded_up(bound)
-    if given.ndim or bool(given < 0) or (given is not bound and math.isnan(bound)):
+    if given.ndim or bool((plain(given) < 0).any()) or (given is not bound and math.isnan(bound)):
         raise ValueError(f"the Lipschitz bound of {cls.__name__} must be a scalar of at least 0, got {bound}")
     return given
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invertible_attention._mapped import plain
 from invertible_attention.logdet.base import LogDetEstimator
 from invertible_attention.logdet.probes import (
     ProbeDistribution,
@@ -162,16 +163,14 @@ class RussianRoulette(LogDetEstimator):
 
 def _any(scalar: Tensor) -> float:
     """Return a scalar as a number; of those that ``vmap(randomness="different")`` makes of it, one."""
-    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    while functorch.is_batchedtensor(scalar):
-        scalar = functorch.get_unwrapped(scalar)
-    return scalar.flatten()[0].item()
+    return plain(scalar).flatten()[0].item()
 
 
 def _as_float(lipschitz: float | Tensor | None) -> float:
     if lipschitz is None:
         return math.inf
-    return lipschitz.detach().item() if isinstance(lipschitz, Tensor) else lipschitz
+    # Any number does, with terms weighted for it; of an ensemble's, the largest.
+    return plain(lipschitz).detach().max().item() if isinstance(lipschitz, Tensor) else lipschitz
 
 
 def _poisson_survival(k: int, rate: float) -> float:

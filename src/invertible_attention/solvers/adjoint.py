@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from invertible_attention._mapped import outside_vmap
 from invertible_attention.solvers.base import Solver
 from invertible_attention.solvers.batched import sample_norm, working_dtype
 from invertible_attention.solvers.problem import Branch
@@ -36,6 +37,14 @@ def solve_adjoint(
     Raises:
         ConvergenceError: a sample was not solved.
     """
+    return outside_vmap(
+        lambda point, right, *args: _solve(branch, point, args, right, solver), point, right, *args
+    )
+
+
+def _solve(
+    branch: Branch, point: Tensor, args: Sequence[Tensor | None], right: Tensor, solver: Solver
+) -> Tensor:
     point = point.detach().to(working_dtype(point.dtype))
     flat = right.to(point.dtype).flatten(1)
     norm = sample_norm(flat)

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from invertible_attention._differentiation import functional_transforms_active
+from invertible_attention._mapped import outside_vmap
 from invertible_attention.solvers.batched import working_dtype
 from invertible_attention.solvers.driver import Step, drive
 from invertible_attention.solvers.problem import Branch, Problem, Progress
@@ -108,8 +110,12 @@ class Solver(ABC):
         _check_batch(z, args)
         tolerance = default_tolerance(z.dtype) if self.tolerance is None else self.tolerance
         contraction = _contraction(lipschitz)
+
+        def solve(z: Tensor, *args: Tensor | None) -> Solution:
+            return drive(self, branch, z.detach(), args, tolerance, contraction)
+
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            return drive(self, branch, z.detach(), tuple(args), tolerance, contraction)
+            return outside_vmap(solve, z, *args) if functional_transforms_active() else solve(z, *args)
 
     def evaluation_limit(
         self, residual: Float[Tensor, " active"], problem: Problem

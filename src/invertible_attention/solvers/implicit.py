@@ -44,8 +44,8 @@ def implicit_gradient(
     are vector–Jacobian products. Memory is that of one evaluation of the branch, however many the
     solution took. A sample whose upstream gradient or value is not finite gets a gradient of NaN.
 
-    Reverse mode only, and once: forward mode and second derivatives raise, and so does :func:`torch.func.vmap`, as
-    samples stop on their own. :func:`torch.func.grad` and ``vjp`` work.
+    Reverse mode only, and once: forward mode and second derivatives raise. :func:`torch.func.grad`, ``vjp``, ``jacrev``
+    and ``vmap`` work; the gradient of an ensemble, whose weights are mapped over, raises.
 
     Args:
         branch: the callable ``g(x, *args)``, with parameters attached to the graph if they need gradients.
@@ -83,6 +83,8 @@ def implicit_gradient(
 class _ImplicitFunction(torch.autograd.Function):
     """The identity on ``value``, with the derivative of the solution with respect to ``attached``."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         attached: Tensor, value: Tensor, branch: Branch, args: tuple[Tensor | None, ...], solver: Solver
@@ -117,6 +119,8 @@ class _FirstOrderOnly(torch.autograd.Function):
     It takes everything ``u`` depends on as an input: autograd prunes the paths that do not lead to the tensors
     it was asked about, and would otherwise leave the missing terms out in silence.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(u: Tensor, attached: Tensor, upstream: Tensor) -> Tensor:

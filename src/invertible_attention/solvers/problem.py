@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from invertible_attention._differentiation import functional_transforms_active
+from invertible_attention._mapped import is_mapped
 from invertible_attention.solvers.batched import choose, sample_norm, wide_dtype
 
 __all__ = ["Branch", "Problem", "Progress", "select"]
@@ -23,6 +25,11 @@ It must be invertible; solvers judge the steps it leads to, so it need not be go
 """
 
 State = TypeVar("State")
+
+_MAPPED_BRANCH = (
+    "torch.func.vmap maps over the weights of this branch, and every member of an ensemble stops on its own: solve or "
+    "differentiate the members one by one, [member.inverse(z) for member in members]"
+)
 
 
 def select(state: State, keep: Int[Tensor, " kept"]) -> State:
@@ -57,10 +64,13 @@ class Problem:
 
         Raises:
             ValueError: the branch does not return one entry for each entry it was given.
+            RuntimeError: it contains tensors that :func:`torch.func.vmap` maps over.
         """
         args = self.args if samples is None else _gather(self.args, samples)
         shaped = x.reshape(x.shape[0], *self.event_shape)
         output = self.branch(shaped, *args)
+        if functional_transforms_active() and is_mapped((output,)):
+            raise RuntimeError(_MAPPED_BRANCH)
         if output.shape != shaped.shape:
             raise ValueError(
                 f"the branch must return the shape of its input: {tuple(shaped.shape)}, got {tuple(output.shape)}"

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from invertible_attention._mapped import is_mapped, plain
+
 __all__ = ["ConvergenceError", "Solution"]
 
 _NAMED_SAMPLES = 8
@@ -68,7 +70,8 @@ class ConvergenceError(RuntimeError):
     """Some samples of a batch could not be solved.
 
     Args:
-        solution: the solution of the whole batch. Samples that did converge are good as they are.
+        solution: the solution of the whole batch. Samples that did converge are good as they are. Those that
+            :func:`torch.func.vmap` maps over become one batch.
         problem: what was being solved, in words that finish "did not converge in …".
 
     Attributes:
@@ -76,13 +79,27 @@ class ConvergenceError(RuntimeError):
     """
 
     def __init__(self, solution: Solution, problem: str = "the inverse") -> None:
-        self.solution = solution
+        self.solution = solution = _in_one_batch(solution)
         self.problem = problem
         super().__init__(_describe(solution, problem))
 
     def __reduce__(self) -> tuple[type[ConvergenceError], tuple[Solution, str]]:
         # The default would rebuild the error from its message, which loses the solution between processes.
         return type(self), (self.solution, self.problem)
+
+
+def _in_one_batch(solution: Solution) -> Solution:
+    if not is_mapped((solution.converged,)):
+        return solution
+    return Solution(
+        value=plain(solution.value).reshape(-1, *solution.value.shape[1:]),
+        converged=plain(solution.converged).flatten(),
+        iterations=plain(solution.iterations).flatten(),
+        evaluations=plain(solution.evaluations).flatten(),
+        residual=plain(solution.residual).flatten(),
+        error_bound=plain(solution.error_bound).flatten(),
+        trace=None if solution.trace is None else plain(solution.trace).movedim(-2, 0).flatten(1),
+    )
 
 
 def _describe(solution: Solution, problem: str) -> str:
