@@ -288,3 +288,11 @@ def test_a_far_off_prior_is_bounded_where_its_sums_vanish():
     update = layer.branch(x, None, mask.expand(2, -1))
     assert update.isfinite().all()
     assert jacobian_norm(Seen(layer.double(), mask), x.double()).max() <= 0.9
+
+
+@pytest.mark.parametrize(("axes", "view"), [(2, (3, 4)), (1, (3, 2, 2))])
+def test_a_prior_for_other_axes_says_which_it_wants(axes, view):
+    layer = ia.InvertibleAttention(3, position_prior=ia.TorusPrior(axes=axes))
+    found = len(view) - 1
+    with pytest.raises(ValueError, match=rf"TorusPrior\(axes={axes}\).*use TorusPrior\(axes={found}\)"):
+        ia.interop.OnVectors(layer, view)(torch.randn(2, 12))

@@ -83,7 +83,9 @@ class AttentionBranch(SetFromData, Evaluation):
         if normalization not in ("column", "row", "all", "count"):
             raise ValueError(f"normalization must be 'column', 'row' or 'all', got {normalization!r}")
         if position_prior is not None and position_prior.heads not in (None, 1, heads):
-            raise ValueError(f"position_prior has {position_prior.heads} heads, the attention has {heads}")
+            raise ValueError(
+                f"position_prior has {position_prior.heads} heads, the attention has {heads}: use as many, or 1"
+            )
         self.channels, self.heads = channels, heads
         self.constraint = constraint
         self.normalization = normalization

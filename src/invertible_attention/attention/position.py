@@ -151,7 +151,10 @@ class TorusPrior(PositionPrior):
         """Return offsets and concentrations, wide enough, for a grid with as many axes as there are."""
         axes = self.offset.shape[1]
         if spatial is not None and len(spatial) != axes:
-            raise ValueError(f"expected {axes} spatial axes, got {len(spatial)}: {tuple(spatial)}")
+            raise ValueError(
+                f"TorusPrior(axes={axes}) expects {axes} spatial axes, got {len(spatial)}: {tuple(spatial)}; use "
+                f"TorusPrior(axes={len(spatial)}), or a view (C, *spatial) with {axes} spatial axes"
+            )
         # In half precision rows and columns would sum to one only up to a percent, and the certificate not hold.
         dtype = torch.promote_types(self.offset.dtype, torch.float32)
         return self.offset.to(dtype), self.log_concentration.to(dtype).exp()
