@@ -64,6 +64,17 @@ def test_train_predict_evaluate(dataset, tmp_path, capsys) -> None:
         assert json.loads(file.read_text())["scores"] == trained
 
 
+def test_a_frozen_backbone_is_trained_on_from_the_command_line(dataset, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    assert _train(dataset, run, "--model", "base", "--freeze-backbone", "--workers", "1") == 0
+    assert "steps/s (loader alone" in capsys.readouterr().out.replace("\n", " ")
+    result = json.loads((run / "result.json").read_text())
+    assert result["configuration"]["freeze_backbone"] is True
+    assert result["training"]["steps_per_second"] > 0
+    assert result["training"]["loader_steps_per_second"] > 0
+    assert not (run / "cache").exists()
+
+
 def test_loose_images_are_predicted(dataset, tmp_path) -> None:
     assert _train(dataset, tmp_path / "run", "--model", "base") == 0
     photos = tmp_path / "photos"
