@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
-from ...data.source import open_image
+from ...data.source import image_size, open_image
 from ...files import atomic_path
 from .augmentation import BILINEAR, CROP, Changes, augment, image_tensor, mask_image, mask_tensor
 from .masks import read_mask
@@ -181,8 +181,6 @@ def _square(pair: Pair, side: int) -> np.ndarray:
 
 
 def _aspect(pair: Pair) -> float:
-    from ...data.source import image_size
-
     width, height = image_size(pair.image)
     return width / height
 

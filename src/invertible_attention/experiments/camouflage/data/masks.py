@@ -62,7 +62,7 @@ def binarize(values: Num[np.ndarray, "height width"]) -> Bool[np.ndarray, "heigh
     """
     if values.dtype == bool:
         return values
-    levels = np.unique(values)
+    levels = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
     if not np.isfinite(levels).all() or (levels < 0).any():
         raise UnclearImageError("has values that are negative or no numbers")
     others = levels[levels > 0]
