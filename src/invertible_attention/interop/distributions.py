@@ -8,13 +8,12 @@ from copy import copy
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from invertible_attention.bijection import Bijection, Event, refuse_unused
-from invertible_attention.interop.views import on_vectors, sum_over_event
+from invertible_attention.bijection import Bijection
+from invertible_attention.interop.views import Foreign, on_vectors
 
 __all__ = ["DistributionBijection", "DistributionTransform", "from_distribution", "to_distribution"]
 
@@ -164,7 +163,7 @@ class DistributionTransform(Transform, nn.Module):
         return tuple(result.reshape((*leading, *result.shape[1:])) for result in results)
 
 
-class DistributionBijection(Bijection):
+class DistributionBijection(Foreign):
     """A :class:`torch.distributions.Transform` as a bijection.
 
     Args:
@@ -188,19 +187,8 @@ class DistributionBijection(Bijection):
             {} if isinstance(self.transform, nn.Module) else {"transform": _fresh(self.transform)}
         )
 
-    def forward_and_logdet(
-        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the transform's result and its log-determinant."""
-        refuse_unused(self, context=context, mask=mask)
-        return call_and_logdet(self.transform, x)
-
-    def inverse_and_logdet(
-        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the inverse transform's result and its log-determinant."""
-        refuse_unused(self, context=context, mask=mask)
-        return call_and_logdet(self.transform.inv, z)
+    def _call(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        return call_and_logdet(self.transform.inv if inverse else self.transform, x)
 
 
 def to_distribution(
@@ -236,15 +224,13 @@ def from_distribution(transform: Transform) -> Bijection:
     return DistributionBijection(transform)
 
 
-def call_and_logdet(transform: Transform, x: Tensor) -> tuple[Tensor, Float[Tensor, " batch"]]:
-    """Evaluate a transform and its log-determinant per sample, whatever its event is."""
+def call_and_logdet(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Evaluate a transform and its log-determinant, without what it remembers."""
     transform = _fresh(transform)
     if isinstance(transform, DistributionTransform):
-        y, logdet = transform.call_and_ladj(x)
-    else:
-        y = cast(Tensor, transform(x))
-        logdet = transform.log_abs_det_jacobian(x, y)
-    return y, sum_over_event(logdet, x.shape[0])
+        return transform.call_and_ladj(x)
+    y = cast(Tensor, transform(x))
+    return y, transform.log_abs_det_jacobian(x, y)
 
 
 def _replace_event(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention.attention import InvertibleAttention
-from invertible_attention.bijection import Bijection, Event, refuse_unused
+from invertible_attention.bijection import Bijection
 from invertible_attention.interop._missing import missing
-from invertible_attention.interop.views import on_vectors, sum_over_event
+from invertible_attention.interop.views import Foreign, on_vectors
 
 try:
     from FrEIA.modules import InvertibleModule
@@ -108,7 +107,7 @@ class FreiaAttention(FreiaModule):
         super().__init__(dims_in, conditions, bijection=make, view=view)
 
 
-class FreiaBijection(Bijection):
+class FreiaBijection(Foreign):
     """A FrEIA module, ``SequenceINN`` or ``GraphINN`` with one input and one output as a bijection.
 
     Args:
@@ -121,28 +120,13 @@ class FreiaBijection(Bijection):
         self.module = module
         self.uses_context = bool(module.dims_c) if uses_context is None else uses_context
 
-    def forward_and_logdet(
-        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the module's output and log-determinant."""
-        refuse_unused(self, context=context, mask=mask)
-        return self._call(x, context, rev=False)
-
-    def inverse_and_logdet(
-        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return the output and log-determinant of the module run backwards."""
-        refuse_unused(self, context=context, mask=mask)
-        return self._call(z, context, rev=True)
-
-    def _call(self, x: Tensor, context: Tensor | None, *, rev: bool) -> tuple[Tensor, Tensor]:
+    def _call(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Any]:
         # Not every module of the library takes a condition.
         given = {} if context is None else {"c": [context]}
-        output, logdet = self.module([x], rev=rev, jac=True, **given)
+        output, logdet = self.module([x], rev=inverse, jac=True, **given)
         if not isinstance(output, Tensor):
             (output,) = output
-        logdet = logdet if isinstance(logdet, Tensor) else x.new_tensor(float(logdet or 0))
-        return output, sum_over_event(logdet, x.shape[0])
+        return output, logdet
 
 
 def to_freia(bijection: Bijection, shape: Sequence[int], **arguments: Any) -> FreiaModule:

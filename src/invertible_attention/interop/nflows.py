@@ -8,9 +8,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention.bijection import Bijection, Event, refuse_unused
+from invertible_attention.bijection import Bijection
 from invertible_attention.interop._missing import missing
-from invertible_attention.interop.views import on_vectors, sum_over_event, used
+from invertible_attention.interop.views import Foreign, on_vectors, used
 
 try:
     from nflows.transforms import Transform
@@ -44,7 +44,7 @@ class NflowsTransform(Transform):
         return self.bijection.inverse_and_logdet(inputs, **used(self.bijection, context))
 
 
-class NflowsBijection(Bijection):
+class NflowsBijection(Foreign):
     """An ``nflows`` transform as a bijection.
 
     Args:
@@ -57,22 +57,9 @@ class NflowsBijection(Bijection):
         self.transform = transform
         self.uses_context = uses_context
 
-    def forward_and_logdet(
-        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return noise and the log-determinant."""
-        refuse_unused(self, context=context, mask=mask)
-        z, logdet = self.transform(x, context)
-        return z, sum_over_event(logdet, x.shape[0])
-
-    def inverse_and_logdet(
-        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return data and the log-determinant of the inverse."""
-        refuse_unused(self, context=context, mask=mask)
-        inverse: Any = self.transform.inverse  # which the base class declares never to return
-        x, logdet = inverse(z, context)
-        return x, sum_over_event(logdet, z.shape[0])
+    def _call(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        call: Any = self.transform.inverse if inverse else self.transform  # declared never to return
+        return call(x, context)
 
 
 def to_nflows(bijection: Bijection, view: Sequence[int] | None = None) -> NflowsTransform:

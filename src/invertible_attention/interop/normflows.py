@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention.bijection import Bijection, Event, given
+from invertible_attention.bijection import Bijection, given
 from invertible_attention.interop._missing import missing
-from invertible_attention.interop.views import on_vectors, sum_over_event, used
+from invertible_attention.interop.views import Foreign, on_vectors, used
 
 try:
     from normflows.flows import Flow
@@ -47,7 +48,7 @@ class NormflowsFlow(Flow):
         return self.bijection.forward_and_logdet(z, **used(self.bijection, context))
 
 
-class NormflowsBijection(Bijection):
+class NormflowsBijection(Foreign):
     """A ``normflows`` flow as a bijection from data to latent.
 
     Args:
@@ -59,19 +60,8 @@ class NormflowsBijection(Bijection):
         self.flow = flow
         self.uses_context = "context" in inspect.signature(flow.forward).parameters
 
-    def forward_and_logdet(
-        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return latents and the log-determinant."""
-        z, logdet = self.flow.inverse(x, **given(self, context=context, mask=mask))
-        return z, _per_sample(logdet, x)
-
-    def inverse_and_logdet(
-        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return data and the log-determinant."""
-        x, logdet = self.flow(z, **given(self, context=context, mask=mask))
-        return x, _per_sample(logdet, z)
+    def _call(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Any]:
+        return (self.flow if inverse else self.flow.inverse)(x, **given(self, context=context))
 
 
 def to_normflows(bijection: Bijection, view: Sequence[int] | None = None) -> NormflowsFlow:
@@ -96,8 +86,3 @@ def to_normflows(bijection: Bijection, view: Sequence[int] | None = None) -> Nor
 def from_normflows(flow: Flow) -> NormflowsBijection:
     """Return a ``normflows`` flow (latent to data) as a bijection (data to latent)."""
     return NormflowsBijection(flow)
-
-
-def _per_sample(logdet: Tensor | float, x: Tensor) -> Float[Tensor, " batch"]:
-    logdet = logdet if isinstance(logdet, Tensor) else x.new_tensor(logdet)
-    return sum_over_event(logdet, x.shape[0])

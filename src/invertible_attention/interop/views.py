@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from invertible_attention._mask import channelwise, spread_over_channels
 from invertible_attention.bijection import Bijection, Event, given, refuse_unused
 
-__all__ = ["Inverse", "MaskInContext", "OnVectors", "on_vectors", "sum_over_event", "used"]
+__all__ = ["Foreign", "Inverse", "MaskInContext", "OnVectors", "on_vectors", "sum_over_event", "used"]
 
 
 class Inverse(Bijection):
@@ -67,6 +68,36 @@ class Inverse(Bijection):
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """Return ``f(z)`` and its log-determinant."""
         return self.bijection.forward_and_logdet(z, **given(self, context=context, mask=mask))
+
+
+class Foreign(Bijection):
+    """A layer of another library as a bijection; subclasses say how it is called."""
+
+    def forward_and_logdet(
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return the layer's result from data to latent, and the log-determinant."""
+        return self._evaluate(x, context, mask, inverse=False)
+
+    def inverse_and_logdet(
+        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return the layer's result from latent to data, and the log-determinant."""
+        return self._evaluate(z, context, mask, inverse=True)
+
+    def _evaluate(
+        self, x: Tensor, context: Tensor | None, mask: Tensor | None, *, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        refuse_unused(self, context=context, mask=mask)
+        y, logdet = self._call(x, context, inverse=inverse)
+        logdet = logdet if isinstance(logdet, Tensor) else x.new_tensor(float(logdet or 0))
+        return y, sum_over_event(logdet, x.shape[0])
+
+    @abstractmethod
+    def _call(
+        self, x: Tensor, context: Tensor | None, *, inverse: bool
+    ) -> tuple[Tensor, Tensor | float | None]:
+        """Return the result and the log-determinant of the direction, over the event or not; ``None`` for zero."""
 
 
 class OnVectors(Bijection):

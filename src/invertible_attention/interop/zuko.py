@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Transform
 
-from invertible_attention.bijection import Bijection, Event, refuse_unused
+from invertible_attention.bijection import Bijection
 from invertible_attention.interop._missing import missing
 from invertible_attention.interop.distributions import (
     DistributionTransform,
     call_and_logdet,
     from_distribution,
 )
-from invertible_attention.interop.views import on_vectors, used
+from invertible_attention.interop.views import Foreign, on_vectors, used
 
 try:
     from zuko.lazy import LazyTransform
@@ -44,7 +43,7 @@ class ZukoTransform(LazyTransform):
         return DistributionTransform(self.bijection, **used(self.bijection, c), **self.arguments)
 
 
-class LazyTransformBijection(Bijection):
+class LazyTransformBijection(Foreign):
     """A zuko lazy transformation as a bijection; it receives the context.
 
     Args:
@@ -57,19 +56,9 @@ class LazyTransformBijection(Bijection):
         self.transform = transform
         self.uses_context = uses_context
 
-    def forward_and_logdet(
-        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return latents and the log-determinant."""
-        refuse_unused(self, context=context, mask=mask)
-        return call_and_logdet(self.transform(context), x)
-
-    def inverse_and_logdet(
-        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return data and the log-determinant of the inverse."""
-        refuse_unused(self, context=context, mask=mask)
-        return call_and_logdet(self.transform(context).inv, z)
+    def _call(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        transform = self.transform(context)
+        return call_and_logdet(transform.inv if inverse else transform, x)
 
 
 def to_zuko(
