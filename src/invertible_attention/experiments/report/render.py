@@ -8,6 +8,7 @@ from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as Grid
+from rich.text import Text
 
 from .page import render_piece
 from .section import Section
@@ -58,20 +59,22 @@ def to_terminal(table: Table, width: int) -> list[Grid]:
         max(cell_len(text) for text in (title, *(row.cells[i] for row in rows if isinstance(row, Row))))
         for i, title in enumerate(table.columns)
     ]
-    labels = min(widths[0] + PADDING, max(width // 3, width - max(widths[1:], default=0) - 2 * PADDING))
+    titles = max((cell_len(group.title) for group in table.groups), default=0)
+    widest = max(titles, widths[0] + (PADDING if titles else 0))
+    labels = min(widest, max(width // 2, width - max(widths[1:], default=0) - 2 * PADDING))
     grids = []
-    for columns in _fitting(widths[1:], width - labels - PADDING):
+    for columns in _fitting(widths[1:], width - labels - 2 * PADDING):
         grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
         grid.add_column(table.columns[0], max_width=labels, overflow="fold")
         for i in columns:
             grid.add_column(table.columns[i], justify="right", overflow="fold")
         for row in rows:
             if isinstance(row, str):
-                grid.add_row(f"[bold]{row}")
+                grid.add_row(Text(row, "bold"))
             else:
-                indent = "  " if any(group.title for group in table.groups) else ""
-                cells = (row.cells[i] for i in columns)
-                grid.add_row(indent + row.cells[0], *cells, style=STYLES.get(row.kind))
+                indent = " " * PADDING if titles else ""
+                cells = (Text(row.cells[i]) for i in columns)
+                grid.add_row(Text(indent + row.cells[0]), *cells, style=STYLES.get(row.kind))
         grids.append(grid)
     return grids
 
