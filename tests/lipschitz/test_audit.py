@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+import invertible_attention as ia
+from invertible_attention import flows as F
 from invertible_attention.bijection import Bijection
 from invertible_attention.lipschitz import audit
 
@@ -421,3 +424,80 @@ def test_output_that_is_no_tensor_is_named():
 
     with pytest.raises(ValueError, match="dict"):
         audit(Wrong(), points(2, 6))
+
+
+def attention(solver, dtype):
+    layer = ia.InvertibleAttention(4, constraint=ia.Certified(0.9, radius=3.0), solver=solver)
+    return layer.to(dtype).eval(), torch.randn(4, 4, 6, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("solver", "dtype"),
+    [(ia.Anderson(tolerance=1e-6), torch.float64), (ia.FixedPoint(tolerance=1e-3), torch.float32)],
+)
+def test_a_solver_is_held_to_its_own_tolerance(solver, dtype):
+    report = audit(*attention(solver, dtype))
+    assert (report.residual > report.tolerance).any()
+    assert report.silently_wrong == []
+    assert report.passed
+    assert (report.tolerated_residual == solver.tolerance).all()
+
+
+@pytest.mark.parametrize("wrong", [1e-2, 1e-4])
+def test_a_solver_that_does_not_keep_its_tolerance_is_accused(wrong):
+    layer, x = attention(ia.Anderson(tolerance=1e-6), torch.float64)
+
+    class Off(ia.InvertibleAttention):
+        def solve_inverse(self, z, *, context=None, mask=None):
+            solution = super().solve_inverse(z, context=context, mask=mask)
+            return replace(solution, value=solution.value + wrong)
+
+    layer.__class__ = Off
+    report = audit(layer, x)
+    assert report.silently_wrong == [0, 1, 2, 3]
+    assert report.exceeds_error_bound.all()
+    assert not report.passed
+    assert "THE ERROR BOUND IS WRONG" in str(report)
+
+
+def test_a_tolerance_that_is_asked_for_is_what_counts_as_recovered():
+    report = audit(*attention(ia.Anderson(tolerance=1e-4), torch.float64), tolerance=1e-9)
+    assert report.silently_wrong == []
+    assert report.recovered == []
+
+
+def test_an_error_bound_that_is_exceeded_is_wrong_though_the_equation_is_solved():
+    class Boaster(Contraction):
+        def solve_inverse(self, z):
+            value = self.inverse(z) + 1e-9
+            converged = torch.ones(len(z), dtype=torch.bool)
+            return SimpleNamespace(
+                value=value,
+                converged=converged,
+                evaluations=converged.int(),
+                error_bound=torch.full((len(z),), 1e-12),
+            )
+
+    report = audit(Boaster(), points(2, 6))
+    assert report.silently_wrong == []
+    assert report.exceeds_error_bound.all()
+    assert not report.passed
+
+
+def test_blocks_of_a_chain_are_certified_and_held_to_what_they_promise_together():
+    blocks = [
+        F.Residual(F.LipschitzLinearBranch(3, 8), solver=ia.FixedPoint(tolerance=1e-4)) for _ in range(3)
+    ]
+    flow, x = F.Sequential(*blocks).double(), points(4, 3)
+    report = audit(flow, x)
+    assert report.certified
+    assert report.passed
+    assert (report.residual > report.tolerance).any()
+    assert (report.tolerated_residual >= 3e-4).all()
+
+    class Off(F.Sequential):
+        def inverse(self, z, *, context=None, mask=None):
+            return super().inverse(z, context=context, mask=mask) + 0.1
+
+    flow.__class__ = Off
+    assert audit(flow, x).silently_wrong == [0, 1, 2, 3]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from invertible_attention.lipschitz.jacobian import norm, per_sample
 from invertible_attention.lipschitz.local import local_lipschitz_estimate, smallest_stretch_estimate
 from invertible_attention.lipschitz.preimage import SecondPreimage, find_second_preimage
 from invertible_attention.lipschitz.report import AuditReport
+from invertible_attention.solvers.base import Solver, default_tolerance
 
 __all__ = ["AuditReport", "audit"]
 
@@ -50,7 +52,8 @@ def audit(
         module: The module. Samples must not depend on each other.
         x: Inputs.
         context: Passed on as the keyword ``context``, if given.
-        tolerance: Relative error up to which an input counts as recovered; default ``√eps`` of the precision.
+        tolerance: Relative error up to which an input counts as recovered; default ``√eps`` of the precision, or what
+            follows from the tolerance of the module's own solver where that is larger.
         steps: Krylov steps of the estimates.
         search: Whether to look for second preimages; by default only where neither a certificate nor the order of
             tokens (:class:`~invertible_attention.Triangular`) excludes them.
@@ -83,6 +86,7 @@ def audit(
     given = {} if context is None else {"context": context}
     function = _Function(module, x.dtype, given)
     generator = torch.Generator().manual_seed(seed)
+    strict = tolerance is not None
     if tolerance is None:
         tolerance = math.sqrt(torch.finfo(x.dtype).eps)
     with _evaluation_mode(module), torch.no_grad():
@@ -90,7 +94,7 @@ def audit(
         variation = norm(function(function.working(x.detach())) - z) / (1 + norm(z))
         inversion = _invert(module, z.to(x.dtype), given, x)
         x, answer = function.working(x.detach()), function.working(inversion.value)
-        estimate, exceeds, certificate = _measure(blocks, len(x), steps, generator)
+        estimate, exceeds, certificate, promise = _measure(blocks, len(x), steps, generator)
         stretch, direction = smallest_stretch_estimate(function, x, steps=steps, generator=generator)
         by_order = _invertible_by_order(blocks)
         search = certificate >= 1 and not by_order if search is None else search
@@ -102,6 +106,18 @@ def audit(
                 x, torch.full_like(stretch, torch.nan), torch.full_like(stretch, torch.nan)
             )
         error, residual = answer - x, function(answer) - z
+    tiny = torch.finfo(x.dtype).tiny
+    # How much further from the input than from the output an answer may be.
+    reach = 1 / (1 - certificate if certificate < 1 else stretch.clamp_min(tiny))
+    kept, exceeded = torch.full_like(promise, tolerance), torch.zeros_like(promise, dtype=torch.bool)
+    if inversion.error_bound is not None:
+        # The output that was inverted is rounded already.
+        rounding = 8 * torch.finfo(function.dtype).eps * (norm(x) + norm(z)) * reach
+        exceeded = norm(error) > 1.001 * inversion.error_bound.to(rounding) + rounding
+    if not strict:
+        # An answer as good as promised is one, but not one that is off by a tenth.
+        off = (1 + norm(z)) * promise * reach / norm(x).clamp_min(tiny)
+        kept = torch.where(promise > tolerance, off.clamp(tolerance, max(tolerance, 0.1)), kept)
     report = AuditReport(
         module=type(module).__name__,
         event_shape=tuple(x.shape[1:]),
@@ -109,12 +125,15 @@ def audit(
         tolerance=tolerance,
         certificate=certificate,
         absolute_error=error.abs().flatten(1).amax(1),
-        relative_error=norm(error) / norm(x).clamp_min(torch.finfo(x.dtype).tiny),
+        relative_error=norm(error) / norm(x).clamp_min(tiny),
+        tolerated_error=kept,
         residual=norm(residual) / (1 + norm(z)),
+        tolerated_residual=promise.clamp_min(tolerance),
         variation=variation,
         converged=inversion.converged,
         evaluations=inversion.evaluations,
         error_bound=inversion.error_bound,
+        exceeds_error_bound=exceeded,
         inverse_errors=inversion.errors,
         lipschitz_estimate=estimate,
         exceeds_certificate=exceeds,
@@ -153,6 +172,7 @@ class _Block:
     function: _Function
     x: Tensor
     bound: float
+    tolerance: float
 
     @property
     def by_order(self) -> bool:
@@ -176,23 +196,28 @@ def _trace(function: _Function, x: Tensor) -> tuple[list[_Block], Tensor]:
     """Return the residual blocks with the inputs they see, and the module's output."""
     module, blocks = function.module, []
 
-    def record(block: nn.Module, args: tuple[Tensor], given: dict[str, Any]) -> None:
+    def record(bound: float, block: nn.Module, args: tuple[Tensor], given: dict[str, Any]) -> None:
         (x,) = args
         part = _Function(block, x.dtype, {k: v for k, v in given.items() if v is not None})
-        blocks.append(_Block(part, part.working(x), _certificate(block)))
+        blocks.append(_Block(part, part.working(x), bound, _promise(block, x.dtype)))
 
     # first of all, so that whatever sets itself from its first batch has done so before it is asked
     z = function(x)
     inner = [] if _certificate(module) < torch.inf else list(_residual_blocks(module))
     if inner:
-        handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in inner]
+        # Asked for first: a block that is hooked has no certificate.
+        records = [partial(record, _certificate(block)) for block in inner]
+        handles = [
+            block.register_forward_pre_hook(hook, with_kwargs=True)
+            for block, hook in zip(inner, records, strict=True)
+        ]
         try:
             function(x)
         finally:
             for handle in handles:
                 handle.remove()
     elif z.shape == x.shape:
-        blocks.append(_Block(function, function.working(x), _certificate(module)))
+        blocks.append(_Block(function, function.working(x), _certificate(module), _promise(module, x.dtype)))
     return blocks, z
 
 
@@ -218,19 +243,33 @@ def _certificate(module: nn.Module) -> float:
     return float(bounded.lipschitz_bound())
 
 
+def _promise(module: nn.Module, dtype: torch.dtype) -> float:
+    """Return the relative residual up to which a module calls a sample solved; zero where it does not say."""
+    solver = getattr(module, "solver", None)
+    if not isinstance(solver, Solver):
+        return 0.0
+    return default_tolerance(dtype) if solver.tolerance is None else solver.tolerance
+
+
 def _measure(
     blocks: list[_Block], size: int, steps: int, generator: torch.Generator
-) -> tuple[Tensor | None, Tensor, float]:
-    """Return the largest local Lipschitz constant, where a block exceeds its bound, and the largest bound."""
+) -> tuple[Tensor | None, Tensor, float, Tensor]:
+    """Return the largest local Lipschitz constant, where a block exceeds its bound, the largest bound, and a promise.
+
+    What is promised of a chain is what its blocks promise, each carried on by those after it.
+    """
     estimate, exceeds = None, torch.zeros(size, dtype=torch.bool)
+    promise = torch.zeros(size, dtype=torch.float64)
     for block in blocks:
         local = local_lipschitz_estimate(block.function.branch, block.x, steps=steps, generator=generator)
         # f(x) − x is known to the precision of f(x) only
         margin = torch.finfo(block.function.dtype).eps ** 0.5 * (1 + block.bound)
         exceeds = exceeds.to(local.device) | (local > block.bound + margin)
         local = local.double()
+        promise = promise.to(local.device) * (1 + local) + block.tolerance
         estimate = local if estimate is None else torch.maximum(estimate, local)
-    return estimate, exceeds, max((block.bound for block in blocks if not block.by_order), default=torch.inf)
+    bound = max((block.bound for block in blocks if not block.by_order), default=torch.inf)
+    return estimate, exceeds, bound, promise.clamp_max(0.1)
 
 
 def _invertible_by_order(blocks: list[_Block]) -> bool:

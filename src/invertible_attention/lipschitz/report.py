@@ -27,11 +27,16 @@ class AuditReport:
             ``inf`` where nothing is promised.
         absolute_error: Largest entry of ``|inverse(f(x)) − x|``; NaN where the inverse returned nothing.
         relative_error: ``‖inverse(f(x)) − x‖ / ‖x‖``.
+        tolerated_error: Relative error up to which this sample counts as recovered: the tolerance, or what follows from
+            the tolerance that the module's own solver promises where that is larger.
         residual: ``‖f(inverse(z)) − z‖ / (1 + ‖z‖)``: whether what came back solves the equation at all.
+        tolerated_residual: Residual up to which it does: the tolerance, or the one that the module's solver promises
+            where that is larger; of a chain what its blocks promise together.
         variation: Relative difference of two evaluations of the map at the same input: zero unless it is random.
         converged: What the module itself said; ``None`` where it has no way to say.
         evaluations: Evaluations of the branch by the module's solver; ``None`` where it does not say.
         error_bound: The module's own bound of the distance to the true inverse; ``None`` where it has none.
+        exceeds_error_bound: Whether the input is further from what came back than that bound.
         inverse_errors: What the inverse raised, by sample.
         lipschitz_estimate: Local Lipschitz constant of the residual branch at the sample (of several branches,
             the largest), from below; ``None`` where the map has no residual form.
@@ -52,11 +57,14 @@ class AuditReport:
     certificate: float
     absolute_error: Float[Tensor, " batch"]
     relative_error: Float[Tensor, " batch"]
+    tolerated_error: Float[Tensor, " batch"]
     residual: Float[Tensor, " batch"]
+    tolerated_residual: Float[Tensor, " batch"]
     variation: Float[Tensor, " batch"]
     converged: Bool[Tensor, " batch"] | None
     evaluations: Int[Tensor, " batch"] | None
     error_bound: Float[Tensor, " batch"] | None
+    exceeds_error_bound: Bool[Tensor, " batch"]
     inverse_errors: dict[int, str]
     lipschitz_estimate: Float[Tensor, " batch"] | None
     exceeds_certificate: Bool[Tensor, " batch"]
@@ -69,8 +77,8 @@ class AuditReport:
 
     @property
     def recovered(self) -> list[int]:
-        """Samples whose inverse is the input, to the tolerance."""
-        return _where(self.relative_error <= self.tolerance)
+        """Samples whose inverse is the input, to what is tolerated."""
+        return _where(self.relative_error <= self.tolerated_error)
 
     @property
     def random(self) -> list[int]:
@@ -79,11 +87,11 @@ class AuditReport:
 
     @property
     def silently_wrong(self) -> list[int]:
-        """Samples for which something that does not solve the equation came back as if it did.
+        """Samples for which something that does not solve the equation, to what is promised, came back as if it did.
 
         Where the map is random there is no one equation to solve, and nothing is said.
         """
-        wrong = ~(self.residual <= self.tolerance) & ~(self.variation > self.tolerance)
+        wrong = ~(self.residual <= self.tolerated_residual) & ~(self.variation > self.tolerance)
         if self.converged is not None:
             wrong = wrong & self.converged
         return [i for i in _where(wrong) if i not in self.inverse_errors]
@@ -113,7 +121,10 @@ class AuditReport:
     def passed(self) -> bool:
         """Whether every sample was recovered and nothing contradicts what the module promises."""
         return len(self.recovered) == len(self.residual) and not (
-            self.silently_wrong or self.not_injective or _where(self.exceeds_certificate)
+            self.silently_wrong
+            or self.not_injective
+            or _where(self.exceeds_certificate)
+            or _where(self.exceeds_error_bound)
         )
 
     def verdict(self) -> list[str]:
@@ -123,6 +134,10 @@ class AuditReport:
         if over := _where(self.exceeds_certificate):
             sentences.append(
                 f"THE CERTIFICATE IS WRONG: the local Lipschitz constant exceeds it at {_samples(over)}."
+            )
+        if over := _where(self.exceeds_error_bound):
+            sentences.append(
+                f"THE ERROR BOUND IS WRONG: the input is further away than it says at {_samples(over)}."
             )
         if self.random:
             sentences.append(
