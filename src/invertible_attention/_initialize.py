@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from invertible_attention._differentiation import functional_transforms_active
+
 __all__ = ["SetFromData", "initializing"]
 
 
@@ -84,15 +86,16 @@ class SetFromData(nn.Module):
         """
         if not self.from_data:
             return True
-        flag = self.initialized
-        if torch.compiler.is_compiling() or (flag.is_cuda and flag is self._read):
+        flag = self._buffers["initialized"]
+        assert flag is not None
+        if torch.compiler.is_compiling() or flag is self._read:
             torch._assert_async(flag, self._remedy())  # pyright: ignore[reportPrivateImportUsage]
             return True
-        if flag.is_meta or isinstance(flag, FakeTensor):
-            return True  # no values, so nothing that could be wrong
         if torch._C._functorch.is_functorch_wrapped_tensor(flag):  # pyright: ignore[reportAttributeAccessIssue]
             return bool(_unwrapped(flag).all())
-        found = bool(flag)
+        if flag.is_meta or isinstance(flag, FakeTensor):
+            return True  # no values, so nothing that could be wrong
+        found = flag.item() != 0
         if found and flag.is_cuda:
             self._read = flag
         return found
@@ -109,7 +112,7 @@ class SetFromData(nn.Module):
         )
 
     def _refuse_if_not_settable(self) -> None:
-        if torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        if functional_transforms_active():
             place = "inside a torch.func transform"
         elif not all(isinstance(self._parameters.get(name), nn.Parameter) for name in self.from_data):
             place = "in functional_call, in a replica of nn.DataParallel, or under a parametrization"

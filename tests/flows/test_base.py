@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
+from torch import nn
 
 from invertible_attention.flows import DiagonalGaussian, Uniform
 
@@ -60,3 +62,20 @@ def test_uniform_density_and_samples():
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("make", [lambda: DiagonalGaussian(500), lambda: Uniform(500, -0.7, 0.9)])
+def test_densities_in_half_precision_are_computed_in_single(make, half, masked):
+    base = make()
+    for parameter in base.parameters():
+        nn.init.normal_(parameter)
+    base.to(half)
+    exact = copy.deepcopy(base).double()
+    z = exact.sample(4).to(half)
+    given = {"mask": torch.rand(4, 500) < 0.5} if masked else {}
+    value = base.log_prob(z, **given)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), exact.log_prob(z.double(), **given), rtol=1e-5, atol=0)
+    assert base.sample(3).dtype == half

@@ -161,6 +161,47 @@ def test_single_precision(case):
     torch.testing.assert_close(single.inverse(z).double(), x, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_is_storage_only(case, half):
+    bijection, x = case
+    low = copy.deepcopy(bijection).to(half)
+    single, x = copy.deepcopy(low).float(), x.to(half)
+    eps = torch.finfo(half).eps
+    with torch.no_grad():
+        for name, start in (("forward", x), ("inverse", single(x.float()).to(half))):
+            expected, expected_logdet = getattr(single, f"{name}_and_logdet")(start.float())
+            value, logdet = getattr(low, f"{name}_and_logdet")(start)
+            alone = getattr(low, name)(start)
+            assert value.dtype == alone.dtype == half
+            assert logdet.dtype == torch.float32
+            # Constrained weights are rounded, and so is what one part of a chain hands to the next.
+            torch.testing.assert_close(value, expected.to(half), atol=2 * eps, rtol=2 * eps)
+            torch.testing.assert_close(alone, value, atol=0, rtol=0)
+            torch.testing.assert_close(logdet, expected_logdet, atol=3 * eps, rtol=eps)
+        if isinstance(low, Residual):
+            solution = low.solve_inverse(start)
+            assert solution.converged.all()
+            assert solution.residual.max() < 1e-6  # of the value before it was rounded
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("make", [lambda: ActNorm(64), lambda: Logit(0.01)], ids=["actnorm", "logit"])
+def test_closed_forms_in_half_precision_are_rounded_once(make, half, masked):
+    bijection, x = make(), torch.rand(4, 64, 12).to(half)
+    bijection.initialize(5 * x.float())
+    low = copy.deepcopy(bijection).to(half)
+    single = copy.deepcopy(low).double()
+    given = {"mask": torch.rand(4, 12) < 0.5} if masked else {}
+    for method in ("forward_and_logdet", "inverse_and_logdet"):
+        value, logdet = getattr(low, method)(x, **given)
+        expected, expected_logdet = getattr(single, method)(x.double(), **given)
+        torch.testing.assert_close(value, expected.to(half), atol=1e-6, rtol=0.51 * torch.finfo(half).eps)
+        torch.testing.assert_close(logdet.double(), expected_logdet, atol=1e-3, rtol=1e-6)
+    plain = low(x, **given)
+    assert torch.equal(plain, low.forward_and_logdet(x, **given)[0])
+
+
 def test_samples_do_not_see_each_other(case):
     bijection, x = case
     z, logdet = bijection.forward_and_logdet(x)

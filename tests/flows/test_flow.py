@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -13,6 +14,7 @@ from invertible_attention.flows import (
     DiagonalGaussian,
     Flatten,
     Flow,
+    InvertibleResNet,
     LipschitzLinearBranch,
     Logit,
     Residual,
@@ -175,3 +177,23 @@ def test_functional_gradient_of_the_density():
     found = torch.func.grad(total)(parameters)
     expected = torch.autograd.grad(total(parameters), list(parameters.values()))
     torch.testing.assert_close(tuple(found.values()), expected)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_flow_in_half_precision_has_the_density_of_its_weights(half):
+    attention = partial(InvertibleAttention, logdet=Exact())
+    transform = InvertibleResNet(
+        (1, 4, 4), blocks=(2, 1), hidden_channels=8, attention=attention, logdet=Exact()
+    )
+    flow = Flow(transform, DiagonalGaussian(16))
+    flow.initialize(torch.rand(32, 1, 4, 4))
+    flow.to(half).eval()
+    single, x = copy.deepcopy(flow).float(), torch.rand(6, 1, 4, 4).to(half)
+    value, eps = flow.log_prob(x), torch.finfo(half).eps
+    assert value.dtype == flow.bits_per_dim(x).dtype == torch.float32
+    # Each of the 16 values is rounded from part to part.
+    torch.testing.assert_close(value, single.log_prob(x.float()), rtol=eps, atol=16 * eps)
+    samples = flow.sample(5)
+    assert samples.dtype == half
+    z = single.transform(samples.float())
+    torch.testing.assert_close(flow.transform.inverse(z.to(half)), samples, rtol=0, atol=4 * eps)

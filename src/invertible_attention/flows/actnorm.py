@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from invertible_attention._initialize import SetFromData
 from invertible_attention._mask import on_valid, valid_values
+from invertible_attention._precision import raised
 from invertible_attention.bijection import refuse_unused
 from invertible_attention.flows.closed_form import ClosedForm
 
@@ -101,18 +102,31 @@ class ActNorm(SetFromData, ClosedForm):
     def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         self._check(x)
         self.require_initialized(x, mask)
-        scale, shift = self._broadcast(self.log_scale.exp(), x), self._broadcast(self.shift, x)
-        return on_valid(lambda values: values * scale + shift, x, mask)
+        scale, shift = (
+            self._broadcast(raised(self.log_scale).exp(), x),
+            self._broadcast(raised(self.shift), x),
+        )
+        return self._rounded(on_valid(lambda values: values * scale + shift, raised(x), mask), x)
 
     def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
         self._check(z)
         if not self.training:
             self.require_initialized(z, mask)
-        scale, shift = self._broadcast((-self.log_scale).exp(), z), self._broadcast(self.shift, z)
-        return on_valid(lambda values: (values - shift) * scale, z, mask)
+        scale, shift = (
+            self._broadcast((-raised(self.log_scale)).exp(), z),
+            self._broadcast(raised(self.shift), z),
+        )
+        return self._rounded(on_valid(lambda values: (values - shift) * scale, raised(z), mask), z)
+
+    def _rounded(self, result: Tensor, given: Tensor) -> Tensor:
+        return (
+            result
+            if raised(given) is given or given.dtype != self.log_scale.dtype
+            else result.to(given.dtype)
+        )
 
     def _logdet(self, z: Tensor, mask: Tensor | None) -> Float[Tensor, " batch"]:
-        wide = self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32))
+        wide = raised(self.log_scale)
         if mask is None:
             return (z[0, 0].numel() * wide.sum()).expand(z.shape[0])
         valid = valid_values(mask, z)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from invertible_attention._mask import count_valid, valid_values
+from invertible_attention._precision import raised
 
 __all__ = ["Base", "DiagonalGaussian", "Uniform"]
 
@@ -77,13 +78,13 @@ class DiagonalGaussian(Base):
     def log_prob(self, z: Float[Tensor, "batch dim"], *, mask: Mask = None) -> Float[Tensor, " batch"]:
         """Return the log-density in nats, with a mask that of the values at which it is true."""
         self._check(z)
-        wide = z.to(torch.promote_types(z.dtype, torch.float32))
+        z, mean, log_std = raised(z), raised(self.mean), raised(self.log_std)
         if mask is None:
-            squares = ((wide - self.mean) * (-self.log_std).exp()).square()
-            return -0.5 * squares.sum(1) - self.log_std.sum() - 0.5 * self.dim * math.log(2 * math.pi)
+            squares = ((z - mean) * (-log_std).exp()).square()
+            return -0.5 * squares.sum(1) - log_std.sum() - 0.5 * self.dim * math.log(2 * math.pi)
         valid = valid_values(mask, z)
-        squares = ((wide.masked_fill(~valid, 0.0) - self.mean) * (-self.log_std).exp()).square()
-        densities = -0.5 * squares - self.log_std - 0.5 * math.log(2 * math.pi)
+        squares = ((z.masked_fill(~valid, 0.0) - mean) * (-log_std).exp()).square()
+        densities = -0.5 * squares - log_std - 0.5 * math.log(2 * math.pi)
         return torch.where(valid, densities, 0.0).sum(1)
 
     def sample(self, n: int, *, temperature: float = 1.0) -> Float[Tensor, "n dim"]:
@@ -120,7 +121,7 @@ class Uniform(Base):
         inside = (z >= self.low) & (z <= self.high)
         dim = self.dim if mask is None else count_valid(mask, z)
         inside = inside if mask is None else inside | ~valid_values(mask, z)
-        return torch.where(inside.all(1), -dim * (self.high - self.low).log(), -torch.inf)
+        return torch.where(inside.all(1), -dim * (raised(self.high) - raised(self.low)).log(), -torch.inf)
 
     def sample(self, n: int, *, temperature: float = 1.0) -> Float[Tensor, "n dim"]:
         """Draw ``n`` samples from the cube, shrunk around its center by ``temperature``."""

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from invertible_attention._differentiation import functional_transforms_active
 from invertible_attention._mask import count_valid, on_valid, valid_values
+from invertible_attention._precision import raised
+from invertible_attention.bijection import Event, refuse_unused
 from invertible_attention.flows.closed_form import ClosedForm
 
 __all__ = ["Dequantize", "Logit"]
@@ -56,10 +58,7 @@ class Dequantize(ClosedForm):
 
     def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         fits = x.dtype == torch.uint8 and self.levels >= 256  # whatever its values
-        if not x.is_floating_point():
-            x = x.to(torch.get_default_dtype())
-        elif x.dtype in (torch.float16, torch.bfloat16):
-            x = x.float()
+        x = raised(x) if x.is_floating_point() else x.to(torch.get_default_dtype())
         device = x.device if self.generator is None else self.generator.device
         noise = torch.rand(x.shape, generator=self.generator, dtype=x.dtype, device=device).to(x.device)
         # Nearer to an integer than this, x + u or its quotient may round to it, and inverse be off by one.
@@ -90,8 +89,7 @@ class Dequantize(ClosedForm):
         if mask is not None:
             return -math.log(self.levels) * count_valid(mask, z)
         dim = math.prod(z.shape[1:])
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        return torch.full((z.shape[0],), -dim * math.log(self.levels), dtype=dtype, device=z.device)
+        return torch.full((z.shape[0],), -dim * math.log(self.levels), dtype=raised(z).dtype, device=z.device)
 
 
 class Logit(ClosedForm):
@@ -122,11 +120,23 @@ class Logit(ClosedForm):
         """Return the arguments."""
         return str(self.alpha)
 
+    def forward_and_logdet(
+        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        """Return ``f(x)`` and ``log|det ∂f/∂x|`` per sample, which is that at ``x``, not at the rounded ``f(x)``."""
+        refuse_unused(self, context=context, mask=mask)
+        z = self._raised_forward(x, mask)
+        return z.to(_result_dtype(x)), self._logdet(z, mask)
+
     def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return on_valid(self._logit, x, mask, fill=0.5)
+        return self._raised_forward(x, mask).to(_result_dtype(x))
+
+    def _raised_forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return on_valid(self._logit, raised(x), mask, fill=0.5)
 
     def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
-        return on_valid(lambda values: (values.sigmoid() - self.alpha) / (1 - 2 * self.alpha), z, mask)
+        x = on_valid(lambda values: (values.sigmoid() - self.alpha) / (1 - 2 * self.alpha), raised(z), mask)
+        return x.to(_result_dtype(z))
 
     def _logit(self, x: Tensor) -> Tensor:
         inside = self.alpha + (1 - 2 * self.alpha) * x
@@ -134,10 +144,14 @@ class Logit(ClosedForm):
 
     def _logdet(self, z: Tensor, mask: Tensor | None) -> Float[Tensor, " batch"]:
         """Use that the derivative of the logit is ``1 / (s (1 - s))`` with ``s = sigmoid(z)``."""
-        wide = z.to(torch.promote_types(z.dtype, torch.float32))
+        wide = raised(z)
         if mask is not None:
             wide = wide.masked_fill(~valid_values(mask, z), 0.0)
         terms = F.softplus(wide) + F.softplus(-wide) + math.log1p(-2 * self.alpha)
         if mask is not None:
             terms = torch.where(valid_values(mask, z), terms, 0.0)
         return terms.flatten(1).sum(1)
+
+
+def _result_dtype(x: Tensor) -> torch.dtype:
+    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
