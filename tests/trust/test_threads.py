@@ -1,0 +1,14 @@
+"""Sampling and training at once, two models: no gradient is lost and nothing is raised."""
+
+from __future__ import annotations
+
+import torch
+from threads import watch
+
+
+def test_no_gradient_is_lost_and_nothing_is_raised():
+    torch.manual_seed(0)
+    seen = watch(5.0)
+    assert seen.errors == []
+    assert {name: count for name, count in seen.counts.items() if name.endswith("lost") and count} == {}
+    assert len(seen.counts) == 12
