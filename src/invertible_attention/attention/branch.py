@@ -23,7 +23,7 @@ from invertible_attention.attention.responses import Gaussian, Response, is_posi
 from invertible_attention.lipschitz.bind import is_bound
 from invertible_attention.lipschitz.certificate import Normalization
 from invertible_attention.lipschitz.gram import exact_arithmetic
-from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
+from invertible_attention.lipschitz.norms import spectral_norm_upper_bounds
 from invertible_attention.lipschitz.parametrize import SpectralNormBound
 
 __all__ = ["AttentionBranch", "check_counts"]
@@ -201,13 +201,14 @@ class AttentionBranch(SetFromData, Evaluation):
             return None
         normalization = cast(Normalization, self.normalization)
         radius = working(self.log_radius).exp()
-        norm = spectral_norm_upper_bound(working(self.value_weight).unflatten(0, (self.heads, -1)))
+        norm, out_norm, *norms = spectral_norm_upper_bounds(
+            [self.value_weight.unflatten(0, (self.heads, -1)), self.out_weight, *self.response.matrices()]
+        )
         bias = torch.zeros_like(norm)
         if self.value_bias is not None:
             bias = torch.linalg.vector_norm(working(self.value_bias).unflatten(0, (self.heads, -1)), dim=-1)
-        out_norm = spectral_norm_upper_bound(working(self.out_weight))
         return Norms(
-            scores=self.response.score_bounds(radius, normalization),
+            scores=self.response.score_bounds(radius, normalization, *norms),
             value=norm,
             value_bias=bias,
             radius=radius,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from invertible_attention.attention.functional.phi import log_phi
 from invertible_attention.lipschitz.certificate import Normalization, ScoreBounds
 from invertible_attention.lipschitz.gram import working_dtype
-from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
+from invertible_attention.lipschitz.norms import spectral_norm_upper_bound, spectral_norm_upper_bounds
 
 __all__ = [
     "RESPONSES",
@@ -61,9 +61,19 @@ class Response(nn.Module, ABC):
     def forward(self, tokens: Tokens, sources: Sources) -> tuple[PerHead, SourcesPerHead]:
         """Return queries of ``tokens`` and keys of ``sources``, ``(batch, heads, tokens, features)`` each."""
 
+    def matrices(self) -> list[Tensor]:
+        """Return the matrices, a stack per head each, whose spectral norms :meth:`score_bounds` is given."""
+        return []
+
     @abstractmethod
-    def score_bounds(self, radius: Tensor, normalization: Normalization) -> ScoreBounds:
-        r"""Bound :math:`\sigma`'s slopes and range over tokens of norm at most ``radius`` (positive phi only)."""
+    def score_bounds(self, radius: Tensor, normalization: Normalization, *norms: Tensor) -> ScoreBounds:
+        r"""Bound :math:`\sigma`'s slopes and range over tokens of norm at most ``radius`` (positive phi only).
+
+        Args:
+            radius: Of the ball.
+            normalization: Along which the weights are normalized.
+            *norms: Upper bounds of the norms of :meth:`matrices`, per head; computed where none are given.
+        """
 
     @abstractmethod
     def rescale(self, radius: Tensor, normalization: Normalization, log_range: float = 1.0) -> None:
@@ -112,7 +122,7 @@ class Gaussian(Response):
         query = _split_heads(tokens, self.heads) * self.temperature.to(tokens.dtype)[:, None, None]
         return query, _split_heads(sources, self.heads)
 
-    def score_bounds(self, radius: Tensor, normalization: Normalization) -> ScoreBounds:
+    def score_bounds(self, radius: Tensor, normalization: Normalization, *norms: Tensor) -> ScoreBounds:
         r""":math:`\ell_q = \ell_k = |\tau|\rho` and a range of :math:`2|\tau|\rho^2`."""
         slope = _working(self.temperature).abs() * radius
         return ScoreBounds(query_slope=slope, key_slope=slope, log_range=2 * slope * radius)
@@ -148,13 +158,24 @@ class _Embedded(Response):
             _embed(sources, self.key_weight, self.key_bias),
         )
 
-    def score_bounds(self, radius: Tensor, normalization: Normalization) -> ScoreBounds:
+    def matrices(self) -> list[Tensor]:
+        """Both embeddings, or without biases their product."""
+        query, key = _working(self.query_weight), _working(self.key_weight)
+        return [query.mT @ key] if self.query_bias is None or self.key_bias is None else [query, key]
+
+    def _cancellation(self) -> Tensor:
+        """Return what rounding may have taken from the product, which may cancel and be mostly that."""
+        query, key = _working(self.query_weight.detach()), _working(self.key_weight.detach())
+        sizes = torch.linalg.matrix_norm(query) * torch.linalg.matrix_norm(key)
+        return (query.shape[-2] + 4) * torch.finfo(query.dtype).eps * sizes
+
+    def score_bounds(self, radius: Tensor, normalization: Normalization, *norms: Tensor) -> ScoreBounds:
         """Slopes and range over the ball; without biases the norm of the product of both embeddings is used."""
+        norms = norms or tuple(spectral_norm_upper_bounds(self.matrices()))
         if self.query_bias is None or self.key_bias is None:
-            slope = _product_norm(_working(self.query_weight), _working(self.key_weight)) * radius
+            slope = (norms[0] + self._cancellation()) * radius
             return ScoreBounds(query_slope=slope, key_slope=slope, log_range=2 * slope * radius)
-        norm_q = spectral_norm_upper_bound(self.query_weight)
-        norm_k = spectral_norm_upper_bound(self.key_weight)
+        norm_q, norm_k = norms
         reach_q = norm_q * radius + torch.linalg.vector_norm(_working(self.query_bias), dim=-1)
         reach_k = norm_k * radius + torch.linalg.vector_norm(_working(self.key_bias), dim=-1)
         # A part of σ that is constant along the normalised axis cancels, but only where φ is the exponential.
@@ -263,7 +284,7 @@ class Concatenation(Response):
         r"""Return :math:`a \cdot x_i + \beta` and :math:`b \cdot x_j`, one feature each."""
         return _embed(tokens, self.query_weight, self.bias), _embed(sources, self.key_weight, None)
 
-    def score_bounds(self, radius: Tensor, normalization: Normalization) -> ScoreBounds:
+    def score_bounds(self, radius: Tensor, normalization: Normalization, *norms: Tensor) -> ScoreBounds:
         r""":math:`\ell_q = \|a\|`, :math:`\ell_k = \|b\|` and the range of :math:`\log\varphi` over the ball.
 
         :math:`\log\varphi` is increasing and concave, so its range over an interval of given length is largest
@@ -356,16 +377,6 @@ def _embed(tokens: Tokens, weight: Float[Tensor, "heads features channels"], bia
 def _working(weight: Tensor) -> Tensor:
     """Return a weight in the precision bounds are computed in: in its own they would be wrong by a percent."""
     return weight.to(working_dtype(weight))
-
-
-def _product_norm(
-    query: Float[Tensor, "heads features channels"], key: Float[Tensor, "heads features channels"]
-) -> Float[Tensor, " heads"]:
-    r"""Bound :math:`\|W_1^\top W_2\|_2` from above, also where the product cancels and is mostly rounding."""
-    features = query.shape[-2]
-    sizes = torch.linalg.matrix_norm(query.detach()) * torch.linalg.matrix_norm(key.detach())
-    rounding = (features + 4) * torch.finfo(query.dtype).eps * sizes
-    return spectral_norm_upper_bound(query.mT @ key) + rounding
 
 
 def _uniform(heads: int, features: int, channels: int) -> Tensor:

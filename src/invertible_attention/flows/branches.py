@@ -239,7 +239,7 @@ class LipschitzLinearBranch(LipschitzBranch):
 
 def _working(tensor: Tensor) -> Tensor:
     """Return the tensor in ``float32`` or better, which branches compute in."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
@@ -251,7 +251,7 @@ def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
 
 def _affine(layer: nn.Module, x: Tensor) -> Tensor:
     weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
-    if weight.dtype == _working(weight).dtype:
+    if weight.dtype not in (torch.float16, torch.bfloat16):
         return layer(x)
     # Under compilation, where a branch is not bound to weights of the precision it computes in.
     if isinstance(layer, nn.Linear):

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from invertible_attention.lipschitz.convolution import (
+    Symbols,
     convolution_norm_upper_bound,
-    convolution_norm_upper_bounds,
+    norm_upper_bounds,
 )
+from invertible_attention.lipschitz.gram import working_dtype
+from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
 from invertible_attention.lipschitz.parametrize import SpectralNormBound, limit_norm
 
 __all__ = ["Bindable", "bind", "bind_together", "is_bound", "original", "replicate"]
@@ -115,37 +118,79 @@ def _raised(tensor: Tensor | None) -> Tensor | None:
 
 
 def _constrain(constrained: Sequence[_Constrained]) -> None:
-    """Compute the tensors: those of one kind together, the others by what they are parametrized with."""
+    """Compute the tensors: those whose norms are known how to compute together, the others one by one."""
     kinds: dict[Any, list[_Constrained]] = {}
     for member in constrained:
-        kinds.setdefault(_kind(member.parametrizations), []).append(member)
-    for members in kinds.values():
-        if len(members) == 1:
+        kind = _kind(member.parametrizations)
+        if kind is None:
             # Not through the attribute of the layer, which parametrize.cached() would keep, or take from elsewhere.
-            values = [members[0].parametrizations()]
+            member.place[member.name] = _raised(member.parametrizations())
         else:
-            values = _values([member.parametrizations for member in members])
-        for (place, name, _), value in zip(members, values, strict=True):
-            place[name] = _raised(value)
+            kinds.setdefault(kind, []).append(member)
+    stacks = [_Stack.of(members) for members in kinds.values()]
+    for iterations in {stack.iterations for stack in stacks}:
+        together = [stack for stack in stacks if stack.iterations == iterations]
+        bounds = norm_upper_bounds([stack.operator() for stack in together], iterations=iterations)
+        for stack, bound in zip(together, bounds, strict=True):
+            stack.place(bound)
 
 
 def _kind(parametrizations: Any) -> object:
-    """Return what a tensor's constraint depends on besides the tensor; unique where that is not known."""
+    """Return what a tensor's constraint depends on besides the tensor, ``None`` where that is not known."""
     (first, *others) = parametrizations
     norm = getattr(first, "norm", None)
-    hooked = first._forward_hooks or first._forward_pre_hooks
+    hooked = parametrizations._forward_hooks or first._forward_hooks or first._forward_pre_hooks
     if others or hooked or type(first) is not SpectralNormBound or not isinstance(norm, partial):
-        return id(parametrizations)
+        return None
+    if norm.func not in (convolution_norm_upper_bound, spectral_norm_upper_bound):
+        return None
     original = parametrizations.original
+    # A kernel and its transpose have the same norm.
+    out, into, *kernel = original.shape
+    shape = (max(out, into), min(out, into), *kernel) if _transposes(norm) else original.shape
     settings = tuple(sorted(norm.keywords.items()))
-    return norm.func, norm.args, settings, first.coefficient, original.shape, original.dtype, original.device
+    return norm.func, norm.args, settings, first.coefficient, shape, original.dtype, original.device
 
 
-def _values(members: Sequence[Any]) -> Sequence[Tensor]:
-    bound = members[0][0]
-    norm = bound.norm
-    function = norm.func
-    if function is convolution_norm_upper_bound:
-        function = convolution_norm_upper_bounds
-    stacked = torch.stack([member.original for member in members])
-    return limit_norm(stacked, function(stacked, *norm.args, **norm.keywords), bound.coefficient).unbind()
+def _transposes(norm: Any) -> bool:
+    return norm.keywords.get("groups", 1) == 1
+
+
+class _Stack(NamedTuple):
+    """Tensors that differ in nothing but their values, and how they are constrained."""
+
+    members: Sequence[_Constrained]
+    weights: Tensor
+    turned: Sequence[bool]
+    coefficient: float
+    settings: dict[str, Any]
+
+    @staticmethod
+    def of(members: Sequence[_Constrained]) -> _Stack:
+        bound = members[0].parametrizations[0]
+        originals = [member.parametrizations.original for member in members]
+        turned = [_transposes(bound.norm) and tensor.shape[0] < tensor.shape[1] for tensor in originals]
+        weights = torch.stack(
+            [
+                tensor.transpose(0, 1) if turn else tensor
+                for tensor, turn in zip(originals, turned, strict=True)
+            ]
+        )
+        return _Stack(members, weights, turned, bound.coefficient, dict(bound.norm.keywords))
+
+    @property
+    def iterations(self) -> int:
+        return self.settings["iterations"]
+
+    def operator(self) -> Tensor | Symbols:
+        """Return what the norms are of."""
+        if self.weights.ndim == 3:
+            return self.weights.to(working_dtype(self.weights))
+        settings = {name: value for name, value in self.settings.items() if name != "iterations"}
+        return Symbols.of(self.weights, settings.pop("input_size"), **settings)
+
+    def place(self, norms: Tensor) -> None:
+        """Put the constrained tensors where they belong."""
+        values = limit_norm(self.weights, norms, self.coefficient).unbind()
+        for (place, name, _), value, turn in zip(self.members, values, self.turned, strict=True):
+            place[name] = _raised(value.transpose(0, 1) if turn else value)

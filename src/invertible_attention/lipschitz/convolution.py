@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from invertible_attention._differentiation import functional_transforms_active, is_differentiated
 from invertible_attention.lipschitz.geometry import PaddingMode, Pads, check_kernel, per_axis, same_pads
-from invertible_attention.lipschitz.gram import exact_arithmetic, gram_bound, rescale, working_dtype
+from invertible_attention.lipschitz.gram import (
+    exact_arithmetic,
+    gram_bounds,
+    repeated_twice,
+    working_dtype,
+)
 
 __all__ = [
+    "Symbols",
     "convolution_norm_estimate",
     "convolution_norm_upper_bound",
     "convolution_norm_upper_bounds",
     "convolution_power_iteration",
+    "norm_upper_bounds",
 ]
 
 _CHUNK = 2**21  # entries of the transform held at once: small enough for the cache of a CPU core
@@ -114,25 +123,161 @@ def convolution_norm_upper_bounds(
 
     See :func:`convolution_norm_upper_bound`, also for the errors it raises.
     """
-    kernel = check_kernel(weights[0], padding, input_size, groups)
-    per_axis(stride, len(kernel), "stride")
-    dilations = per_axis(dilation, len(kernel), "dilation")
-    sizes = [None] * len(kernel) if input_size is None else list(input_size)
-    counts, correction = [], 1.0
-    for k, n, d in zip(kernel, sizes, dilations, strict=True):
-        count, factor = _frequencies(k, n, d, padding, grid_size)
-        counts.append(count)
-        correction *= factor
-    with exact_arithmetic(weights):
-        weights = weights.to(working_dtype(weights))
-        (weights, _), scale, zero = rescale(weights, dims=weights.ndim - 1)
-        bound = _largest_symbols(weights, _phases(kernel, counts, weights), groups, iterations)
-        taps = math.prod(kernel)
-        unit = torch.finfo(weights.dtype).eps / 2
-        # the transform itself is rounded: a sum of `taps` products at every frequency
-        rounding = (taps + 8) * unit * math.sqrt(taps) * weights.detach().square().flatten(1).sum(1).sqrt()
-        bound = (bound + rounding) * (scale * correction * (1 + 4 * unit))
-        return torch.where(zero, torch.zeros_like(bound), bound)
+    symbols = Symbols.of(
+        weights, input_size, padding=padding, dilation=dilation, groups=groups, grid_size=grid_size
+    )
+    per_axis(stride, weights.ndim - 3, "stride")
+    return norm_upper_bounds([symbols], iterations=iterations)[0]
+
+
+def norm_upper_bounds(
+    operators: Sequence[Tensor | Symbols], *, iterations: int
+) -> list[Float[Tensor, "*batch"]]:
+    """Bound the norms of stacks of matrices and of convolutions, all in as few operations as there can be.
+
+    Only the frequency at which a convolution's symbol is largest is differentiated. It is found without gradients;
+    where none are wanted that is all there is to do.
+    """
+    weights = [operator.weights if isinstance(operator, Symbols) else operator for operator in operators]
+    differentiated = functional_transforms_active() or is_differentiated(weights)
+    with exact_arithmetic(weights[0]):
+        small = [o for o in operators if isinstance(o, Symbols) and o.fits]
+        plain = [o for o in operators if not isinstance(o, Symbols)]
+        with torch.no_grad():
+            matrices = [o.every() for o in small]
+            bounds = gram_bounds(matrices if differentiated else [*matrices, *plain], iterations=iterations)
+            found = {id(o): o.largest(bound) for o, bound in zip(small, bounds, strict=False)}
+            for o in operators:
+                if isinstance(o, Symbols) and not o.fits:
+                    found[id(o)] = o.search(iterations)
+        if not differentiated:
+            rest = iter(bounds[len(small) :])
+            return [
+                o.finish(found[id(o)][0], iterations) if isinstance(o, Symbols) else next(rest)
+                for o in operators
+            ]
+        chosen = [o.at(found[id(o)][1]) if isinstance(o, Symbols) else o for o in operators]
+        bounds = gram_bounds(chosen, iterations=iterations)
+        return [
+            # Alone, the matrix may be multiplied in another order and rounded otherwise: keep the larger.
+            o.finish(bound + (found[id(o)][0] - bound.detach()).clamp_min(0), iterations)
+            if isinstance(o, Symbols)
+            else bound
+            for o, bound in zip(operators, bounds, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Symbols:
+    r"""The matrices :math:`\hat K(\omega)` of several convolutions of one layout, over the frequencies to be looked at.
+
+    Attributes:
+        weights: The kernels, divided by their largest entries.
+        peak: These.
+        taps: The kernels again, ``(taps, layers · groups · out · in)``.
+        phases: Of :math:`e^{i\omega}` as a real matrix, ``(2, 2, frequencies, taps)``; ``None`` where zero is the only
+            frequency.
+        groups: Number of groups.
+        correction: Factor that makes up for the frequencies that are not looked at.
+    """
+
+    weights: Float[Tensor, "layers out_channels in_channels *kernel"]
+    peak: Float[Tensor, " layers"]
+    taps: Float[Tensor, "taps entries"]
+    phases: Float[Tensor, "2 2 frequencies taps"] | None
+    groups: int
+    correction: float
+
+    @staticmethod
+    def of(
+        weights: Float[Tensor, "layers out_channels in_channels *kernel"],
+        input_size: Sequence[int] | None,
+        *,
+        padding: PaddingMode,
+        dilation: int | Sequence[int],
+        groups: int,
+        grid_size: int | None,
+    ) -> Symbols:
+        """Return the symbols of kernels, after checking what belongs to them; see :func:`convolution_norm_upper_bound`.
+
+        Raises:
+            ValueError: With the offending value.
+        """
+        kernel = check_kernel(weights[0], padding, input_size, groups)
+        dilations = per_axis(dilation, len(kernel), "dilation")
+        sizes = [None] * len(kernel) if input_size is None else list(input_size)
+        counts, correction = [], 1.0
+        for k, n, d in zip(kernel, sizes, dilations, strict=True):
+            count, factor = _frequencies(k, n, d, padding, grid_size)
+            counts.append(count)
+            correction *= factor
+        with exact_arithmetic(weights):
+            weights = weights.to(working_dtype(weights))
+            peak = weights.detach().abs().flatten(1).amax(1)
+            peak = peak + (peak == 0)
+            weights = weights / peak.reshape(-1, *[1] * (weights.ndim - 1))
+            taps = weights.flatten(3).permute(3, 0, 1, 2).flatten(1)
+            phases = None if math.prod(counts) == 1 else _phases(kernel, counts, weights)
+        return Symbols(weights, peak, taps, phases, groups, correction)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the symbols of all frequencies may be held at once."""
+        return self.phases is None or self.phases.shape[2] * 4 * self.taps.shape[1] <= _CHUNK
+
+    def every(self, phases: Tensor | None = None) -> Float[Tensor, "frequencies groups m n"]:
+        """Return the matrices at all frequencies, or those of ``phases``; layers and groups are one axis."""
+        phases, taps = self.phases if phases is None else phases, self.taps.detach()
+        if phases is None:
+            return taps.sum(0).reshape(1, *self._shape)
+        return _as_real((phases.flatten(0, 2) @ taps).unflatten(0, (2, 2, -1)), self._shape)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        layers, out_channels, in_channels = self.weights.shape[:3]
+        return layers * self.groups, out_channels // self.groups, in_channels
+
+    def largest(self, bounds: Float[Tensor, "frequencies groups"]) -> tuple[Tensor, Tensor]:
+        """Return each layer's largest bound over frequencies and groups, and where it is."""
+        every = bounds.unflatten(-1, (-1, self.groups)).transpose(0, 1).flatten(1)
+        largest, index = every.max(1)
+        return largest, index
+
+    def search(self, iterations: int) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`largest` does, of bounds computed some frequencies at a time."""
+        assert self.phases is not None
+        rows = max(1, _CHUNK // (4 * self.taps.shape[1]))
+        parts = [self.every(part) for part in self.phases.split(rows, dim=2)]
+        return self.largest(torch.cat([gram_bounds([part], iterations=iterations)[0] for part in parts]))
+
+    def at(self, index: Int[Tensor, " layers"]) -> Float[Tensor, "layers m n"]:
+        """Return the matrix of each layer at a place that :meth:`largest` named."""
+        layers = self.weights.shape[0]
+        frequency, group = index // self.groups, index % self.groups
+        group = group + self.groups * torch.arange(layers, device=index.device)
+        taps = self.taps.unflatten(1, self._shape).index_select(1, group)
+        if self.phases is None:
+            return taps.sum(0)
+        symbols = torch.einsum("ablt,tlmn->ablmn", self.phases.index_select(2, frequency), taps)
+        return _as_real(symbols, (layers, *self._shape[1:]))[0]
+
+    def finish(self, bounds: Float[Tensor, " layers"], iterations: int) -> Float[Tensor, " layers"]:
+        """Return the bounds of the convolutions from those of their symbols."""
+        if self.phases is not None:
+            bounds = bounds / repeated_twice(iterations)
+        taps, unit = self.taps.shape[0], torch.finfo(bounds.dtype).eps / 2
+        # The transform itself is rounded: a sum of `taps` products at every frequency. The squared Frobenius norm of a
+        # kernel is the mean of those of its symbols, each at most its rank times the square of its norm.
+        rank = min(self.weights.shape[1], self.groups * self.weights.shape[2])
+        rounding = (taps + 8) * unit * math.sqrt(taps * rank)
+        return bounds * self.peak * ((1 + rounding) * self.correction * (1 + 4 * unit))
+
+
+def _as_real(symbols: Float[Tensor, "2 2 frequencies entries"], shape: tuple[int, int, int]) -> Tensor:
+    """Return complex matrices as real ones of twice the size, see :func:`.gram.gram_bound`."""
+    groups, rows, columns = shape
+    parts = symbols.reshape(2, 2, -1, groups, rows, columns).permute(2, 3, 0, 4, 1, 5)
+    return parts.reshape(-1, groups, 2 * rows, 2 * columns)
 
 
 def _frequencies(
@@ -152,45 +297,18 @@ def _frequencies(
 
 
 def _phases(kernel: Sequence[int], counts: Sequence[int], like: Tensor) -> Tensor:
-    """Return cosines and sines ``(2, frequencies, taps)``; the last axis skips conjugate frequencies."""
+    """Return :math:`e^{i\\omega}` as real matrices, ``(2, 2, frequencies, taps)``; the last axis skips conjugates."""
     halves = [count // 2 + 1 if axis == len(counts) - 1 else count for axis, count in enumerate(counts)]
-    turns = torch.zeros((1, 1), dtype=torch.float64)
+    turns: Tensor | None = None
     for k, count, kept in zip(kernel, counts, halves, strict=True):
-        # whole turns are dropped in integers, so large sizes lose nothing
-        axis = torch.outer(torch.arange(kept), torch.arange(k)).remainder(count).double() / count
-        turns = (turns[:, None, :, None] + axis[None, :, None, :]).reshape(turns.shape[0] * kept, -1)
-    angles = 2 * math.pi * turns
-    return torch.stack([angles.cos(), angles.sin()]).to(like)
-
-
-def _largest_symbols(weights: Tensor, phases: Tensor, groups: int, iterations: int) -> Tensor:
-    """Return each layer's largest Gram bound over frequencies and groups; only the largest carries a gradient."""
-    layers, out_channels, in_channels = weights.shape[0], weights.shape[1] // groups, weights.shape[2]
-    # axes: taps, layers and groups, entries of the matrix
-    taps = weights.reshape(layers * groups, out_channels * in_channels, -1).permute(2, 0, 1)
-
-    def bounds(symbols: Tensor) -> Tensor:
-        real, imag = symbols.unflatten(-1, (out_channels, in_channels))
-        return gram_bound(real, imag, iterations=iterations)
-
-    frequencies = phases.shape[1]
-    if frequencies == 1:
-        real = taps.sum(0).reshape(layers, groups, out_channels, in_channels)
-        return gram_bound(real, iterations=iterations).amax(1)
-    with torch.no_grad():
-        rows = max(1, _CHUNK // (2 * taps[0].numel()))
-        matrix = taps.detach().flatten(1)
-        found = [bounds((part @ matrix).unflatten(-1, taps.shape[1:])) for part in phases.split(rows, dim=1)]
-        # axes: layers, frequencies and groups
-        every = torch.cat(found).unflatten(-1, (layers, groups)).transpose(0, 1).flatten(1)
-        largest, index = every.max(1)
-        chosen_phases = phases.index_select(1, index // groups)
-        chosen_taps = index % groups + groups * torch.arange(layers, device=index.device)
-    # axes: parts, layers, entries of the matrix
-    symbols = torch.einsum("plt,tle->ple", chosen_phases, taps.index_select(1, chosen_taps))
-    chosen = bounds(symbols)
-    # alone, the matrix may be multiplied in another order and rounded otherwise: keep the larger
-    return chosen + (largest - chosen.detach()).clamp_min(0)
+        # whole turns are dropped, which is exact, so large sizes lose nothing
+        steps = torch.arange(kept, dtype=torch.float64)[:, None] * torch.arange(k, dtype=torch.float64)
+        axis = steps.remainder(count) / count
+        turns = axis if turns is None else (turns[:, None, :, None] + axis[:, None]).flatten(2).flatten(0, 1)
+    assert turns is not None
+    angles = (2 * math.pi * turns).to(like.device)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([cos, -sin, sin, cos]).unflatten(0, (2, 2)).to(like.dtype)
 
 
 def convolution_power_iteration(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.compiler import assume_constant_result
 
-__all__ = ["exact_arithmetic", "gram_bound", "rescale", "working_dtype"]
+__all__ = ["as_real", "exact_arithmetic", "gram_bound", "gram_bounds", "repeated_twice", "working_dtype"]
 
 
 def gram_bound(
@@ -29,8 +31,11 @@ def gram_bound(
 
     and the excess over :math:`\|W\|_2` shrinks at least by half (in the logarithm) with every iteration.
     Each iterate is divided by its Frobenius norm :math:`s_t`, so nothing over- or underflows, and the
-    bound is the product :math:`s_0 \sqrt{s_1 \sqrt{s_2 \cdots}}`. The real and imaginary parts are kept
-    apart because then a complex product costs two real ones, and real arithmetic compiles.
+    bound is the product :math:`s_0 \sqrt{s_1 \sqrt{s_2 \cdots}}`. A complex matrix :math:`A + iB` is the real one
+    :math:`\begin{pmatrix} A & -B \\ B & A \end{pmatrix}`, whose singular values are its own, each of them twice.
+
+    **Gradient.** It has the direction :math:`W G_1 G_2 \cdots G_t`, and the bound is homogeneous of degree one, so
+    :math:`\langle \text{gradient}, W\rangle` is the bound: :math:`t` products of the iterates, and no graph.
 
     **Rounding.** The result is inflated so that it is not below the exact norm although it was computed in
     floating point: a product with inner dimension :math:`k` perturbs :math:`G_t` by at most
@@ -55,52 +60,134 @@ def gram_bound(
         Delattre et al. 2023, *Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram
         Iteration*.
     """
+    if imag is None:
+        return gram_bounds([real], iterations=iterations)[0]
+    return gram_bounds([as_real(real, imag)], iterations=iterations)[0] / repeated_twice(iterations)
+
+
+def as_real(real: Float[Tensor, "*batch m n"], imag: Float[Tensor, "*batch m n"]) -> Tensor:
+    """Return complex matrices as real ones of twice the size; :func:`repeated_twice` says what that does to a bound."""
+    return torch.cat([torch.cat([real, -imag], -1), torch.cat([imag, real], -1)], -2)
+
+
+def repeated_twice(iterations: int) -> float:
+    """Return the factor by which the bound exceeds that of a matrix with every singular value once instead of twice."""
+    return 2**0.5 ** (iterations + 1) * (1 - 1e-15)
+
+
+def gram_bounds(
+    matrices: Sequence[Float[Tensor, "*batch m n"]], *, iterations: int
+) -> list[Float[Tensor, "*batch"]]:
+    """Bound the norms of matrices of several shapes, those of a similar size in one stack, padded with zeros.
+
+    See :func:`gram_bound`.
+    """
     if iterations < 0:
         raise ValueError(f"iterations must not be negative, got {iterations}")
-    if real.shape[-2] < real.shape[-1]:
-        real, imag = real.mT, None if imag is None else imag.mT
-    inner, size = real.shape[-2:]
-    (real, imag), scale, zero = rescale(real, imag, dims=2)
-    real, imag, norm = _normalize(real, imag)
-    norms = [norm]
-    unit = torch.finfo(real.dtype).eps / 2
-    slack = 8.0 + (size if iterations else inner + size) / 2**iterations
-    for step in range(1, iterations + 1):
-        real, imag = _gram(real, imag)
-        real, imag, norm = _normalize(real, imag)
-        norms.append(norm)
-        slack = slack + 2.0 ** (1 - step) * _product_error(inner, imag is not None) / norm.detach() ** 2
-        inner = size
-    bound = norms[-1]
-    for norm in norms[-2::-1]:
+    tall = [matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT for matrix in matrices]
+    stacks: dict[object, list[int]] = {}
+    for index, matrix in enumerate(tall):
+        rows, columns = matrix.shape[-2:]
+        size = 1 << (max(rows, 64) - 1).bit_length(), 1 << (max(columns, 16) - 1).bit_length()
+        stacks.setdefault((size, matrix.dtype, matrix.device), []).append(index)
+    bounds = list(tall)
+    for indices in stacks.values():
+        rows = max(tall[index].shape[-2] for index in indices)
+        columns = max(tall[index].shape[-1] for index in indices)
+        flat = [_padded(tall[index].reshape(-1, *tall[index].shape[-2:]), rows, columns) for index in indices]
+        stack = flat[0] if len(flat) == 1 else torch.cat(flat)
+        found = _bound(stack, iterations) if torch.compiler.is_compiling() else _Gram.apply(stack, iterations)
+        parts = [found] if len(flat) == 1 else found.split([len(part) for part in flat])
+        for index, part in zip(indices, parts, strict=True):
+            bounds[index] = part.reshape(tall[index].shape[:-2])
+    return bounds
+
+
+def _padded(matrices: Tensor, rows: int, columns: int) -> Tensor:
+    missing = columns - matrices.shape[-1], rows - matrices.shape[-2]
+    return F.pad(matrices, (0, missing[0], 0, missing[1])) if any(missing) else matrices
+
+
+class _Gram(torch.autograd.Function):
+    """The bound with its derivative in closed form, which is differentiated in turn like any other function."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(W: Tensor, iterations: int) -> Tensor:
+        return _bound(W, iterations)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        W, ctx.iterations = inputs
+        ctx.save_for_backward(W)
+        ctx.save_for_forward(W)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        (W,) = ctx.saved_tensors
+        with exact_arithmetic(W):
+            return upstream[0][:, None, None] * _derivative(W, ctx.iterations), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (W,) = ctx.saved_tensors
+        return (_derivative(W, ctx.iterations) * tangents[0]).sum((-2, -1))
+
+
+def _bound(W: Float[Tensor, "batch m n"], iterations: int) -> Float[Tensor, " batch"]:
+    inner, size = W.shape[-2:]
+    matrix, peak, zero = _scaled(W)
+    norms = []
+    for step in range(iterations + 1):
+        matrix = matrix if step == 0 else _product(matrix, matrix)
+        if step < iterations:
+            norms.append(torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True))
+            matrix = matrix / norms[-1]
+    # Only the last norm must be exact: an error of the others is undone by the division.
+    bound = last = (matrix * matrix).sum(-1, keepdim=True).sum(-2, keepdim=True).sqrt()
+    for norm in norms[::-1]:
         bound = norm * bound.sqrt()
-    smallest = torch.finfo(real.dtype).smallest_normal * torch.finfo(real.dtype).eps
-    bound = bound * (1 + unit * slack) * scale + smallest
-    return torch.where(zero, torch.zeros_like(bound), bound)
+    # A sum of squares over rows and columns; the root halves what it is wrong by.
+    slack = 8.0 + (size if iterations else (inner + size) / 2) / 2**iterations
+    if iterations:
+        # The ratio ‖G‖²_F/‖G‖²_2 falls from product to product, so that of the first bounds them all.
+        first = [*norms[1:], last][0].detach()
+        slack = (_product_error(inner) + _product_error(size)) / first.square() + slack
+    unit = torch.finfo(W.dtype).eps / 2
+    smallest = torch.finfo(W.dtype).smallest_normal * torch.finfo(W.dtype).eps
+    bound = bound * (slack * unit + 1) * peak + smallest
+    return (bound * ~zero)[:, 0, 0]
 
 
-def rescale(
-    real: Tensor, imag: Tensor | None = None, *, dims: int
-) -> tuple[tuple[Tensor, Tensor | None], Tensor, Tensor]:
-    """Divide by the largest entry over the last ``dims`` axes, so that no square over- or underflows.
+def _derivative(W: Float[Tensor, "batch m n"], iterations: int) -> Float[Tensor, "batch m n"]:
+    """Return the derivative of the bound without its inflation: W G_1 ⋯ G_t, of the length that is known."""
+    matrix, _, zero = _scaled(W)
+    matrix = start = matrix / torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
+    norms = []
+    direction = start
+    for _ in range(iterations):
+        matrix = _product(matrix, matrix)
+        norms.append(torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True))
+        matrix = matrix / norms[-1]
+        direction = torch.bmm(direction, matrix)
+    length = torch.ones_like(start[:, :1, :1])
+    for norm in norms[::-1]:
+        length = (norm * length).sqrt()
+    along = (direction * start).sum((-2, -1), keepdim=True)
+    return direction * (length / along * ~zero)
 
-    An all-zero block is replaced by ones: its norms then have finite derivatives of every order, and the
-    caller masks the value.
 
-    Returns:
-        The scaled parts, the scale (no gradient) and where the block was zero.
+def _scaled(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide by the largest entry, so that no square over- or underflows; zero matrices are replaced by ones.
+
+    Ones have finite derivatives of every order. Returns the scaled matrices, the scale (no gradient), and which
+    matrices were zero.
     """
-    axes = tuple(range(-dims, 0))
-    scale = real.detach().abs().amax(dim=axes)
-    if imag is not None:
-        scale = torch.maximum(scale, imag.detach().abs().amax(dim=axes))
-    zero = scale == 0
-    scale = torch.where(zero, torch.ones_like(scale), scale)
-    divisor, mask = (t.reshape(*t.shape, *(1,) * dims) for t in (scale, zero))
-    real = torch.where(mask, torch.ones_like(real), real / divisor)
-    if imag is not None:
-        imag = torch.where(mask, torch.zeros_like(imag), imag / divisor)
-    return (real, imag), scale, zero
+    peak = W.detach().abs().amax((-2, -1), keepdim=True)
+    zero = peak == 0
+    peak = peak + zero
+    return W / peak + zero, peak, zero
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
@@ -137,21 +224,12 @@ def _products_are_rounded() -> bool:
     return not settings <= {"none", "ieee"}
 
 
-def _gram(real: Tensor, imag: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return ``G* G``; for ``G = A + iB``: ``(A+B)ᵀ(A+B) − P − Pᵀ`` and ``P − Pᵀ`` with ``P = AᵀB``."""
-    if imag is None:
-        return _product(real, real), None
-    cross = _product(real, imag)
-    total = real + imag
-    return _product(total, total) - cross - cross.mT, cross - cross.mT
-
-
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Return ``aᵀ b``, summed in blocks where the inner dimension is long."""
     inner = a.shape[-2]
     block = _block(inner)
     if block == inner:
-        return a.mT @ b
+        return torch.bmm(a.mT, b)
     # zero rows complete the last block
     parts = [F.pad(t, (0, 0, 0, -inner % block)).unflatten(-2, (-1, block)) for t in (a, b)]
     return (parts[0].mT @ parts[1]).sum(-3)
@@ -161,16 +239,7 @@ def _block(inner: int) -> int:
     return inner if inner <= 128 else max(128, math.isqrt(inner - 1) + 1)
 
 
-def _normalize(real: Tensor, imag: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-    squares = (real * real).sum(-1).sum(-1)
-    if imag is not None:
-        squares = squares + (imag * imag).sum(-1).sum(-1)
-    norm = squares.sqrt()
-    divisor = norm[..., None, None]
-    return real / divisor, None if imag is None else imag / divisor, norm
-
-
-def _product_error(inner: int, is_complex: bool) -> float:
+def _product_error(inner: int) -> float:
     """Return the Frobenius error of one Gram product in units of ``u‖G‖²_F``."""
     block = _block(inner)
-    return (4.0 if is_complex else 1.0) * (block + -(-inner // block) + 8)
+    return block + -(-inner // block) + 8

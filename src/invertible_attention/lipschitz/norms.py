@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention.lipschitz.gram import exact_arithmetic, gram_bound, working_dtype
+from invertible_attention.lipschitz.gram import exact_arithmetic, gram_bounds, working_dtype
 
 __all__ = [
     "log_spectral_norm_upper_bound",
     "power_iteration",
     "spectral_norm_estimate",
     "spectral_norm_upper_bound",
+    "spectral_norm_upper_bounds",
 ]
 
 
@@ -42,9 +45,20 @@ def spectral_norm_upper_bound(W: Float[Tensor, "*batch m n"], iterations: int = 
         >>> spectral_norm_upper_bound(W)
         tensor(3.0000)
     """
-    _check(W)
-    with exact_arithmetic(W):
-        return gram_bound(W.to(working_dtype(W)), iterations=iterations)
+    return spectral_norm_upper_bounds([W], iterations)[0]
+
+
+def spectral_norm_upper_bounds(
+    matrices: Sequence[Float[Tensor, "*batch m n"]], iterations: int = 7
+) -> list[Float[Tensor, "*batch"]]:
+    """Bound the spectral norms of matrices of several shapes from above, together.
+
+    See :func:`spectral_norm_upper_bound`, also for the errors it raises.
+    """
+    for W in matrices:
+        _check(W)
+    with exact_arithmetic(matrices[0]):
+        return gram_bounds([W.to(working_dtype(W)) for W in matrices], iterations=iterations)
 
 
 def log_spectral_norm_upper_bound(

@@ -17,7 +17,7 @@ from invertible_attention.lipschitz.convolution import (
     convolution_power_iteration,
 )
 from invertible_attention.lipschitz.geometry import CONVOLUTIONS, Geometry
-from invertible_attention.lipschitz.gram import rescale, working_dtype
+from invertible_attention.lipschitz.gram import working_dtype
 from invertible_attention.lipschitz.norms import power_iteration, spectral_norm_upper_bound
 
 __all__ = [
@@ -304,13 +304,10 @@ def limit_norm(
         coefficient: Largest norm.
     """
     working = weight.to(working_dtype(weight))
+    # An operator whose entries are each wrong by a factor 1 ± unit is wrong by at most √taps of its Frobenius norm, and
+    # that is at most √rows of the norm: over the frequencies of a kernel, the mean of those of its symbols.
+    spread = math.sqrt(math.prod(weight.shape[norm.ndim + 2 :]) * weight.shape[norm.ndim])
     unit = torch.finfo(weight.dtype).eps / 2
-    axes = tuple(range(norm.ndim, weight.ndim))
-    taps = math.prod(weight.shape[norm.ndim + 2 :])
-    (scaled, _), scale, zero = rescale(working.detach(), dims=len(axes))
-    frobenius = torch.where(zero, torch.zeros_like(scale), scaled.square().sum(axes).sqrt() * scale)
-    # an operator whose entries are each wrong by a factor 1 ± unit is wrong by at most this
-    rounding = unit * math.sqrt(taps) * frobenius
-    norm = norm * (1 + 4 * torch.finfo(norm.dtype).eps) + rounding
+    norm = norm * (1 + 4 * torch.finfo(norm.dtype).eps + unit * spread)
     factor = coefficient / norm.clamp_min(coefficient)
-    return (working * factor.reshape(*factor.shape, *(1,) * len(axes))).to(weight.dtype)
+    return (working * factor.reshape(*factor.shape, *(1,) * (weight.ndim - norm.ndim))).to(weight.dtype)
