@@ -160,6 +160,22 @@ def test_an_ensemble_of_estimates_has_its_mean():
         assert (estimates.mean() - member(x)[1]).abs() < 5 * error
 
 
+@pytest.mark.parametrize(
+    "solver", [ia.FixedPoint(), ia.NewtonKrylov(), ia.Anderson()], ids=lambda s: type(s).__name__
+)
+def test_every_solver_with_contexts_and_masks(solver):
+    layer = ia.InvertibleAttention(4, context_channels=3, solver=solver).double()
+    x, context = torch.randn(2, 3, 4, 5).double(), torch.randn(2, 3, 3).double()
+    mask = torch.arange(5) < torch.tensor([[[5], [2], [3]], [[1], [4], [5]]])
+    layer(x[0], context=context[0])
+
+    def there_and_back(x, context, mask):
+        return layer.inverse(layer(x, context=context, mask=mask), context=context, mask=mask)
+
+    torch.testing.assert_close(vmap(there_and_back)(x, context, mask), x)
+    torch.testing.assert_close(vmap(there_and_back, in_dims=(0, None, None))(x, context[0], mask[0]), x)
+
+
 def test_a_mapped_solution_has_the_status_of_each_sample():
     layer, x = attention()
     z = torch.stack([layer(x), 3 * layer(x)]).detach()
