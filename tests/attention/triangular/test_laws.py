@@ -154,3 +154,18 @@ def test_gradient_of_the_inverse_is_that_of_the_parameters_in_place_during_forwa
         expected = torch.autograd.grad(layer.inverse(z).square().sum(), list(moved.values()))
     actual = torch.autograd.grad(x.square().sum(), list(moved.values()))
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_inverse_under_functional_transforms(form):
+    layer = make(affine=FORMS[form])
+    z, v, t = noise(2, 3), noise(2, 3), noise(2, 3)
+    leaf = z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(layer.inverse(leaf), leaf, v)
+    torch.testing.assert_close(torch.func.vjp(layer.inverse, z)[1](v)[0], expected)
+    torch.testing.assert_close((torch.func.jvp(layer.inverse, (z,), (t,))[1] * v).sum(), (expected * t).sum())
+    twice = torch.func.grad(
+        lambda y: torch.func.grad(lambda w: layer.inverse(w).square().sum())(y).sin().sum()
+    )(z)
+    (first,) = torch.autograd.grad(layer.inverse(leaf).square().sum(), leaf, create_graph=True)
+    torch.testing.assert_close(twice, torch.autograd.grad(first.sin().sum(), leaf)[0])

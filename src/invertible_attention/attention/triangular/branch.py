@@ -20,7 +20,7 @@ from invertible_attention.attention.triangular.strictness import check_strictly_
 from invertible_attention.attention.triangular.transformer import CausalTransformer
 from invertible_attention.bijection import given, refuse_unused
 from invertible_attention.logdet import Exact, LogDetEstimator
-from invertible_attention.solvers import Anderson, FixedPoint, Solution, Solver, is_differentiated
+from invertible_attention.solvers import FixedPoint, Solution, Solver, is_differentiated
 
 __all__ = ["TriangularAttention", "TriangularBranch", "check_solver"]
 
@@ -165,8 +165,7 @@ class TriangularBranch(nn.Module):
         Args:
             z: Right-hand sides.
             args: Context and mask, as they are passed to :meth:`forward`.
-            solver: :class:`Blockwise`, or :class:`~invertible_attention.FixedPoint` or
-                :class:`~invertible_attention.Anderson` for all tokens at once.
+            solver: :class:`Blockwise`, or :class:`~invertible_attention.FixedPoint` for all tokens at once.
 
         Raises:
             ValueError: For another solver.
@@ -232,9 +231,10 @@ class TriangularAttention(TriangularBranch):
 
 def check_solver(solver: Solver) -> None:
     """Raise :class:`ValueError` for a solver that cannot use the order."""
-    if not isinstance(solver, Blockwise | FixedPoint | Anderson):
+    if not isinstance(solver, Blockwise | FixedPoint):
+        # Mixing iterates, as Anderson does, takes as many evaluations: the error is nilpotent anyway.
         raise ValueError(
-            f"a block that is invertible by order is solved by Blockwise, FixedPoint or Anderson, got {solver}"
+            f"a block that is invertible by order is solved by Blockwise or FixedPoint, got {solver}"
         )
 
 

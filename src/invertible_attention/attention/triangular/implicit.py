@@ -115,6 +115,10 @@ class _Solved(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         return _Product.apply(upstream[0], ctx.jacobian, not ctx.transposed), None, None  # pyright: ignore[reportReturnType]
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Product.apply(tangent, ctx.jacobian, ctx.transposed)  # pyright: ignore[reportReturnType]
+
 
 class _Product(torch.autograd.Function):
     """The solution of the system, linear in its right-hand side."""
@@ -130,6 +134,10 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         return _Product.apply(upstream[0], ctx.jacobian, not ctx.transposed), None, None  # pyright: ignore[reportReturnType]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Product.apply(tangent, ctx.jacobian, ctx.transposed)  # pyright: ignore[reportReturnType]
 
 
 def _pullback(function: Linear, point: Tensor) -> Linear:
