@@ -244,7 +244,9 @@ class Residual(Bijection):
         """Return a method of the branch that stands for calls of it, where a call computes what it was written for."""
         if not hasattr(type(self.branch), method):
             return None
-        return None if doubt(self.branch, parts=False, promises=(method,)) else getattr(self.branch, method)
+        if not torch.compiler.is_compiling() and doubt(self.branch, parts=False, promises=(method,)):
+            return None
+        return getattr(self.branch, method)
 
     def _initialize(self, batch: Tensor, mask: Tensor | None) -> None:
         if getattr(self.branch, "_is_replica", False) and torch.is_grad_enabled():

@@ -318,6 +318,7 @@ def test_audit_knows_the_reason():
     assert not report.searched
     assert report.verdict()[0].startswith("Invertible by order")
     flow = ia.flows.Sequential(ia.InvertibleAttention(4, logdet=ia.Exact()), make().float())
+    flow(noise(2, 3, 4).float())
     mixed = ia.audit(flow, noise(2, 3, 4).float())
     assert mixed.certified
     assert mixed.certificate < 1
