@@ -148,7 +148,7 @@ def test_is_the_derivative_at_equal_weights(
         residual = torch.randn_like(x)
         for transposed in (False, True):
             found = branch.precondition(residual, given, mask, transposed=transposed)
-            assert torch.equal(found, part.solve(residual, transposed=transposed))
+            torch.testing.assert_close(found, part.solve(residual, transposed=transposed))
 
 
 def jacobians(branch: Evaluation, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -163,6 +163,29 @@ def jacobians(branch: Evaluation, x: Tensor, context: Tensor | None, mask: Tenso
         return torch.autograd.functional.jacobian(flat, x[sample].flatten())
 
     return torch.stack([jacobian(slice(i, i + 1)) for i in range(len(x))])
+
+
+@pytest.mark.parametrize("context", [None, "vector"])
+@pytest.mark.parametrize("normalization", ["column", "row"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_is_the_derivative_outside_the_ball_too(normalization, masked: bool, context: str | None):
+    built = with_equal_weights(
+        layer(
+            response="embedded_gaussian",
+            normalization=normalization,
+            context_channels=None if context is None else 5,
+        )
+    )
+    if context is not None:
+        torch.nn.init.normal_(built.branch.context.weight, std=0.3)
+    x = 3 * torch.randn(2, 6, 3, 3, dtype=torch.float64)
+    assert (x.norm(dim=1) > built.branch.radius).double().mean() > 0.3
+    mask = torch.rand(2, 3, 3) < 0.6 if masked else None
+    given = None if context is None else torch.randn(2, 5, dtype=torch.float64)
+    branch = built.branch.bind()
+    with torch.no_grad():
+        part = branch.linear_part(x, given, mask)
+        assert_is_dense(part, jacobians(branch, x, given, mask), torch.randn_like(x))
 
 
 class Shuffled(PositionPrior):

@@ -13,7 +13,7 @@ from invertible_attention._mask import flat_mask
 from invertible_attention.attention.constraints import Constraint
 from invertible_attention.attention.context import Context, Given
 from invertible_attention.attention.functional import attend
-from invertible_attention.attention.mean_field import LinearPart
+from invertible_attention.attention.mean_field import LinearPart, Projection
 from invertible_attention.attention.position import Factors, PositionPrior
 from invertible_attention.attention.responses import Response
 from invertible_attention.attention.visibility import Spread, Visibility
@@ -152,7 +152,7 @@ class Evaluation(Bindable, ABC):
             mask: Likewise.
             transposed: Whether to return about :math:`(I + J_g)^{-\top} r`.
         """
-        part = self.linear_part(residual, context, mask)
+        part = self._linear_part(residual, context, mask, projected=False)
         return residual if part is None else part.solve(residual, transposed=transposed)
 
     def linear_part(
@@ -164,10 +164,16 @@ class Evaluation(Bindable, ABC):
         which a mask hides a part, it is the average too, which they share. In causal order there is none.
 
         Args:
-            x: What :math:`g` is evaluated at; only its shape matters.
+            x: What :math:`g` is evaluated at.
             context: As in the forward pass.
             mask: Likewise.
         """
+        return self._linear_part(x, context, mask, projected=True)
+
+    def _linear_part(
+        self, x: Image, context: Tensor | None, mask: Tensor | None, *, projected: bool
+    ) -> LinearPart | None:
+        """Return the linear part at ``x``, or as it is for tokens inside the ball if ``x`` is something else."""
         if self.causal or self.normalization == "count":
             return None
         scale = self.scale
@@ -187,13 +193,24 @@ class Evaluation(Bindable, ABC):
             prior = self.position_prior
             kernel = None if prior is None or mask is not None else prior.kernel(x.shape[2:])
             if kernel is None:
-                return LinearPart.average(out @ value, gain, mask)
+                projection = None
+                if projected and scale.radius is not None:
+                    tokens = self._tokens(x, mask, dtype)
+                    moved = tokens if given.value is None else tokens + given.value
+                    projection = Projection.at(moved.mT, scale.radius)
+                return LinearPart.average(out @ value, gain, mask, projection)
             kernel = kernel.to(dtype).expand(self.heads, *x.shape[2:])
             into, onto = (
                 value.unflatten(0, (self.heads, -1)),
                 out.unflatten(1, (self.heads, -1)).transpose(0, 1),
             )
             return LinearPart.convolution(kernel, onto @ into, gain)
+
+    def _tokens(
+        self, x: Image, mask: Tensor | None, dtype: torch.dtype
+    ) -> Float[Tensor, "batch tokens channels"]:
+        tokens = x.flatten(2).transpose(1, 2).to(dtype)
+        return tokens if mask is None else tokens.masked_fill(~mask[..., None], 0.0)
 
     def _given(self, context: Tensor | None, batch: int, dtype: torch.dtype) -> Given:
         if self.context is None and context is not None:
@@ -221,11 +238,9 @@ class Evaluation(Bindable, ABC):
     def _evaluate(self, x: Image, context: Tensor | None, mask: Tensor | None) -> Image:
         scale = self.scale
         dtype = torch.promote_types(working_dtype(x.dtype), self.value_weight.dtype)
-        tokens = x.flatten(2).transpose(1, 2).to(dtype)
+        mask = None if mask is None else flat_mask(mask, x)
+        tokens = self._tokens(x, mask, dtype)
         given = self._given(context, x.shape[0], dtype)
-        if mask is not None:
-            mask = flat_mask(mask, x)
-            tokens = tokens.masked_fill(~mask[..., None], 0.0)
         visibility = self._visibility(x, mask, given)
         factors = self._factors(x, visibility)
         log_prior = None if factors is not None else self._log_prior(x, visibility, dtype)

@@ -5,12 +5,12 @@ With equal weights every token receives the mean token, and the derivative of :m
 it is the circular convolution :math:`\sum_h \pi_h \otimes W_h`, and a matrix of :math:`W`'s size for every frequency.
 Both are diagonal in a known basis but for these small matrices :math:`\hat J_f`, so everything is known in closed form:
 
-.. math:: \log\det(I + J_0) = \sum_f \log\det(I + \hat J_f), \qquad
-          (I + J_0)^{-1} r = r - S\, \hat J (I + \hat J)^{-1} A\, r
+.. math:: J_0 = S \hat J A, \qquad \log\det(I + J_0) = \sum_f \log\det(I + \hat J_f G_f), \qquad
+          (I + J_0)^{-1} r = r - S\, \hat J (I + G \hat J)^{-1} A\, r
 
-with the analysis :math:`A` (mean, or FFT) and the synthesis :math:`S` of the basis. The derivative of trained attention
-is :math:`J_0` but for small terms. So the inverse preconditions a solver, and the determinant is the control variate of
-an estimator.
+with the analysis :math:`A` (mean, or FFT) and the synthesis :math:`S` of the basis, and :math:`G = A S`, which is 1
+but where tokens lie outside the ball they are projected on. The derivative of trained attention is :math:`J_0` but for
+small terms. So the inverse preconditions a solver, and the determinant is the control variate of an estimator.
 """
 
 from __future__ import annotations
@@ -23,21 +23,55 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Basis", "Fourier", "LinearPart", "Mean"]
+__all__ = ["Basis", "Fourier", "LinearPart", "Mean", "Projection"]
 
 Image = Float[Tensor, "batch channels *spatial"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    r"""The derivative of the projection on a ball, of each token: :math:`\frac{\rho}{\|x\|} (I - n n^\top)` outside it.
+
+    Args:
+        scale: :math:`\min(1, \rho / \|x\|)`.
+        normal: :math:`n = x / \|x\|` outside the ball, zero inside.
+    """
+
+    scale: Float[Tensor, "batch 1 tokens"]
+    normal: Float[Tensor, "batch channels tokens"]
+
+    @classmethod
+    def at(cls, tokens: Float[Tensor, "batch channels tokens"], radius: Float[Tensor, ""]) -> Projection:
+        """Return the derivative at the given tokens."""
+        norm = torch.linalg.vector_norm(tokens, dim=1, keepdim=True)
+        farthest = torch.maximum(norm, radius)
+        return cls(radius / farthest, torch.where(norm > radius, tokens / farthest, 0.0))
+
+    def apply(self, v: Float[Tensor, "batch channels tokens"]) -> Float[Tensor, "batch channels tokens"]:
+        """Multiply a vector per token; the derivative is symmetric."""
+        return self.scale * (v - self.normal * (self.normal * v).sum(1, keepdim=True))
+
+    def matrices(self) -> Float[Tensor, "batch tokens channels channels"]:
+        """Return the derivative as one matrix per token."""
+        normal = self.normal.mT
+        identity = torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
+        return self.scale.mT[..., None] * (identity - normal[..., None] * normal[..., None, :])
 
 
 class Basis(ABC):
     """Vectors over tokens that a linear part maps to multiples of themselves, with a matrix for factor."""
 
     @abstractmethod
-    def analyze(self, v: Image) -> Tensor:
-        """Return the coefficients of ``v``, ``(batch, components, channels)``."""
+    def analyze(self, v: Image, transposed: bool) -> Tensor:
+        """Return the coefficients of ``v``, ``(batch, components, channels)``: ``A v``, or ``Sᵀ v`` up to a factor."""
 
     @abstractmethod
-    def synthesize(self, coefficients: Tensor, like: Image) -> Image:
-        """Return the combination of vectors with the given coefficients, of the shape of ``like``."""
+    def synthesize(self, coefficients: Tensor, like: Image, transposed: bool) -> Image:
+        """Return ``S c``, or ``Aᵀ c`` up to a factor, of the shape of ``like``."""
+
+    @abstractmethod
+    def gram(self, like: Tensor) -> Tensor:
+        """Return ``A S``, one matrix per component."""
 
     @abstractmethod
     def multiplicity(self, like: Tensor) -> Float[Tensor, "batch_or_one components"]:
@@ -50,28 +84,44 @@ class Mean(Basis):
 
     Args:
         mask: True where a token is valid, ``(batch, tokens)``; ``None`` if all are.
+        projection: What tokens go through before they are averaged; ``None`` for nothing.
     """
 
     mask: Bool[Tensor, "batch tokens"] | None = None
+    projection: Projection | None = None
 
-    def analyze(self, v: Image) -> Tensor:
+    def analyze(self, v: Image, transposed: bool) -> Tensor:
         """Average over the valid tokens."""
         tokens = v.flatten(2)
-        if self.mask is None:
-            return tokens.mean(2)[:, None]
-        count = self.mask.sum(1).clamp_min(1)[:, None, None]
-        return tokens.masked_fill(~self.mask[:, None], 0.0).sum(2)[:, None] / count
+        if self.projection is not None and not transposed:
+            tokens = self.projection.apply(tokens)
+        return self._mean(tokens)[:, None]
 
-    def synthesize(self, coefficients: Tensor, like: Image) -> Image:
+    def synthesize(self, coefficients: Tensor, like: Image, transposed: bool) -> Image:
         """Give every valid token the mean, and zero to the others."""
         tokens = coefficients.mT.expand(-1, -1, like[0, 0].numel())
+        if self.projection is not None and transposed:
+            tokens = self.projection.apply(tokens)
         if self.mask is not None:
             tokens = tokens * self.mask[:, None]
         return tokens.reshape(like.shape)
 
+    def gram(self, like: Tensor) -> Tensor:
+        """Return the mean of the projection's derivative."""
+        if self.projection is None:
+            return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+        matrices = self.projection.matrices()
+        return self._mean(matrices.flatten(2).mT).view(len(matrices), 1, *matrices.shape[2:])
+
     def multiplicity(self, like: Tensor) -> Float[Tensor, "batch_or_one components"]:
         """One, where there is a valid token."""
         return like.new_ones(1, 1) if self.mask is None else self.mask.any(1, keepdim=True).to(like.dtype)
+
+    def _mean(self, values: Float[Tensor, "batch rows tokens"]) -> Float[Tensor, "batch rows"]:
+        if self.mask is None:
+            return values.mean(2)
+        count = self.mask.sum(1, keepdim=True).clamp_min(1)
+        return values.masked_fill(~self.mask[:, None], 0.0).sum(2) / count
 
 
 @dataclass(frozen=True)
@@ -84,14 +134,18 @@ class Fourier(Basis):
 
     spatial: tuple[int, ...]
 
-    def analyze(self, v: Image) -> Tensor:
+    def analyze(self, v: Image, transposed: bool) -> Tensor:
         """Transform."""
         return torch.fft.rfftn(v, dim=self._axes).flatten(2).mT
 
-    def synthesize(self, coefficients: Tensor, like: Image) -> Image:
+    def synthesize(self, coefficients: Tensor, like: Image, transposed: bool) -> Image:
         """Transform back."""
         shape = (*like.shape[:2], *self.spatial[:-1], self.spatial[-1] // 2 + 1)
         return torch.fft.irfftn(coefficients.mT.reshape(shape), s=self.spatial, dim=self._axes)
+
+    def gram(self, like: Tensor) -> Tensor:
+        """Return the identity: waves are orthogonal."""
+        return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
     def multiplicity(self, like: Tensor) -> Float[Tensor, "batch_or_one components"]:
         """Two for waves that stand for a conjugate pair."""
@@ -129,13 +183,15 @@ class LinearPart:
         weight: Float[Tensor, "channels channels"],
         gain: Float[Tensor, "*batch"],
         mask: Bool[Tensor, "batch tokens"] | None = None,
+        projection: Projection | None = None,
     ) -> LinearPart:
-        r"""Return :math:`\Pi \otimes \gamma W`.
+        r"""Return :math:`\Pi \otimes \gamma W`, after the projection's derivative.
 
         Args:
             weight: :math:`W`.
             gain: :math:`\gamma`, for all samples or one for each.
             mask: True where a token is valid; the others are neither seen nor changed.
+            projection: What tokens go through before they are averaged.
 
         Example:
             >>> import torch
@@ -146,7 +202,7 @@ class LinearPart:
             >>> part.log_determinant()  # log 1.5
             tensor([0.4055])
         """
-        return cls(Mean(mask), gain.reshape(-1, 1, 1, 1) * weight)
+        return cls(Mean(mask, projection), gain.reshape(-1, 1, 1, 1) * weight)
 
     @classmethod
     def convolution(
@@ -181,24 +237,25 @@ class LinearPart:
         return (logarithms * self.basis.multiplicity(logarithms)).sum(-1)
 
     def _multiply(self, matrices: Tensor, v: Image, transposed: bool) -> Image:
-        coefficients = self.basis.analyze(v.to(_real(matrices.dtype)))
+        coefficients = self.basis.analyze(v.to(_real(matrices.dtype)), transposed)
         blocks = matrices.mH if transposed else matrices
         if len(blocks) == 1:
             # Channels of all samples beside each other: one product, and no copy of the blocks for each sample.
             product = (blocks[0] @ coefficients.permute(1, 2, 0)).permute(2, 0, 1)
         else:
             product = (blocks @ coefficients[..., None])[..., 0]
-        return self.basis.synthesize(product, v)
+        return self.basis.synthesize(product, v, transposed)
 
     @cached_property
     def _shifted(self) -> Tensor:
         size = self.matrices.shape[-1]
-        return self.matrices + torch.eye(size, dtype=self.matrices.dtype, device=self.matrices.device)
+        identity = torch.eye(size, dtype=self.matrices.dtype, device=self.matrices.device)
+        return identity + self.basis.gram(self.matrices) @ self.matrices
 
     @cached_property
     def _resolvent(self) -> Tensor:
         # Not checked: where nothing is certified a block may be singular, and solvers judge every step they take.
-        return torch.linalg.solve_ex(self._shifted, self.matrices)[0]
+        return torch.linalg.solve_ex(self._shifted, self.matrices, left=False)[0]
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:

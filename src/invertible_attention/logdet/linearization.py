@@ -5,15 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from invertible_attention._differentiation import functional_transforms_active
 
-__all__ = ["Linearization", "full_precision", "promote", "unhooked"]
+__all__ = ["LinearPart", "Linearization", "full_precision", "linear_part_of", "promote", "unhooked"]
 
 _HALVES = (torch.float16, torch.bfloat16)
+
+
+class LinearPart(Protocol):
+    r"""A linear map :math:`J_0` near the Jacobian of a branch, such as the mean field of attention.
+
+    Its norm must not exceed the branch's Lipschitz constant, so that what converges for :math:`J` does for it.
+    """
+
+    def apply(self, v: Tensor, *, transposed: bool = False) -> Tensor:
+        """Return ``J₀ v``, or ``J₀ᵀ v``."""
+        ...
+
+    def solve(self, r: Tensor, *, transposed: bool = False) -> Tensor:
+        """Return ``(I + J₀)⁻¹ r``, or ``(I + J₀)⁻ᵀ r``."""
+        ...
+
+    def log_determinant(self) -> Float[Tensor, "batch_or_one"]:
+        """Return ``log |det(I + J₀)|``."""
+        ...
+
+
+def linear_part_of(
+    branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | None]
+) -> LinearPart | None:
+    """Return the linear part of a branch at a point, if it offers one."""
+    offered = getattr(branch, "linear_part", None)
+    return None if offered is None else offered(x, *args)
 
 
 @contextmanager
@@ -76,12 +105,14 @@ class Linearization:
 
     Attributes:
         value: ``g(x)``.
+        point: ``x``, as far as ``value`` is differentiable in it.
     """
 
     def __init__(
         self, branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | None], *, attached: bool
     ) -> None:
         self._functional = functional_transforms_active()
+        self.point = x
         if self._functional:
             # requires_grad_ is not allowed under torch.func; its own vjp composes with it.
             self.value, self._pullback, *_ = torch.func.vjp(lambda point: _evaluate(branch, point, args), x)

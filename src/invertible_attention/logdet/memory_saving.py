@@ -12,13 +12,34 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.utils import get_total_norm
 
-from invertible_attention.logdet.linearization import Linearization, full_precision
+from invertible_attention.logdet.linearization import Linearization, LinearPart, full_precision
 from invertible_attention.logdet.probes import inner_product
 
-__all__ = ["captured_tensors", "recomputed_gradient"]
+__all__ = ["captured_tensors", "recomputed_gradient", "surrogate"]
 
 # Above what the order of summation changes in float32 on a device that does not fix it.
 _SAME = 1e-5
+
+
+def surrogate(
+    linear: Linearization,
+    part: LinearPart | None,
+    left: Sequence[Tensor],
+    reference: Sequence[Tensor],
+    right: Sequence[Tensor],
+) -> Float[Tensor, " batch"]:
+    r"""Return a function whose gradient is that of the log-determinant, :math:`w^\top J v` averaged over the probes.
+
+    Where there is a linear part, less :math:`w_0^\top J_0 v`, and with its log-determinant.
+    """
+    products = [
+        inner_product(linear.vjp(w, differentiable=True), v) for w, v in zip(left, right, strict=True)
+    ]
+    slope = torch.stack(products).mean(0)
+    if part is None or not reference:
+        return slope
+    known = [inner_product(part.apply(w, transposed=True), v) for w, v in zip(reference, right, strict=True)]
+    return slope - torch.stack(known).mean(0) + part.log_determinant()
 
 
 def recomputed_gradient(
@@ -30,12 +51,13 @@ def recomputed_gradient(
     linear: Linearization,
     logdet: Float[Tensor, " batch"],
     left: Sequence[Tensor],
+    reference: Sequence[Tensor],
     right: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    r"""Attach to ``g(x)`` its own gradient and to ``logdet`` that of :math:`w^\top J v`.
+    r"""Attach to ``g(x)`` its own gradient and to ``logdet`` that of the :func:`surrogate`.
 
     Backward receives an upstream gradient :math:`\ell_b` per sample, evaluates the branch with a graph,
-    and differentiates :math:`\sum_b \ell_b\, w_b^\top J_b v_b`. So each sample counts with its own weight,
+    and differentiates the surrogates weighted by :math:`\ell_b`. So each sample counts with its own weight,
     and one block's graph exists at a time, for as long as it is needed.
 
     Args:
@@ -46,16 +68,19 @@ def recomputed_gradient(
         linear: The branch, evaluated apart from the graph of ``x`` and ``args``.
         logdet: The value of the log-determinant.
         left: The vectors :math:`w`, one per probe.
+        reference: The vectors :math:`w_0`, one per probe, or none without a linear part.
         right: The probes :math:`v`.
     """
     captured = captured_tensors(linear.value, parameters, [linear.point])
     tensors = [arg for arg in args if arg is not None]
     where = [i for i, arg in enumerate(args) if arg is not None]
     value = linear.value.detach()
+    counts = (len(left), len(reference), len(right))
     record = _Record(
-        _AsItIs(branch), len(args), where, captured, len(right), _fingerprint(value, right[0], captured)
+        _AsItIs(branch), len(args), where, captured, counts, _fingerprint(value, right[0], captured)
     )
-    return _Recompute.apply(record, (value, logdet.detach()), x, *left, *right, *tensors, *captured)
+    constants = (*left, *reference, *right)
+    return _Recompute.apply(record, (value, logdet.detach()), x, *constants, *tensors, *captured)
 
 
 class _AsItIs(nn.Module):
@@ -72,15 +97,22 @@ class _AsItIs(nn.Module):
         self.parts = nn.ModuleList(part for part in held if isinstance(part, nn.Module))
         self.state = self._tensors()
 
-    def forward(self, x: Tensor, *args: Tensor | None) -> Tensor:
-        return self.branch(x, *args)
+    def forward(self, method: str, x: Tensor, *args: Tensor | None) -> Any:
+        return getattr(self.branch, method)(x, *args)
 
     def evaluate(self, x: Tensor, *args: Tensor | None) -> Tensor:
         """Return ``g(x)``."""
+        return self._call("__call__", x, *args)
+
+    def linear_part(self, x: Tensor, *args: Tensor | None) -> LinearPart:
+        """Return the linear part at ``x`` of a branch that has one."""
+        return self._call("linear_part", x, *args)
+
+    def _call(self, method: str, x: Tensor, *args: Tensor | None) -> Any:
         now = self._tensors()
         if all(now.get(name) is tensor for name, tensor in self.state.items()):
-            return self.branch(x, *args)
-        return torch.func.functional_call(self, self.state, (x, *args))
+            return self(method, x, *args)
+        return torch.func.functional_call(self, self.state, (method, x, *args))
 
     def _tensors(self) -> dict[str, Tensor]:
         return dict((*self.named_parameters(), *self.named_buffers()))
@@ -163,7 +195,7 @@ class _Record:
     number_of_args: int
     where: Sequence[int]
     captured: Sequence[Tensor]
-    probes: int
+    counts: tuple[int, int, int]
     fingerprint: tuple[Tensor, Tensor]
 
 
@@ -185,11 +217,13 @@ class _Recompute(torch.autograd.Function):
             )
         grad_value, grad_logdet = grad_outputs
         record: _Record = ctx.record
-        n = record.probes
+        n, m, _ = record.counts
+        skipped = sum(record.counts)
         x, *rest = ctx.saved_tensors  # reading them also checks that no weight was changed in place
-        left, right, tensors = rest[:n], rest[n : 2 * n], rest[2 * n : 2 * n + len(record.where)]
+        left, reference, right = rest[:n], rest[n : n + m], rest[n + m : skipped]
+        tensors = rest[skipped : skipped + len(record.where)]
 
-        needed = ctx.needs_input_grad[3 + 2 * n :]
+        needed = ctx.needs_input_grad[3 + skipped :]
         args: list[Tensor | None] = [None] * record.number_of_args
         for i, tensor, need in zip(record.where, tensors, needed, strict=False):
             args[i] = tensor.detach().requires_grad_(need)
@@ -197,13 +231,11 @@ class _Recompute(torch.autograd.Function):
             linear = Linearization(record.branch.evaluate, x.detach(), args, attached=False)
             fingerprint = _fingerprint(linear.value.detach(), right[0], record.captured)
             _refuse_changes(fingerprint, record.fingerprint)
-            products = [
-                inner_product(linear.vjp(w, differentiable=True), v) for w, v in zip(left, right, strict=True)
-            ]
-            weighted = (torch.stack(products).mean(0) * grad_logdet).sum()
+            part = record.branch.linear_part(linear.point, *args) if reference else None
+            weighted = (surrogate(linear, part, left, reference, right) * grad_logdet).sum()
             inputs = [linear.point, *(args[i] for i in record.where), *record.captured]
             wanted = [ctx.needs_input_grad[2], *needed]
-            return None, None, *_gradients(linear.value, grad_value, weighted, inputs, wanted, 2 * n)
+            return None, None, *_gradients(linear.value, grad_value, weighted, inputs, wanted, skipped)
 
 
 def _gradients(

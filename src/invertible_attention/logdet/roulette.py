@@ -19,7 +19,15 @@ from invertible_attention.logdet.probes import (
     check_probes,
     draw_probe,
 )
-from invertible_attention.logdet.series import Gradient, Terms, check_gradient, estimate
+from invertible_attention.logdet.remainder import ShortSeries
+from invertible_attention.logdet.series import (
+    Expand,
+    Gradient,
+    Terms,
+    TruncatedSeries,
+    check_gradient,
+    estimate,
+)
 
 __all__ = ["RussianRoulette", "TailDistribution"]
 
@@ -38,6 +46,10 @@ class RussianRoulette(LogDetEstimator):
     with :math:`m` exact terms, which are always evaluated, and a random number :math:`n \ge 0` of further
     ones, drawn once per call and probe. The value is this estimate in training and in evaluation, whatever
     the gradient.
+
+    Of a branch with a linear part, such as attention, that is the control variate: its determinant is known, and the
+    series is that of what is left, which one or two terms tell up to a remainder that is rarely worth estimating. It
+    needs no more than the series above to be unbiased; see :mod:`invertible_attention.logdet.remainder`.
 
     The variance is finite where :math:`c^2` is below the probability to continue, :math:`c` being the
     Lipschitz constant of the branch. With ``continuation=None`` a geometric tail continues with probability
@@ -59,6 +71,7 @@ class RussianRoulette(LogDetEstimator):
         memory_saving: Whether the Neumann gradient evaluates the branch again instead of keeping its graph.
             It can be differentiated once; use ``"autograd"`` for higher derivatives.
         generator: Where probes and :math:`n` come from; by default torch's global generator.
+        control_variate: Whether to use the linear part of a branch that has one.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -86,6 +99,7 @@ class RussianRoulette(LogDetEstimator):
     gradient: Gradient = "neumann"
     memory_saving: bool = True
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
+    control_variate: bool = True
 
     def __post_init__(self) -> None:
         for name in ("exact_terms", "evaluation_exact_terms"):
@@ -125,22 +139,33 @@ class RussianRoulette(LogDetEstimator):
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
         """Return ``g(x)`` and an unbiased log-determinant. See :class:`LogDetEstimator`."""
         check_generator(self.generator)
+        wanted = torch.is_grad_enabled() and self.gradient == "neumann"
         exact = self.exact_terms if training else max(self.exact_terms, self.evaluation_exact_terms)
-        terms = []
-        for _ in range(self.probes):
-            count = exact + self._draw_tail(lipschitz)
-            weights = [1 / self.survival(k - exact, lipschitz) for k in range(1, count + 1)]
-            terms.append(Terms(value=weights, neumann=weights))
+
+        def tail() -> list[float]:
+            return [1 / self.survival(k, lipschitz) for k in range(1, self._draw_tail(lipschitz) + 1)]
+
+        def expansion() -> Expand:
+            weights = [1.0] * exact + tail()
+            plain = TruncatedSeries(Terms(value=weights, neumann=weights))
+            return ShortSeries(exact, self._uniform, tail, gradient=wanted, otherwise=plain)
+
         return estimate(
             branch,
             x,
             args,
             parameters,
             lambda like: draw_probe(like, self.distribution, self.generator),
-            terms,
+            [expansion() for _ in range(self.probes)],
             gradient=self.gradient,
             memory_saving=self.memory_saving,
+            control_variate=self.control_variate,
         )
+
+    def _uniform(self) -> float:
+        """Draw from the unit interval, on the CPU so that no device is waited for."""
+        device = "cpu" if self.generator is None else self.generator.device
+        return _any(torch.rand((), generator=self.generator, dtype=torch.float64, device=device))
 
     def _continuation(self, lipschitz: float | Tensor | None) -> float:
         if self.continuation is not None:
@@ -149,9 +174,8 @@ class RussianRoulette(LogDetEstimator):
         return max(0.5, c**1.5) if c < 1 else 0.5
 
     def _draw_tail(self, lipschitz: float | Tensor | None) -> int:
-        """Draw the number of terms beyond the exact ones, on the CPU so that no device is waited for."""
-        device = "cpu" if self.generator is None else self.generator.device
-        uniform = _any(torch.rand((), generator=self.generator, dtype=torch.float64, device=device))
+        """Draw the number of terms beyond the exact ones."""
+        uniform = self._uniform()
         if self.tail == "geometric":
             # P(n ≥ k) = pᵏ is P(u ≤ pᵏ); 1 - u lies in (0, 1], so the logarithm is finite.
             return math.floor(math.log(1 - uniform) / math.log(self._continuation(lipschitz)))

@@ -3,7 +3,7 @@ r"""The power series of :math:`\log\det(I + J)` with stochastic traces, and its 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,15 +12,41 @@ from torch import Tensor
 from invertible_attention._differentiation import functional_transforms_active
 from invertible_attention.logdet.linearization import (
     Linearization,
+    LinearPart,
     full_precision,
+    linear_part_of,
     promote,
 )
-from invertible_attention.logdet.memory_saving import recomputed_gradient
+from invertible_attention.logdet.memory_saving import recomputed_gradient, surrogate
 from invertible_attention.logdet.probes import inner_product
 
-__all__ = ["Gradient", "Terms", "check_gradient", "estimate"]
+__all__ = ["Expansion", "Gradient", "Terms", "TruncatedSeries", "check_gradient", "estimate"]
 
 Gradient = Literal["autograd", "neumann"]
+
+
+class Expansion(NamedTuple):
+    """What one probe :math:`v` contributes.
+
+    Attributes:
+        value: Estimates :math:`\\log\\det(I + J) - \\log\\det(I + J_0)`, per sample.
+        left: :math:`w`, with :math:`w^\\top \\partial J\\, v` estimating the gradient of the first of these.
+        reference: :math:`w_0`, likewise for the second; ``None`` without a linear part, :math:`J_0 = 0`.
+    """
+
+    value: Float[Tensor, " batch"]
+    left: Tensor
+    reference: Tensor | None
+
+
+class Expand(Protocol):
+    """A series in products with :math:`J`, for one probe."""
+
+    def __call__(
+        self, linear: Linearization, part: LinearPart | None, probe: Tensor, *, differentiable: bool
+    ) -> Expansion:
+        """Evaluate it, ``differentiable`` if asked for."""
+        ...
 
 
 class Terms(NamedTuple):
@@ -35,6 +61,33 @@ class Terms(NamedTuple):
     neumann: Sequence[float]
 
 
+class TruncatedSeries(NamedTuple):
+    """The weighted series in :math:`J`, less that in :math:`J_0` with the same weights."""
+
+    terms: Terms
+
+    def __call__(
+        self, linear: Linearization, part: LinearPart | None, probe: Tensor, *, differentiable: bool
+    ) -> Expansion:
+        """Evaluate every term that has a weight."""
+        value = inner_product(probe, torch.zeros_like(probe))
+        product, left = probe, probe
+        known, reference = probe, probe
+        for k, (c_value, c_neumann) in enumerate(
+            zip(self.terms.value, self.terms.neumann, strict=True), start=1
+        ):
+            product = linear.vjp(product, differentiable=differentiable)
+            sign = -1.0 if k % 2 else 1.0
+            trace = inner_product(product, probe)
+            left = left + (sign * c_neumann) * product.detach()
+            if part is not None:
+                known = part.apply(known, transposed=True)
+                trace = trace - inner_product(known, probe)
+                reference = reference + (sign * c_neumann) * known.detach()
+            value = value - (sign * c_value / k) * trace
+        return Expansion(value, left, None if part is None else reference)
+
+
 def check_gradient(gradient: str) -> None:
     """Raise :class:`ValueError` for a gradient estimator that does not exist."""
     if gradient not in get_args(Gradient):
@@ -47,12 +100,16 @@ def estimate(
     args: Sequence[Tensor | None],
     parameters: Sequence[Tensor],
     draw: Callable[[Tensor], Tensor],
-    terms: Sequence[Terms],
+    expansions: Sequence[Expand],
     *,
     gradient: Gradient,
     memory_saving: bool,
+    control_variate: bool = True,
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-    r"""Return ``g(x)`` and the weighted series, averaged over one probe per entry of ``terms``.
+    r"""Return ``g(x)`` and the log-determinant, averaged over one probe per entry of ``expansions``.
+
+    Where the branch has a linear part :math:`J_0`, that is its determinant plus a series of what is left, with the same
+    probes for both, and so is the gradient.
 
     ``gradient="autograd"`` differentiates the series itself and keeps its graph.
 
@@ -70,58 +127,49 @@ def estimate(
         args: Further arguments of the branch.
         parameters: See :class:`LogDetEstimator`.
         draw: Draws a probe like its argument.
-        terms: Weights, one entry per probe.
+        expansions: The series, one entry per probe.
         gradient: ``"autograd"`` or ``"neumann"``.
         memory_saving: Whether the Neumann gradient recomputes the branch.
+        control_variate: Whether to use the linear part of a branch that has one.
     """
     branch, x, args = promote(branch, x, args)
-    with full_precision(x):
-        probes = [draw(x) for _ in terms]
-        differentiate = torch.is_grad_enabled()
-        if differentiate and gradient == "autograd":
-            linear = Linearization(branch, x, args, attached=True)
-            return linear.value, _series(linear, probes, terms, differentiable=True)[0]
-        if differentiate and not (memory_saving and not functional_transforms_active()):
-            linear = Linearization(branch, x, args, attached=True)
-            logdet, neumann = _series(linear, probes, terms)
-            return linear.value, _with_gradient_of(logdet, _surrogate(linear, probes, neumann))
 
-        constants = [None if arg is None else arg.detach() for arg in args]
-        linear = Linearization(branch, x, constants, attached=False)
-        logdet, neumann = _series(linear, probes, terms)
+    def part_at(point: Tensor, args: Sequence[Tensor | None]) -> LinearPart | None:
+        return linear_part_of(branch, point, args) if control_variate else None
+
+    with full_precision(x):
+        probes = [draw(x) for _ in expansions]
+        differentiate = torch.is_grad_enabled()
+        autograd = differentiate and gradient == "autograd"
+        recompute = differentiate and not autograd and memory_saving and not functional_transforms_active()
+        attached = differentiate and not recompute
+        constants = args if attached else [None if arg is None else arg.detach() for arg in args]
+        linear = Linearization(branch, x, constants, attached=attached)
+        with torch.set_grad_enabled(autograd):
+            part = part_at(x, args)
+            found = [
+                expand(linear, part, probe, differentiable=autograd)
+                for expand, probe in zip(expansions, probes, strict=True)
+            ]
+            logdet = torch.stack([expansion.value for expansion in found]).mean(0)
+            if part is not None:
+                logdet = logdet + part.log_determinant()
         if not differentiate:
             return linear.value.detach(), logdet
+        if autograd:
+            return linear.value, logdet
+        left, reference = [e.left for e in found], [e.reference for e in found if e.reference is not None]
+        if attached:
+            slope = surrogate(linear, part_at(linear.point, args), left, reference, probes)
+            return linear.value, logdet.detach() + (slope - slope.detach())
         return recomputed_gradient(
-            branch, x, args, parameters, linear=linear, logdet=logdet, left=neumann, right=probes
+            branch,
+            x,
+            args,
+            parameters,
+            linear=linear,
+            logdet=logdet,
+            left=left,
+            reference=reference,
+            right=probes,
         )
-
-
-def _series(
-    linear: Linearization, probes: Sequence[Tensor], terms: Sequence[Terms], *, differentiable: bool = False
-) -> tuple[Float[Tensor, " batch"], list[Tensor]]:
-    """Return the series and, per probe, the vector ``w`` of the Neumann series."""
-    total = inner_product(probes[0], torch.zeros_like(probes[0]))
-    neumann = []
-    for probe, weights in zip(probes, terms, strict=True):
-        product, left = probe, probe
-        for k, (c_value, c_neumann) in enumerate(zip(weights.value, weights.neumann, strict=True), start=1):
-            product = linear.vjp(product, differentiable=differentiable)
-            sign = -1.0 if k % 2 else 1.0
-            total = total - (sign * c_value / k) * inner_product(product, probe)
-            left = left + (sign * c_neumann) * product.detach()
-        neumann.append(left)
-    return total / len(probes), neumann
-
-
-def _surrogate(
-    linear: Linearization, probes: Sequence[Tensor], neumann: Sequence[Tensor]
-) -> Float[Tensor, " batch"]:
-    """Return ``wᵀJv`` averaged over the probes: its gradient is that of the log-determinant."""
-    products = [
-        inner_product(linear.vjp(w, differentiable=True), v) for v, w in zip(probes, neumann, strict=True)
-    ]
-    return torch.stack(products).mean(0)
-
-
-def _with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
-    return value.detach() + (surrogate - surrogate.detach())

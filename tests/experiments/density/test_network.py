@@ -64,14 +64,14 @@ def test_settings_reach_the_attention() -> None:
 
 def test_estimators() -> None:
     assert make_estimator("exact") == Exact()
-    assert make_estimator("power-series", terms=5) == PowerSeries(terms=5)
+    assert make_estimator("power-series", terms=5) == PowerSeries(terms=5, control_variate=False)
     assert make_estimator("roulette", terms=3, probes=2) == RussianRoulette(exact_terms=3, probes=2)
     model = build(estimator="power-series", terms=5)
     blocks = [module for module in model.modules() if isinstance(module, Residual)]
     assert len(blocks) == 3
     with using_estimator(model, Exact()):
         assert all(block.logdet == Exact() for block in blocks)
-    assert all(block.logdet == PowerSeries(terms=5) for block in blocks)
+    assert all(block.logdet == PowerSeries(terms=5, control_variate=False) for block in blocks)
 
 
 @pytest.mark.parametrize("model", ["realnvp", "glow"])

@@ -105,7 +105,7 @@ def make_estimator(name: str, *, terms: int = 2, probes: int = 1) -> LogDetEstim
     if name == Estimator.EXACT:
         return Exact()
     if name == Estimator.POWER_SERIES:
-        return PowerSeries(terms=terms, probes=probes)
+        return PowerSeries(terms=terms, probes=probes, control_variate=False)  # as in the paper
     return RussianRoulette(exact_terms=terms, probes=probes)
 
 

@@ -1,0 +1,210 @@
+"""Estimates from the linear part of attention are those of the exact log-determinant, with a fraction of the noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import invertible_attention as ia
+from invertible_attention.logdet import LogDetEstimator, PowerSeries, RussianRoulette, remainder
+
+RESPONSES = ["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
+ROULETTE = RussianRoulette()
+CHANNELS, SIZE, BATCH = 4, 3, 32
+
+
+def make(
+    response: str,
+    normalization: str = "column",
+    *,
+    heads: int = 1,
+    prior: bool = False,
+    kind: str = "initial",
+):
+    """A layer as it is initialized, as training makes it, or as sharp as an adversary makes it."""
+    torch.manual_seed(0)
+    layer = ia.InvertibleAttention(
+        CHANNELS,
+        response,
+        normalization=normalization,
+        heads=heads,
+        position_prior=ia.TorusPrior(heads=heads, width=0.7, reference=SIZE) if prior else None,
+    ).double()
+    x = torch.randn(1, CHANNELS, SIZE, SIZE, dtype=torch.float64)
+    layer.initialize(x)
+    with torch.no_grad():
+        if kind != "initial":
+            # The budget against the mean, as densities of images spend it, and tokens outside the ball.
+            layer.branch.out_weight.copy_(-layer.branch.value_weight.mT)
+            layer.branch.log_radius.sub_(0.3)
+        if kind == "sharp":
+            for parameter in layer.branch.response.parameters():
+                parameter.mul_(3)
+    return layer.train(), x
+
+
+def value_and_gradient(
+    layer: ia.InvertibleAttention, x: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The mean over the batch of the log-determinant, and its gradient by the point and every parameter."""
+    x = x.clone().requires_grad_()
+    logdet = layer.forward_and_logdet(x, mask=mask)[1].mean()
+    gradients = torch.autograd.grad(
+        logdet, [x, *layer.parameters()], allow_unused=True, materialize_grads=True
+    )
+    return logdet.detach(), torch.cat([gradients[0].sum(0).flatten(), *[g.flatten() for g in gradients[1:]]])
+
+
+@pytest.fixture
+def frequent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is left be estimated every other time: nothing is biased whatever the chance, and it is seen here."""
+    monkeypatch.setattr(remainder, "_RAREST", 0.5)
+
+
+def assert_unbiased(
+    layer, x: Tensor, estimator: LogDetEstimator, mask: Tensor | None = None, calls: int = 60
+):
+    """Within 4 standard errors of the exact value, and of the gradient along itself and random directions."""
+    layer.logdet = ia.Exact()
+    truth, gradient = value_and_gradient(layer, x, mask)
+    layer.logdet = estimator
+    torch.manual_seed(1)
+    many = x.expand(BATCH, *x.shape[1:])
+    mask = None if mask is None else mask.expand(BATCH, *mask.shape[1:])
+    draws = [value_and_gradient(layer, many, mask) for _ in range(calls)]
+    values, gradients = (torch.stack(column) for column in zip(*draws, strict=True))
+    directions = torch.cat([gradient[None], torch.randn(5, len(gradient), dtype=torch.float64)])
+    directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+    found = torch.cat([values[:, None], gradients @ directions.mT], 1)
+    expected = torch.cat([truth[None], directions @ gradient])
+    error = found.std(0) / math.sqrt(calls)
+    assert error[0] < 0.05 * truth.abs() + 1e-3
+    assert error[1] < 0.1 * expected[1]
+    distance = (found.mean(0) - expected).abs() / (error + 1e-9)
+    assert distance.max() < 4
+
+
+@pytest.mark.parametrize("kind", ["initial", "trained", "sharp"])
+@pytest.mark.parametrize("normalization", ["column", "row", "all"])
+@pytest.mark.parametrize("response", RESPONSES)
+@pytest.mark.parametrize(
+    ("heads", "prior", "masked"), [(1, False, False), (2, False, True), (1, True, False), (2, True, True)]
+)
+@pytest.mark.slow
+@pytest.mark.usefixtures("frequent")
+def test_unbiased(response, normalization, heads: int, prior: bool, masked: bool, kind: str):
+    layer, x = make(response, normalization, heads=heads, prior=prior, kind=kind)
+    mask = torch.tensor([1, 1, 0, 1, 1, 1, 0, 1, 1]).bool().view(1, SIZE, SIZE) if masked else None
+    assert_unbiased(layer, x, ROULETTE, mask)
+
+
+ESTIMATORS = {
+    "no exact terms": replace(ROULETTE, exact_terms=0),
+    "poisson": replace(ROULETTE, exact_terms=1, tail="poisson"),
+    "rademacher": replace(ROULETTE, distribution="rademacher", probes=2),
+    "graph kept": replace(ROULETTE, memory_saving=False),
+    "autograd": replace(ROULETTE, gradient="autograd"),
+}
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("prior", [False, True], ids=["average", "convolution"])
+@pytest.mark.usefixtures("frequent")
+def test_every_way_is_unbiased(estimator, prior: bool):
+    layer, x = make("embedded_gaussian", heads=2, prior=prior, kind="sharp")
+    assert_unbiased(layer, x, ESTIMATORS[estimator], calls=40)
+
+
+@pytest.mark.parametrize("context", ["vector", "tokens", "masked_tokens"])
+def test_unbiased_with_context(context):
+    torch.manual_seed(0)
+    layer = ia.InvertibleAttention(
+        4, "dot_product", normalization="row", context_channels=3, context_kind=context
+    )
+    layer = layer.double()
+    x = torch.randn(1, 4, 3, 3, dtype=torch.float64)
+    given = torch.randn(1, *{"vector": (3,), "tokens": (3, 5), "masked_tokens": (4, 5)}[context]).double()
+    layer.initialize(x)
+    layer.logdet = ia.Exact()
+    truth = layer.forward_and_logdet(x, context=given)[1].item()
+    layer.logdet = ROULETTE
+    many, given = x.expand(1000, -1, -1, -1), given.expand(1000, *given.shape[1:])
+    with torch.no_grad():
+        draws = layer.forward_and_logdet(many, context=given)[1]
+    assert abs(draws.mean().item() - truth) < 4 * draws.std().item() / math.sqrt(1000)
+
+
+@pytest.mark.parametrize("gradient", ["autograd", "neumann"])
+def test_the_paper_series_but_right(gradient):
+    """What five terms leave out is that of a small difference, in value and gradient."""
+    layer, x = make("embedded_gaussian", kind="trained")
+    layer.logdet = ia.Exact()
+    truth, slope = value_and_gradient(layer, x, None)
+    many = x.expand(4000, -1, -1, -1)
+
+    def error(control_variate: bool) -> tuple[float, float]:
+        torch.manual_seed(2)
+        layer.logdet = PowerSeries(gradient=gradient, control_variate=control_variate)
+        value, found = value_and_gradient(layer, many, None)
+        return (value - truth).abs().item(), torch.linalg.vector_norm(found - slope).item()
+
+    with_it, without = error(True), error(False)
+    assert with_it[0] < 0.1 * without[0]
+    assert with_it[1] < 0.3 * without[1]
+
+
+@pytest.mark.parametrize("response", RESPONSES)
+def test_less_noise_for_fewer_products(response):
+    layer, x = make(response, kind="trained")
+    many = x.expand(2000, -1, -1, -1)
+
+    def deviation(control_variate: bool) -> float:
+        torch.manual_seed(3)
+        layer.logdet = replace(ROULETTE, control_variate=control_variate)
+        with torch.no_grad():
+            return layer.eval().forward_and_logdet(many)[1].std().item()
+
+    assert deviation(True) < 0.25 * deviation(False)
+
+
+def test_equal_weights_are_exact_without_any_luck():
+    layer, x = make("embedded_gaussian", kind="trained")
+    with torch.no_grad():
+        for parameter in layer.branch.response.parameters():
+            parameter.zero_()
+    found = []
+    for estimator in (ia.Exact(), ROULETTE, PowerSeries()):
+        layer.logdet = estimator
+        found.append(value_and_gradient(layer, x, None))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2][0], found[0][0])
+
+
+def test_functional_call_and_vmap_see_the_linear_part_of_their_own_weights():
+    layer, x = make("embedded_gaussian", kind="trained")
+    layer.logdet = replace(ROULETTE, probes=1)
+    weights = {name: 0.7 * value.detach() for name, value in layer.named_parameters()}
+    x = x.expand(500, -1, -1, -1)
+
+    class Logdet(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer.forward_and_logdet(x)[1].mean()
+
+    given = {f"layer.{name}": value.clone().requires_grad_() for name, value in weights.items()}
+    torch.manual_seed(4)
+    value = torch.func.functional_call(Logdet(), given, (x,))
+    gradient = torch.autograd.grad(value, list(given.values()), allow_unused=True, materialize_grads=True)
+    torch.manual_seed(4)
+    functional = torch.func.grad(lambda w: torch.func.functional_call(Logdet(), w, (x,)))(
+        {name: tensor.detach() for name, tensor in given.items()}
+    )
+    for name, found in zip(given, gradient, strict=True):
+        torch.testing.assert_close(found, functional[name])
