@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from invertible_attention.bijection import Bijection
     from invertible_attention.lipschitz.audit import AuditReport, audit
-    from invertible_attention.logdet import Exact, PowerSeries, RussianRoulette
+    from invertible_attention.logdet import Exact, PowerSeries, RussianRoulette, Series
     from invertible_attention.residual import Residual
     from invertible_attention.solvers import Anderson, ConvergenceError, FixedPoint, NewtonKrylov, Solution
 
@@ -55,6 +55,7 @@ __all__ = [
     "Relaxed",
     "Residual",
     "RussianRoulette",
+    "Series",
     "Solution",
     "TorusPrior",
     "Triangular",
@@ -90,6 +91,7 @@ __getattr__, __dir__ = lazily(
         "Relaxed": "attention",
         "Residual": "residual",
         "RussianRoulette": "logdet",
+        "Series": "logdet",
         "Solution": "solvers",
         "TorusPrior": "attention",
         "Triangular": "attention",

@@ -26,7 +26,7 @@ from invertible_attention.logdet.linearization import Linearization, LinearPart
 from invertible_attention.logdet.probes import inner_product
 from invertible_attention.logdet.series import Expand, Expansion
 
-__all__ = ["ShortSeries", "largest", "sample_norm"]
+__all__ = ["ShortSeries", "as_number", "remaining", "sample_norm"]
 
 # Nats. What remains is about the norm of the last term's vector, so this decides what is worth another product.
 _SMALL = 0.05
@@ -67,16 +67,16 @@ class ShortSeries:
         while count < self.terms and size > _SMALL:
             solved = part.solve(vector, transposed=True)
             left = left + (-1) ** count * solved
-            vector = _remaining(linear, part, solved, differentiable)
+            vector = remaining(linear, part, solved, differentiable)
             count += 1
             value = value - (-1) ** count / count * inner_product(vector, probe)
-            size = largest(sample_norm(vector))
+            size = as_number(sample_norm(vector))
         chance = min(1.0, max(size, _RAREST))
         if self.uniform() < chance:
             sign = (-1) ** count / chance
             # A power of a uniform variable has the density (K + 1) s^K that the integral asks for.
             s = self.uniform() ** (1 / (count + 1))
-            further = _remaining(linear, part, part.solve(vector, transposed=True), differentiable)
+            further = remaining(linear, part, part.solve(vector, transposed=True), differentiable)
             between = self._inverse(linear, part, further, s, differentiable)
             right = probe + part.apply(probe)
             value = value + sign / (count + 1) * inner_product(between, right)
@@ -96,7 +96,8 @@ class ShortSeries:
         return total
 
 
-def _remaining(linear: Linearization, part: LinearPart, solved: Tensor, differentiable: bool) -> Tensor:
+def remaining(linear: Linearization, part: LinearPart, solved: Tensor, differentiable: bool) -> Tensor:
+    """Return ``Mᵀ w``, given ``(I + J₀)⁻ᵀ w``."""
     return linear.vjp(solved, differentiable=differentiable) - part.apply(solved, transposed=True)
 
 
@@ -105,7 +106,7 @@ def sample_norm(v: Tensor) -> Float[Tensor, " batch"]:
     return torch.linalg.vector_norm(v.detach().flatten(1), dim=1)
 
 
-def largest(values: Tensor) -> float:
+def as_number(values: Tensor) -> float:
     """Return the largest entry as a number, over all that a function transform makes of it."""
     values = values.detach()
     while _functorch.is_functorch_wrapped_tensor(values):
