@@ -169,6 +169,7 @@ def test_the_attention_of_a_detector(tmp_path: Path) -> None:
         backbone = random_backbone("tiny")
         description = NetworkDescription(name, backbone.description(), (3, 4), 0.9, 1, 64)
         detector = Detector(backbone, MODELS[name], levels=(3, 4))
+        detector.train()(torch.rand(2, 3, 64, 64))
         save_detector(tmp_path / name / "model.safetensors", detector, description)
     subject = open_checkpoint(tmp_path / "certified-gaussian", samples=2)[0]
     assert [block.name for block in subject.blocks] == ["attention.2", "attention.3"]
