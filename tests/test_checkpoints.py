@@ -31,7 +31,10 @@ SETTINGS = {
 
 def concrete(kind):
     below = [leaf for child in kind.__subclasses__() for leaf in concrete(child)]
-    own = kind.__module__.startswith("invertible_attention.") and not kind.__name__.startswith("_")
+    package, _, folder = kind.__module__.partition(".")
+    own = (
+        package == "invertible_attention" and not folder.startswith("experiments") and kind.__name__[0] != "_"
+    )
     return below + ([kind] if own and not getattr(kind, "__abstractmethods__", None) else [])
 
 

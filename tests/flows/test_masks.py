@@ -113,6 +113,8 @@ MASKS = {
     "attention-embedded": block_mask([(2, 3), (1, 2), (2, 1)], (2, 3)),
     "attention-dot": prefix_mask([6, 3, 1], 6),
     "attention-concatenation": block_mask([(2, 3), (1, 2), (2, 1)], (2, 3)),
+    "attention-triangular": block_mask([(2, 3), (1, 2), (2, 1)], (2, 3)),
+    "attention-triangular-affine": prefix_mask([6, 3, 1], 6),
     "i-resnet": block_mask([(4, 4), (4, 4), (0, 0)], (4, 4)),
 }
 
