@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
@@ -184,8 +185,8 @@ class _Stack(NamedTuple):
 
     def operator(self) -> Tensor | Symbols:
         """Return what the norms are of."""
-        if self.weights.ndim == 3:
-            return self.weights.to(working_dtype(self.weights))
+        if math.prod(self.weights.shape[3:]) == 1 and self.settings.get("groups", 1) == 1:
+            return self.weights.flatten(2).to(working_dtype(self.weights))
         settings = {name: value for name, value in self.settings.items() if name != "iterations"}
         return Symbols.of(self.weights, settings.pop("input_size"), **settings)
 

@@ -263,14 +263,13 @@ class Symbols:
 
     def finish(self, bounds: Float[Tensor, " layers"], iterations: int) -> Float[Tensor, " layers"]:
         """Return the bounds of the convolutions from those of their symbols."""
-        if self.phases is not None:
-            bounds = bounds / repeated_twice(iterations)
         taps, unit = self.taps.shape[0], torch.finfo(bounds.dtype).eps / 2
         # The transform itself is rounded: a sum of `taps` products at every frequency. The squared Frobenius norm of a
         # kernel is the mean of those of its symbols, each at most its rank times the square of its norm.
         rank = min(self.weights.shape[1], self.groups * self.weights.shape[2])
         rounding = (taps + 8) * unit * math.sqrt(taps * rank)
-        return bounds * self.peak * ((1 + rounding) * self.correction * (1 + 4 * unit))
+        twice = 1.0 if self.phases is None else repeated_twice(iterations)
+        return bounds * (self.peak * ((1 + rounding) * self.correction * (1 + 6 * unit) / twice))
 
 
 def _as_real(symbols: Float[Tensor, "2 2 frequencies entries"], shape: tuple[int, int, int]) -> Tensor:
@@ -299,14 +298,16 @@ def _frequencies(
 def _phases(kernel: Sequence[int], counts: Sequence[int], like: Tensor) -> Tensor:
     """Return :math:`e^{i\\omega}` as real matrices, ``(2, 2, frequencies, taps)``; the last axis skips conjugates."""
     halves = [count // 2 + 1 if axis == len(counts) - 1 else count for axis, count in enumerate(counts)]
-    turns: Tensor | None = None
+    angles: Tensor | None = None
     for k, count, kept in zip(kernel, counts, halves, strict=True):
         # whole turns are dropped, which is exact, so large sizes lose nothing
         steps = torch.arange(kept, dtype=torch.float64)[:, None] * torch.arange(k, dtype=torch.float64)
-        axis = steps.remainder(count) / count
-        turns = axis if turns is None else (turns[:, None, :, None] + axis[:, None]).flatten(2).flatten(0, 1)
-    assert turns is not None
-    angles = (2 * math.pi * turns).to(like.device)
+        axis = steps.remainder(count) * (2 * math.pi / count)
+        angles = (
+            axis if angles is None else (angles[:, None, :, None] + axis[:, None]).flatten(2).flatten(0, 1)
+        )
+    assert angles is not None
+    angles = angles.to(like.device)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([cos, -sin, sin, cos]).unflatten(0, (2, 2)).to(like.dtype)
 

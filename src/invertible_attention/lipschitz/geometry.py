@@ -36,7 +36,7 @@ class Geometry:
     groups: int
 
     @staticmethod
-    def of(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Geometry:
+    def of(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, weight: Tensor | None = None) -> Geometry:
         """Read the layout of a layer.
 
         Raises:
@@ -53,8 +53,9 @@ class Geometry:
             pads = tuple((0, 0) for _ in kernel)
         else:
             pads = tuple((p, p) for p in cast(tuple[int, ...], module.padding))
-        if tuple(module.weight.shape[2:]) != kernel:
-            raise ValueError(f"kernel_size is {kernel}, but the weight of shape {tuple(module.weight.shape)}")
+        shape = tuple((module.weight if weight is None else weight).shape)
+        if shape[2:] != kernel:
+            raise ValueError(f"kernel_size is {kernel}, but the weight of shape {shape}")
         extents = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         if module.padding_mode == "circular" and any(sum(p) > e for p, e in zip(pads, extents, strict=True)):
             raise ValueError(f"circular padding {pads} is wider than the kernel's extent {tuple(extents)}")

@@ -226,7 +226,8 @@ def is_constrained(module: nn.Module, coefficient: float) -> bool:
         return False
     function, settings = bound.norm.func, bound.norm.keywords
     if _is_kernel(module, "weight"):
-        geometry = Geometry.of(module)
+        # The shape is that of what is constrained; the weight itself would be computed for it.
+        geometry = Geometry.of(module, cast(Any, module).parametrizations.weight.original)
         layout = (geometry.padding, geometry.dilation, geometry.groups)
         fits = function is convolution_norm_upper_bound
         fits = fits and (settings["padding"], settings["dilation"], settings["groups"]) == layout
@@ -308,6 +309,6 @@ def limit_norm(
     # that is at most √rows of the norm: over the frequencies of a kernel, the mean of those of its symbols.
     spread = math.sqrt(math.prod(weight.shape[norm.ndim + 2 :]) * weight.shape[norm.ndim])
     unit = torch.finfo(weight.dtype).eps / 2
-    norm = norm * (1 + 4 * torch.finfo(norm.dtype).eps + unit * spread)
-    factor = coefficient / norm.clamp_min(coefficient)
+    excess = norm * ((1 + 4 * torch.finfo(norm.dtype).eps + unit * spread) / coefficient)
+    factor = excess.clamp_min(1.0).reciprocal()
     return (working * factor.reshape(*factor.shape, *(1,) * (weight.ndim - norm.ndim))).to(weight.dtype)

@@ -1,0 +1,76 @@
+"""What a certificate costs: operators of a forward pass, most of which compute norms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import invertible_attention as ia
+from invertible_attention import flows
+from invertible_attention.lipschitz import bind as module_under_test
+
+
+class Count(TorchDispatchMode):
+    """Counts the operators that are dispatched."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operators(action: Callable[[], object]) -> int:
+    with Count() as count:
+        action()
+    return count.number
+
+
+@pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
+def test_operators_of_certified_attention(response: str):
+    layer, x = ia.InvertibleAttention(12, response), torch.randn(2, 12, 8, 8)
+    layer.initialize(x)
+    with torch.no_grad():
+        assert operators(lambda: layer(x)) <= 250
+
+
+def test_operators_of_a_convolution_block():
+    block, x = flows.Residual(flows.LipschitzConvBranch(12, 32, (8, 8))), torch.randn(2, 12, 8, 8)
+    with torch.no_grad():
+        assert operators(lambda: block(x)) <= 150
+
+
+def test_operators_of_norms_do_not_grow_with_the_number_of_blocks():
+    def norms(blocks: int) -> int:
+        branches = [flows.LipschitzConvBranch(12, 16, (8, 8)) for _ in range(blocks)]
+        return operators(lambda: module_under_test.bind_together(branches))
+
+    # What grows is one view of each of the three weights, in and out of the stack.
+    assert norms(16) - norms(2) <= 14 * 3 * 3
+
+
+def test_norms_of_a_flow_are_computed_once_in_a_pass(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    plain = module_under_test.norm_upper_bounds
+
+    def counting(found: Any, **settings: Any) -> Any:
+        calls.append(len(found))
+        return plain(found, **settings)
+
+    monkeypatch.setattr(module_under_test, "norm_upper_bounds", counting)
+    flow = flows.i_resnet((2, 8, 8), levels=4, blocks=(3, 2), hidden_channels=6)
+    x = torch.randint(0, 4, (2, 2, 8, 8))
+    flow.initialize(x)
+    for action in (
+        lambda: flow.log_prob(x).sum().backward(),
+        lambda: flow.sample(2),
+        lambda: flow.transform(x),
+    ):
+        calls.clear()
+        action()
+        # Kernels of 3×3 and of 1×1, on two scales.
+        assert calls == [4]
