@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from results_tables.markdown import grid
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -19,7 +18,7 @@ def commands() -> str:
     from invertible_attention.cli.commands import COMMANDS
 
     rows = [[f"`invertible-attention {command.name}`", command.help] for command in COMMANDS]
-    return grid(["command", "what it does"], rows, text_columns=2)
+    return grid(["command", "what it does"], rows)
 
 
 def implementations() -> str:
@@ -27,7 +26,13 @@ def implementations() -> str:
     from invertible_attention.attention.functional import IMPLEMENTATIONS
 
     rows = [[f"`{found.name}`", found.cost, found.reason] for found in IMPLEMENTATIONS]
-    return grid(["implementation", "cost", "why"], rows, text_columns=3)
+    return grid(["implementation", "cost", "why"], rows)
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of text in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {"commands": commands, "implementations": implementations}

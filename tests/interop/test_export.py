@@ -79,7 +79,7 @@ def test_no_norm_is_computed_at_run_time(normalization, monkeypatch):
 
     for name in ("branch", "responses"):
         module = importlib.import_module(f"invertible_attention.attention.{name}")
-        monkeypatch.setattr(module, "spectral_norm_upper_bound", refuse)
+        monkeypatch.setattr(module, "spectral_norm_upper_bounds", refuse)
     with pytest.raises(AssertionError, match="norm"):
         layer(x)
     torch.testing.assert_close(plain(x), z)

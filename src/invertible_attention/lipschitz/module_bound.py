@@ -104,8 +104,8 @@ def register_lipschitz_bound(
         >>> @register_lipschitz_bound(Scale)
         ... def scale_bound(layer):
         ...     return abs(layer.factor)
-        >>> lipschitz_upper_bound(nn.Sequential(Scale(-0.5), nn.Tanh())).item()
-        0.5
+        >>> print(f"{lipschitz_upper_bound(nn.Sequential(Scale(-0.5), nn.Tanh())).item():.4f}")
+        0.5000
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise TypeError(f"expected a class of modules, got {cls!r}")

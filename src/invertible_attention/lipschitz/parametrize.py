@@ -307,7 +307,12 @@ def limit_norm(
     working = weight.to(working_dtype(weight))
     # An operator whose entries are each wrong by a factor 1 ± unit is wrong by at most √taps of its Frobenius norm, and
     # that is at most √rows of the norm: over the frequencies of a kernel, the mean of those of its symbols.
-    spread = math.sqrt(math.prod(weight.shape[norm.ndim + 2 :]) * weight.shape[norm.ndim])
+    taps = math.sqrt(math.prod(weight.shape[norm.ndim + 2 :]))
+    spread: float | Tensor = taps * math.sqrt(weight.shape[norm.ndim])
+    if working.dtype != weight.dtype:
+        # In half precision the two differ by percents of the coefficient.
+        frobenius = torch.linalg.vector_norm(working.detach(), dim=tuple(range(norm.ndim, weight.ndim)))
+        spread = (taps * frobenius / norm.detach().clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(spread)
     unit = torch.finfo(weight.dtype).eps / 2
     excess = norm * ((1 + 4 * torch.finfo(norm.dtype).eps + unit * spread) / coefficient)
     factor = excess.clamp_min(1.0).reciprocal()

@@ -20,7 +20,8 @@ def test_blocks_are_met_with_what_they_are_given():
     for part in net:
         own = [block for block in blocks if block.module is part]
         if own:
-            assert torch.equal(own[0].x, seen)
+            # Constraints of all blocks are evaluated together there, which rounds differently.
+            torch.testing.assert_close(own[0].x, seen)
         seen = part(seen)
     assert not any(part._forward_pre_hooks for part in net.modules())
 

@@ -15,6 +15,7 @@ __all__ = ["binarize", "gray_values", "read_mask"]
 
 FIELD_THRESHOLD = 128
 """Where the field's evaluators cut masks of 0–255."""
+_BRIGHT = 192  # what the object is, at least, where a mask has several values
 
 REMEDY = "save it in gray without transparency, 255 in the object and 0 around it"
 
@@ -72,7 +73,7 @@ def binarize(values: Num[np.ndarray, "height width"]) -> Bool[np.ndarray, "heigh
             raise UnclearImageError(f"has {others[0]:g} scattered over it: noise, and no object")
         return found
     scaled = _eight_bits(values, levels)
-    if scaled.max() <= FIELD_THRESHOLD:
+    if scaled.max() < _BRIGHT:
         named = ", ".join(f"{level:g}" for level in levels[:6]) + (" …" if len(levels) > 6 else "")
         raise UnclearImageError(f"has the values {named}, none of them bright: instances, classes or noise")
     if (level := _plateau(scaled)) is not None:
