@@ -12,6 +12,7 @@ from invertible_attention.cli import main
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.published import TABLE_2, TABLE_3, TABLE_4, TABLE_5
 from invertible_attention.experiments.reconstruct import overview
+from invertible_attention.experiments.report.render import STYLES
 from invertible_attention.experiments.report.results import find_results
 from invertible_attention.experiments.report.sources import Source, describe
 from invertible_attention.experiments.report.summary import build_page
@@ -241,3 +242,20 @@ def test_what_was_left_out_is_said(folders: Folders) -> None:
 def test_rows_must_fit_their_table() -> None:
     with pytest.raises(ValueError, match="2 columns, got a row of 1"):
         Table("", "", ("", "a"), (RowGroup("", (Row(("x",)),)),))
+
+
+def test_every_kind_of_row_that_stands_out_has_its_rule(folders: Folders) -> None:
+    """The page says that published rows are gray and certified ones highlighted."""
+    html = build_page(*find_results(folders("density")))
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    rules = {
+        selector.strip() for line in style.splitlines() for selector in line.partition("{")[0].split(",")
+    }
+    for kind in STYLES:
+        assert {f"table.summary tr.{kind} th", f"table.summary tr.{kind} td"} <= rules, kind
+
+
+def test_a_run_does_not_list_what_other_runs_would_show(folders: Folders) -> None:
+    found, unknown = find_results(folders("density"))
+    assert "No result for: " in build_page(found, unknown)
+    assert "No result for: " not in build_page(found, unknown, complete=False)

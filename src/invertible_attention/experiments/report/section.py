@@ -49,9 +49,9 @@ class Section:
     Args:
         title: heading.
         lead: paragraphs that say what was found.
-        tables: first.
-        pictures: after them; called when they are shown, for drawing takes time.
-        findings: paragraphs that explain, after the pictures.
+        tables: the first before the pictures, the details after them.
+        pictures: called when they are shown, for drawing takes time.
+        findings: paragraphs that explain the pictures.
         notes: small print.
     """
 

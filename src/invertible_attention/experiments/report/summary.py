@@ -54,7 +54,12 @@ def build_sections(results: Sequence[Result]) -> list[Section]:
 
 
 def build_page(
-    results: Sequence[Result], unknown: Sequence[str] = (), *, title: str = TITLE, command: str = "report"
+    results: Sequence[Result],
+    unknown: Sequence[str] = (),
+    *,
+    title: str = TITLE,
+    command: str = "report",
+    complete: bool = True,
 ) -> str:
     """Return the page as HTML.
 
@@ -63,6 +68,7 @@ def build_page(
         unknown: files that are not, because of their kind.
         title: of the page.
         command: what wrote it.
+        complete: whether to list the paper's tables and figures that are not among the results.
     """
     sections = build_sections(results)
     pictures = {section.title: section.pictures() for section in sections}
@@ -78,7 +84,7 @@ def build_page(
         sections=sections,
         pictures=pictures,
         sources=sources_table(sources.values()),
-        missing=missing,
+        missing=missing if complete else [],
         unknown=unknown,
     )
 
@@ -93,7 +99,7 @@ def write_run_page(path: Path, content: dict[str, Any]) -> Path:
     result = result_of(content, path.parent)
     command = result.kind.command.removeprefix("invertible-attention ")
     title = f"Invertible attention: {result.kind.title}"
-    write_text(path, build_page([result], title=title, command=command))
+    write_text(path, build_page([result], title=title, command=command, complete=False))
     return path
 
 
