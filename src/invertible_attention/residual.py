@@ -45,7 +45,8 @@ class Residual(Bijection):
             attribute ``uses_context`` that is true it is called as ``branch(x, context)``; if ``uses_mask`` is
             true, as ``branch(x, context, mask)`` where a mask is given. One that knows the inverse of the block and
             its log-determinant has methods ``solve`` and ``forward_and_logdet``, as
-            :class:`~invertible_attention.attention.TriangularBranch` does.
+            :class:`~invertible_attention.attention.TriangularBranch` does. Where its weights are constrained they are
+            computed once for a solve or a pass, and hooks inside are called with a copy that holds them.
         lipschitz: Upper bound of the Lipschitz constant of :math:`g`, where it is known from elsewhere. By default
             it is the branch's own ``lipschitz_bound()``, or is computed from its layers
             (:func:`~invertible_attention.lipschitz.lipschitz_upper_bound`), or is ``inf``.

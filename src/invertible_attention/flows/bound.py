@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+import torch
 from torch import nn
 
 from invertible_attention._differentiation import functional_transforms_active
@@ -12,6 +13,7 @@ from invertible_attention._initialize import SetFromData
 from invertible_attention._mapped import is_mapped
 from invertible_attention.bijection import Bijection
 from invertible_attention.lipschitz.bind import Bindable, bind_together, replicate
+from invertible_attention.lipschitz.known import has_global_hooks, has_hooks
 from invertible_attention.residual import Residual
 
 __all__ = ["bound_blocks"]
@@ -22,8 +24,11 @@ def bound_blocks(bijections: Sequence[Bijection]) -> list[Bijection]:
 
     Only blocks and containers of this library are rebuilt, around their branches: any other may keep a state of its
     own, and binds what is inside when it is called. So does a block that has yet to see its first batch, or whose
-    branch has ways of its own. The weights of an ensemble, which are mapped over, are bound member by member.
+    branch has ways of its own, and one with hooks, which are called with the module they were registered on. The
+    weights of an ensemble, which are mapped over, are bound member by member.
     """
+    if torch.compiler.is_compiling() or has_global_hooks():
+        return list(bijections)
     blocks = [block for bijection in bijections for block in _blocks(bijection)]
     if functional_transforms_active() and any(is_mapped(block.parameters()) for block in blocks):
         return list(bijections)
@@ -33,9 +38,8 @@ def bound_blocks(bijections: Sequence[Bijection]) -> list[Bijection]:
 
 
 def _is_rebuilt(module: nn.Module) -> bool:
-    return isinstance(module, Bijection | nn.ModuleList) and type(module).__module__.startswith(
-        ("invertible_attention.", "torch.nn.")
-    )
+    ours = type(module).__module__.startswith(("invertible_attention.", "torch.nn."))
+    return ours and isinstance(module, Bijection | nn.ModuleList) and not has_hooks(module)
 
 
 def _blocks(module: nn.Module) -> list[Residual]:

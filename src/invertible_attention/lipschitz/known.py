@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 from invertible_attention.lipschitz.bind import Bindable, bind, original
 from invertible_attention.lipschitz.parametrize import SpectralNormBound, SpectralNormEstimate
 
-__all__ = ["bound_function", "class_of", "doubt", "watch"]
+__all__ = ["bound_function", "class_of", "doubt", "has_global_hooks", "has_hooks", "watch"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{kind}" for kind in _HOOKS)
@@ -22,15 +22,13 @@ _CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "_slow_forward", "__get
 _PROMISES = ("lipschitz_bound", "score_bounds")  # methods that speak of what the rest of the class computes
 # A subclass may override these without changing what a call computes.
 _HARMLESS = {
-    *(
-        "_abc_impl",
-        "check_input",
-        "extra_repr",
-        "initialize",
-        "inverse",
-        "inverse_and_logdet",
-        "solve_inverse",
-    )
+    "_abc_impl",
+    "check_input",
+    "extra_repr",
+    "initialize",
+    "inverse",
+    "inverse_and_logdet",
+    "solve_inverse",
 }
 _LIBRARY = "invertible_attention."
 _PURE = (SpectralNormBound, parametrizations._WeightNorm, parametrizations._Orthogonal)
@@ -78,7 +76,7 @@ def doubt(module: nn.Module, *, parts: bool = True, promises: Iterable[str] = _P
         parts: Whether to look at all modules inside, too.
         promises: Names of the methods that are promises.
     """
-    if any(getattr(torch_module, kind) for kind in _GLOBAL_HOOKS):
+    if has_global_hooks():
         return "hooks for all modules are registered"
     groups: dict[type[nn.Module], list[nn.Module]] = {nn.Module: []}
     for part in _modules(original(module)) if parts else (original(module),):
@@ -97,6 +95,16 @@ def doubt(module: nn.Module, *, parts: bool = True, promises: Iterable[str] = _P
             if reason := hasattr(cls, promise) and _overridden(cls, promise):
                 return reason
     return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks of any kind are registered on a module."""
+    return any(vars(module)[kind] for kind in _HOOKS)
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered for all modules."""
+    return any(getattr(torch_module, kind) for kind in _GLOBAL_HOOKS)
 
 
 def _modules(module: nn.Module) -> list[nn.Module]:
@@ -120,9 +128,8 @@ def _methods(cls: type[nn.Module]) -> set[str]:
 def _altered(module: nn.Module, methods: set[str]) -> str | None:
     """Say what was done to one module that changes what a call of it computes."""
     state, name = vars(module), type(module).__name__
-    for kind in _HOOKS:
-        if state[kind]:
-            return f"{name} has hooks"
+    if has_hooks(module):
+        return f"{name} has hooks"
     if not methods.isdisjoint(state):
         return f"{name} has its own {min(methods & state.keys())}"
     if state.get("_compiled_call_impl") is not None and not _is_compiled_as_it_is(module):
@@ -136,7 +143,7 @@ def _altered(module: nn.Module, methods: set[str]) -> str | None:
 
 
 def _is_compiled_as_it_is(module: nn.Module) -> bool:
-    """Whether :meth:`torch.nn.Module.compile` was called, which is taken at its word."""
+    """Whether :meth:`torch.nn.Module.compile` was called, whose result is trusted."""
     return getattr(module._compiled_call_impl, "_torchdynamo_orig_callable", None) == module._call_impl
 
 

@@ -41,15 +41,15 @@ def trace_blocks(module: nn.Module, apply: Callable[[], Any]) -> list[Block]:
     """
     found: list[Block] = []
 
-    def record(name: str, block: Residual) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        # Not what the hook is called with: a flow evaluates its blocks around weights computed once for the pass.
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def record(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(block: nn.Module, args: tuple[Any, ...]) -> None:
+            assert isinstance(block, Residual)
             found.append(Block(name, block, args[0].detach()))
 
         return hook
 
     handles = [
-        part.register_forward_pre_hook(record(name, part))
+        part.register_forward_pre_hook(record(name))
         for name, part in module.named_modules()
         if isinstance(part, Residual)
     ]
