@@ -145,6 +145,30 @@ def test_default_tail_follows_the_certificate():
     assert not estimator.has_finite_variance(1.0)
 
 
+@pytest.mark.parametrize("c", [0.9999, 0.99999, 1 - 2**-24])
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_bound_just_below_one_costs_a_thousand_terms_on_average(c, kind):
+    torch.manual_seed(15)
+    estimator = RussianRoulette()
+    most = estimator.survival(1, kind(c))
+    assert most / (1 - most) <= 1000
+    drawn = torch.tensor([float(estimator._draw_tail(kind(c))) for _ in range(4000)])
+    assert drawn.mean().item() == pytest.approx(most / (1 - most), rel=0.1)
+    assert estimator.has_finite_variance(0.999)
+    assert not estimator.has_finite_variance(kind(c))
+
+
+def test_unbiased_with_a_bound_just_below_one(assert_mean):
+    torch.manual_seed(16)
+    diagonal = torch.tensor([0.99, -0.9, 0.5, 0.1], dtype=torch.float64)
+    x = torch.zeros(512, 4, dtype=torch.float64)
+    estimator = RussianRoulette(exact_terms=0)
+    draws = torch.stack(
+        [estimator(lambda x: diagonal * x, x, lipschitz=0.99999, training=True)[1].mean() for _ in range(60)]
+    )
+    assert_mean(draws, torch.log1p(diagonal).sum(), precision=0.05)
+
+
 def test_more_exact_terms_in_evaluation():
     calls = []
 

@@ -33,6 +33,9 @@ __all__ = ["RussianRoulette", "TailDistribution"]
 
 TailDistribution = Literal["geometric", "poisson"]
 
+# Of the default tail, so that a thousand terms are evaluated on average at most, however near to 1 the bound is.
+_MOST_LIKELY = 0.999
+
 
 @dataclass(frozen=True)
 class RussianRoulette(LogDetEstimator):
@@ -54,15 +57,16 @@ class RussianRoulette(LogDetEstimator):
     The variance is finite where :math:`c^2` is below the probability to continue, :math:`c` being the
     Lipschitz constant of the branch. With ``continuation=None`` a geometric tail continues with probability
     :math:`\max(1/2, c^{3/2})` where :math:`c` is known, between the smallest that keeps the variance finite,
-    :math:`c^2`, and the one that makes variance times cost smallest, :math:`c`. A Poisson tail always
-    falls off faster than the series; its estimate has no finite variance in theory, though its mean is
-    right (Residual Flow uses it).
+    :math:`c^2`, and the one that makes variance times cost smallest, :math:`c`; but never more than 0.999, so that
+    the expected number of further terms is below 1000 however near :math:`c` is to 1. Any probability leaves the mean
+    right, and :meth:`has_finite_variance` says whether this one promises more. A Poisson tail always falls off faster
+    than the series; its estimate has no finite variance in theory, though its mean is right (Residual Flow uses it).
 
     Args:
         exact_terms: :math:`m` in training.
         evaluation_exact_terms: :math:`m` in evaluation, where fewer surprises are worth more work.
         tail: ``"geometric"`` or ``"poisson"``.
-        continuation: Of a geometric tail, the probability to go on after each term; 1/2 where neither it nor
+        continuation: Of a geometric tail, the probability to continue after each term; 1/2 where neither it nor
             a Lipschitz constant is known.
         rate: Of a Poisson tail, its mean.
         probes: Over how many probes, each with its own :math:`n`, the estimate is averaged.
@@ -171,7 +175,7 @@ class RussianRoulette(LogDetEstimator):
         if self.continuation is not None:
             return self.continuation
         c = _as_float(lipschitz)
-        return max(0.5, c**1.5) if c < 1 else 0.5
+        return min(max(0.5, c**1.5), _MOST_LIKELY) if c < 1 else 0.5
 
     def _draw_tail(self, lipschitz: float | Tensor | None) -> int:
         """Draw the number of terms beyond the exact ones."""
