@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from invertible_attention._mode import evaluation_mode
 from invertible_attention.bijection import Bijection
 from invertible_attention.lipschitz.jacobian import norm, per_sample
 from invertible_attention.lipschitz.local import local_lipschitz_estimate, smallest_stretch_estimate
@@ -89,7 +89,7 @@ def audit(
     strict = tolerance is not None
     if tolerance is None:
         tolerance = math.sqrt(torch.finfo(x.dtype).eps)
-    with _evaluation_mode(module), torch.no_grad():
+    with evaluation_mode(module), torch.no_grad():
         blocks, z = _trace(function, x.detach())
         variation = norm(function(function.working(x.detach())) - z) / (1 + norm(z))
         inversion = _invert(module, z.to(x.dtype), given, x)
@@ -352,14 +352,3 @@ def _first(output: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"expected a tensor or a tuple that starts with one, got {type(value).__name__}")
     return value
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
+from invertible_attention._mode import evaluation_mode
 from invertible_attention.attention.triangular.order import Order, permutation
 
 __all__ = ["check_strictly_causal"]
@@ -43,7 +41,7 @@ def check_strictly_causal(
     )
     index = permutation(order, spatial, like.device)
     rank = torch.argsort(index)
-    with _evaluation_mode(module):
+    with evaluation_mode(module):
         expected = module(first, *_repeated(context, 1))
         if expected.shape != (1, outputs * channels, *spatial):
             raise ValueError(
@@ -81,14 +79,3 @@ def _place(token: int, spatial: list[int]) -> tuple[int, ...]:
         token, rest = divmod(token, size)
         place.append(rest)
     return tuple(reversed(place))
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
