@@ -100,26 +100,6 @@ class _Jacobian:
         return residual if self._diagonal is None else residual / self._diagonal
 
 
-class _Solved(torch.autograd.Function):
-    """Zero, which is what the residual is up to rounding, with the derivative of the solved system."""
-
-    @staticmethod
-    def forward(residual: Tensor, jacobian: _Jacobian, transposed: bool) -> Tensor:
-        return torch.zeros_like(residual)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.jacobian, ctx.transposed = inputs
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return _Product.apply(upstream[0], ctx.jacobian, not ctx.transposed), None, None  # pyright: ignore[reportReturnType]
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _Product.apply(tangent, ctx.jacobian, ctx.transposed)  # pyright: ignore[reportReturnType]
-
-
 class _Product(torch.autograd.Function):
     """The solution of the system, linear in its right-hand side."""
 
@@ -138,6 +118,14 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return _Product.apply(tangent, ctx.jacobian, ctx.transposed)  # pyright: ignore[reportReturnType]
+
+
+class _Solved(_Product):
+    """Zero, which is what the residual is up to rounding, with the derivative of the solved system."""
+
+    @staticmethod
+    def forward(residual: Tensor, jacobian: _Jacobian, transposed: bool) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.zeros_like(residual)
 
 
 def _pullback(function: Linear, point: Tensor) -> Linear:
