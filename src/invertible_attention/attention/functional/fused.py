@@ -20,7 +20,7 @@ from invertible_attention.attention.functional.products import Adjoint, Apply, G
 from invertible_attention.attention.functional.strips import StripFunction
 from invertible_attention.attention.functional.weighting import Weighting
 
-__all__ = ["Kernel", "attend"]
+__all__ = ["Kernel", "attend", "fold_vmap"]
 
 Rows = Float[Tensor, "batch heads rows dim"]
 Tokens = Float[Tensor, "batch heads tokens dim"]
@@ -129,7 +129,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        return _fold_vmap(_Product, info, in_dims, inputs)
+        return fold_vmap(_Product, info, in_dims, inputs)
 
 
 class _Adjoint(torch.autograd.Function):
@@ -163,7 +163,7 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        return _fold_vmap(_Adjoint, info, in_dims, inputs)
+        return fold_vmap(_Adjoint, info, in_dims, inputs)
 
 
 class _Gradients(torch.autograd.Function):
@@ -196,14 +196,14 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        return _fold_vmap(_Gradients, info, in_dims, inputs)
+        return fold_vmap(_Gradients, info, in_dims, inputs)
 
 
 def _bilinear(kernel: Kernel) -> StripFunction:
     return Gradient(kernel.weighting, ("x", "u", "y", "w"))
 
 
-def _fold_vmap(
+def fold_vmap(
     function: Any, info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     """Treat the mapped axis as a part of the batch, which the kernels already have."""

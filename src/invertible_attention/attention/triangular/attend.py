@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from invertible_attention.attention.functional import attend
 from invertible_attention.attention.functional import reference as pairwise
 from invertible_attention.attention.functional.form import Form
+from invertible_attention.attention.functional.fused import fold_vmap
 from invertible_attention.attention.responses import Response
 
 __all__ = ["attend_causally"]
 
-# As in the dispatcher: up to here the N×N matrix stays in the caches and nothing is faster.
+# Up to here the N×N matrix, whose derivatives every transform of torch.func can nest.
 _SMALL_SCORES = 2**17
 _ALIGNMENT = 8
 
@@ -140,7 +141,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        return _folded(_Attention, info, in_dims, inputs)
+        return fold_vmap(_Attention, info, in_dims, inputs)
 
 
 class _Gradients(torch.autograd.Function):
@@ -172,17 +173,4 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        return _folded(_Gradients, info, in_dims, inputs)
-
-
-def _folded(
-    function: Any, info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    """Treat the mapped axis as a part of the batch, which the kernel already has."""
-
-    def fold(given: Tensor, dim: int | None) -> Tensor:
-        whole = given.expand(info.batch_size, *given.shape) if dim is None else given.movedim(dim, 0)
-        return whole.flatten(0, 1)
-
-    out = function.apply(*map(fold, inputs, in_dims))
-    return tuple(tensor.unflatten(0, (info.batch_size, -1)) for tensor in out), (0,) * len(out)
+        return fold_vmap(_Gradients, info, in_dims, inputs)
