@@ -156,9 +156,10 @@ def test_gradient_of_the_inverse_is_that_of_the_parameters_in_place_during_forwa
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "blocked", "flash"])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_inverse_under_functional_transforms(form):
-    layer = make(affine=FORMS[form])
+def test_the_inverse_under_functional_transforms(form, implementation):
+    layer = make(affine=FORMS[form], implementation=implementation)
     z, v, t = noise(2, 3), noise(2, 3), noise(2, 3)
     leaf = z.clone().requires_grad_()
     (expected,) = torch.autograd.grad(layer.inverse(leaf), leaf, v)

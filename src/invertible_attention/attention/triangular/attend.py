@@ -102,6 +102,27 @@ def _gradients(query: Tensor, key: Tensor, value: Tensor, upstream: Tensor) -> t
     return to_score @ key, to_score.mT @ query, weight.mT @ upstream
 
 
+def _second_gradients(
+    query: Tensor, key: Tensor, value: Tensor, upstream: Tensor, *outer: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of ``<outer, _gradients>``, written out: in a backward pass ``torch.func`` may meet dead levels."""
+    to_query, to_key, to_value = outer
+    weight, to_weight = _weights(query, key), upstream @ value.mT
+    mean = (weight * to_weight).sum(-1, keepdim=True)
+    to_score = weight * (to_weight - mean)
+    by_score = to_query @ key.mT + query @ to_key.mT
+    by_mean = (weight * by_score).sum(-1, keepdim=True)
+    by_weight = by_score * (to_weight - mean) - by_mean * to_weight + upstream @ to_value.mT
+    by_product = weight * (by_score - by_mean)
+    change = weight * (by_weight - (weight * by_weight).sum(-1, keepdim=True))
+    return (
+        to_score @ to_key + change @ key,
+        to_score.mT @ to_query + change.mT @ query,
+        by_product.mT @ upstream,
+        by_product @ value + weight @ to_value,
+    )
+
+
 class _Attention(torch.autograd.Function):
     """The fused kernel; with it, on a CPU, the logarithms of the sums, which its gradient needs."""
 
@@ -165,7 +186,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return (*torch.func.vjp(_gradients, *ctx.saved_tensors)[1](upstream), None, None)
+        return (*_second_gradients(*ctx.saved_tensors, *upstream), None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, ...]:
