@@ -11,14 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from invertible_attention.lipschitz.convolution import (
-    Symbols,
-    convolution_norm_upper_bound,
-    norm_upper_bounds,
-)
+from invertible_attention.lipschitz.convolution import convolution_norm_upper_bound, norm_upper_bounds
 from invertible_attention.lipschitz.gram import working_dtype
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
 from invertible_attention.lipschitz.parametrize import SpectralNormBound, limit_norm
+from invertible_attention.lipschitz.symbols import Symbols
 
 __all__ = ["Bindable", "bind", "bind_together", "is_bound", "original", "replicate"]
 

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention._differentiation import functional_transforms_active, is_differentiated
 from invertible_attention.lipschitz.geometry import PaddingMode, Pads, check_kernel, per_axis, same_pads
-from invertible_attention.lipschitz.gram import (
-    exact_arithmetic,
-    gram_bounds,
-    repeated_twice,
-    working_dtype,
-)
+from invertible_attention.lipschitz.gram import exact_arithmetic, gram_bounds, working_dtype
+from invertible_attention.lipschitz.symbols import Symbols
 
 __all__ = [
-    "Symbols",
     "convolution_norm_estimate",
     "convolution_norm_upper_bound",
     "convolution_norm_upper_bounds",
     "convolution_power_iteration",
     "norm_upper_bounds",
 ]
-
-_CHUNK = 2**21  # entries of the transform held at once: small enough for the cache of a CPU core
 
 
 def convolution_norm_upper_bound(
@@ -165,151 +156,6 @@ def norm_upper_bounds(
             else bound
             for o, bound in zip(operators, bounds, strict=True)
         ]
-
-
-@dataclass(frozen=True)
-class Symbols:
-    r"""The matrices :math:`\hat K(\omega)` of several convolutions of one layout, over the frequencies to be looked at.
-
-    Attributes:
-        weights: The kernels, divided by their largest entries.
-        peak: These.
-        taps: The kernels again, ``(taps, layers · groups · out · in)``.
-        phases: Of :math:`e^{i\omega}` as a real matrix, ``(2, 2, frequencies, taps)``; ``None`` where zero is the only
-            frequency.
-        groups: Number of groups.
-        correction: Factor that makes up for the frequencies that are not looked at.
-    """
-
-    weights: Float[Tensor, "layers out_channels in_channels *kernel"]
-    peak: Float[Tensor, " layers"]
-    taps: Float[Tensor, "taps entries"]
-    phases: Float[Tensor, "2 2 frequencies taps"] | None
-    groups: int
-    correction: float
-
-    @staticmethod
-    def of(
-        weights: Float[Tensor, "layers out_channels in_channels *kernel"],
-        input_size: Sequence[int] | None,
-        *,
-        padding: PaddingMode,
-        dilation: int | Sequence[int],
-        groups: int,
-        grid_size: int | None,
-    ) -> Symbols:
-        """Return the symbols of kernels, after checking what belongs to them; see :func:`convolution_norm_upper_bound`.
-
-        Raises:
-            ValueError: With the offending value.
-        """
-        kernel = check_kernel(weights[0], padding, input_size, groups)
-        dilations = per_axis(dilation, len(kernel), "dilation")
-        sizes = [None] * len(kernel) if input_size is None else list(input_size)
-        counts, correction = [], 1.0
-        for k, n, d in zip(kernel, sizes, dilations, strict=True):
-            count, factor = _frequencies(k, n, d, padding, grid_size)
-            counts.append(count)
-            correction *= factor
-        with exact_arithmetic(weights):
-            weights = weights.to(working_dtype(weights))
-            peak = weights.detach().abs().flatten(1).amax(1)
-            peak = peak + (peak == 0)
-            weights = weights / peak.reshape(-1, *[1] * (weights.ndim - 1))
-            taps = weights.flatten(3).permute(3, 0, 1, 2).flatten(1)
-            phases = None if math.prod(counts) == 1 else _phases(kernel, counts, weights)
-        return Symbols(weights, peak, taps, phases, groups, correction)
-
-    @property
-    def fits(self) -> bool:
-        """Whether the symbols of all frequencies may be held at once."""
-        return self.phases is None or self.phases.shape[2] * 4 * self.taps.shape[1] <= _CHUNK
-
-    def every(self, phases: Tensor | None = None) -> Float[Tensor, "frequencies groups m n"]:
-        """Return the matrices at all frequencies, or those of ``phases``; layers and groups are one axis."""
-        phases, taps = self.phases if phases is None else phases, self.taps.detach()
-        if phases is None:
-            return taps.sum(0).reshape(1, *self._shape)
-        return _as_real((phases.flatten(0, 2) @ taps).unflatten(0, (2, 2, -1)), self._shape)
-
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        layers, out_channels, in_channels = self.weights.shape[:3]
-        return layers * self.groups, out_channels // self.groups, in_channels
-
-    def largest(self, bounds: Float[Tensor, "frequencies groups"]) -> tuple[Tensor, Tensor]:
-        """Return each layer's largest bound over frequencies and groups, and where it is."""
-        every = bounds.unflatten(-1, (-1, self.groups)).transpose(0, 1).flatten(1)
-        largest, index = every.max(1)
-        return largest, index
-
-    def search(self, iterations: int) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`largest` does, of bounds computed some frequencies at a time."""
-        assert self.phases is not None
-        rows = max(1, _CHUNK // (4 * self.taps.shape[1]))
-        parts = [self.every(part) for part in self.phases.split(rows, dim=2)]
-        return self.largest(torch.cat([gram_bounds([part], iterations=iterations)[0] for part in parts]))
-
-    def at(self, index: Int[Tensor, " layers"]) -> Float[Tensor, "layers m n"]:
-        """Return the matrix of each layer at a place that :meth:`largest` named."""
-        layers = self.weights.shape[0]
-        frequency, group = index // self.groups, index % self.groups
-        group = group + self.groups * torch.arange(layers, device=index.device)
-        taps = self.taps.unflatten(1, self._shape).index_select(1, group)
-        if self.phases is None:
-            return taps.sum(0)
-        symbols = torch.einsum("ablt,tlmn->ablmn", self.phases.index_select(2, frequency), taps)
-        return _as_real(symbols, (layers, *self._shape[1:]))[0]
-
-    def finish(self, bounds: Float[Tensor, " layers"], iterations: int) -> Float[Tensor, " layers"]:
-        """Return the bounds of the convolutions from those of their symbols."""
-        taps, unit = self.taps.shape[0], torch.finfo(bounds.dtype).eps / 2
-        # The transform itself is rounded: a sum of `taps` products at every frequency. The squared Frobenius norm of a
-        # kernel is the mean of those of its symbols, each at most its rank times the square of its norm.
-        rank = min(self.weights.shape[1], self.groups * self.weights.shape[2])
-        rounding = (taps + 8) * unit * math.sqrt(taps * rank)
-        twice = 1.0 if self.phases is None else repeated_twice(iterations)
-        return bounds * (self.peak * ((1 + rounding) * self.correction * (1 + 6 * unit) / twice))
-
-
-def _as_real(symbols: Float[Tensor, "2 2 frequencies entries"], shape: tuple[int, int, int]) -> Tensor:
-    """Return complex matrices as real ones of twice the size, see :func:`.gram.gram_bound`."""
-    groups, rows, columns = shape
-    parts = symbols.reshape(2, 2, -1, groups, rows, columns).permute(2, 3, 0, 4, 1, 5)
-    return parts.reshape(-1, groups, 2 * rows, 2 * columns)
-
-
-def _frequencies(
-    k: int, n: int | None, dilation: int, padding: PaddingMode, grid_size: int | None
-) -> tuple[int, float]:
-    """Return how many frequencies one axis needs and the factor that makes up for the others."""
-    count = 8 * (k - 1) if grid_size is None else grid_size
-    if k == 1:
-        return 1, 1.0
-    if count <= k - 1:
-        raise ValueError(f"grid_size must exceed {k - 1} for a kernel of size {k}, got {grid_size}")
-    if n is not None:
-        exact = n // math.gcd(n, dilation) if padding == "circular" else -(-n // dilation) + k - 1
-        if exact <= count:
-            return exact, 1.0
-    return count, 1 / math.cos(math.pi * (k - 1) / (2 * count))
-
-
-def _phases(kernel: Sequence[int], counts: Sequence[int], like: Tensor) -> Tensor:
-    """Return :math:`e^{i\\omega}` as real matrices, ``(2, 2, frequencies, taps)``; the last axis skips conjugates."""
-    halves = [count // 2 + 1 if axis == len(counts) - 1 else count for axis, count in enumerate(counts)]
-    angles: Tensor | None = None
-    for k, count, kept in zip(kernel, counts, halves, strict=True):
-        # whole turns are dropped, which is exact, so large sizes lose nothing
-        steps = torch.arange(kept, dtype=torch.float64)[:, None] * torch.arange(k, dtype=torch.float64)
-        axis = steps.remainder(count) * (2 * math.pi / count)
-        angles = (
-            axis if angles is None else (angles[:, None, :, None] + axis[:, None]).flatten(2).flatten(0, 1)
-        )
-    assert angles is not None
-    angles = angles.to(like.device)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([cos, -sin, sin, cos]).unflatten(0, (2, 2)).to(like.dtype)
 
 
 def convolution_power_iteration(
