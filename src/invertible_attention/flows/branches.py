@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invertible_attention._mask import valid_values
+from invertible_attention._precision import raised
 from invertible_attention.bijection import refuse_unused
 from invertible_attention.flows.activations import make_activation
 from invertible_attention.lipschitz.bind import Bindable, original
@@ -106,7 +107,7 @@ class LipschitzBranch(Bindable):
     def evaluate(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """Return ``g(x)``, computed in ``float32`` or better, with zeros where ``padding`` is true."""
         activations = iter(self.activations)
-        x = _working(x if padding is None else x.masked_fill(padding, 0.0))
+        x = raised(x if padding is None else x.masked_fill(padding, 0.0))
         for i, layer in enumerate(self.layers):
             if i > 0 or self.preactivation:
                 x = next(activations)(x)
@@ -237,11 +238,6 @@ class LipschitzLinearBranch(LipschitzBranch):
         return super().evaluate(x.flatten(1), padding).reshape(x.shape)
 
 
-def _working(tensor: Tensor) -> Tensor:
-    """Return the tensor in ``float32`` or better, which branches compute in."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
     if outer < 1 or hidden < 1:
         raise ValueError(f"widths must be at least 1, got {outer} and {hidden}")
@@ -251,10 +247,10 @@ def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
 
 def _affine(layer: nn.Module, x: Tensor) -> Tensor:
     weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
-    if weight.dtype not in (torch.float16, torch.bfloat16):
+    if raised(weight) is weight:
         return layer(x)
     # Under compilation, where a branch is not bound to weights of the precision it computes in.
     if isinstance(layer, nn.Linear):
-        return F.linear(x, _working(weight), _working(bias))
+        return F.linear(x, raised(weight), raised(bias))
     assert isinstance(layer, _CONVOLUTIONS)
-    return layer._conv_forward(x, _working(weight), _working(bias))
+    return layer._conv_forward(x, raised(weight), raised(bias))

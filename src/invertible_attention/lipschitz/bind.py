@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from invertible_attention._precision import raised
 from invertible_attention.lipschitz.convolution import convolution_norm_upper_bound, norm_upper_bounds
 from invertible_attention.lipschitz.gram import working_dtype
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
@@ -20,8 +21,6 @@ from invertible_attention.lipschitz.symbols import Symbols
 __all__ = ["Bindable", "bind", "bind_together", "is_bound", "original", "replicate"]
 
 Module = TypeVar("Module", bound=nn.Module)
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 class Bindable(nn.Module):
@@ -95,7 +94,7 @@ def _replicate(
     children = {name: child and _replicate(child, replicas, constrained) for name, child in children.items()}
     replica = replicas[id(module)] = replicate(module, children=children)
     parameters, buffers = (
-        {name: _raised(tensor) for name, tensor in tensors.items()}
+        {name: None if tensor is None else raised(tensor) for name, tensor in tensors.items()}
         for tensors in (module._parameters, module._buffers)
     )
     for name, parametrizations in cast(Any, parametrized or nn.ModuleDict()).items():
@@ -111,10 +110,6 @@ def replicate(module: nn.Module, *, children: Mapping[str, nn.Module | None]) ->
     return replica
 
 
-def _raised(tensor: Tensor | None) -> Tensor | None:
-    return tensor.float() if tensor is not None and tensor.dtype in _HALVES else tensor
-
-
 def _constrain(constrained: Sequence[_Constrained]) -> None:
     """Compute the tensors: those whose norms are known how to compute together, the others one by one."""
     kinds: dict[Any, list[_Constrained]] = {}
@@ -122,7 +117,7 @@ def _constrain(constrained: Sequence[_Constrained]) -> None:
         kind = _kind(member.parametrizations)
         if kind is None:
             # Not through the attribute of the layer, which parametrize.cached() would keep, or take from elsewhere.
-            member.place[member.name] = _raised(member.parametrizations())
+            member.place[member.name] = raised(member.parametrizations())
         else:
             kinds.setdefault(kind, []).append(member)
     stacks = [_Stack.of(members) for members in kinds.values()]
@@ -191,4 +186,4 @@ class _Stack(NamedTuple):
         """Put the constrained tensors where they belong."""
         values = limit_norm(self.weights, norms, self.coefficient).unbind()
         for (place, name, _), value, turn in zip(self.members, values, self.turned, strict=True):
-            place[name] = _raised(value.transpose(0, 1) if turn else value)
+            place[name] = raised(value.transpose(0, 1) if turn else value)
