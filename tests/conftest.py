@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -76,3 +82,37 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.fail(f"{DATA_VARIABLE} is {value!r}, which is not a folder")
     return path
+
+
+@pytest.fixture
+def two_processes(tmp_path: Path) -> Callable[..., tuple[list[Any], ModuleType]]:
+    """Run a script as two processes of a group; return what each of them saved, and the script as a module.
+
+    It is called with its rank, the path of the group's store, that of its output without the rank, and further
+    arguments.
+    """
+
+    def run(script: Path, *arguments: str) -> tuple[list[Any], ModuleType]:
+        paths = [str(tmp_path / "store"), str(tmp_path / "rank")]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(script), str(rank), *paths, *arguments],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            errors = [process.communicate(timeout=300)[1] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        assert [process.returncode for process in processes] == [0, 0], errors
+        spec = importlib.util.spec_from_file_location(script.stem, script)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return [torch.load(f"{paths[1]}{rank}.pt", weights_only=True) for rank in range(2)], module
+
+    return run

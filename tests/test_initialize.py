@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import io
 import multiprocessing
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -355,15 +352,6 @@ def test_the_host_waits_for_a_device_once():
 # Several processes
 
 
-def load_worker() -> Any:
-    spec = importlib.util.spec_from_file_location("ddp_initialize_worker", WORKER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "processes"),
@@ -377,34 +365,11 @@ def load_worker() -> Any:
         ("nothing", ""),
     ],
 )
-def test_two_processes_of_which_one_was_prepared_train_as_one(tmp_path, way, processes):
-    workers = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(WORKER),
-                str(rank),
-                str(tmp_path / "store"),
-                str(tmp_path / "rank"),
-                way,
-                processes,
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [worker.communicate(timeout=300)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], errors
-    module = load_worker()
+def test_two_processes_of_which_one_was_prepared_train_as_one(two_processes, way, processes):
+    states, module = two_processes(WORKER, way, processes)
     flow = module.prepared(way if "0" in processes else "nothing")
     if "0" not in processes:
         flow(module.batch(2))  # what is set from data is set from both processes' first batches together
     module.train(flow, module.batch(2).chunk(2))
-    for rank in range(2):
-        state = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+    for state in states:
         torch.testing.assert_close(state, dict(flow.state_dict()))
