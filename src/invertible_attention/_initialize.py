@@ -59,7 +59,7 @@ class SetFromData(nn.Module):
     def require_initialized(self, x: Tensor, mask: Tensor | None = None) -> None:
         """In training mode set the parameters from ``x`` unless they are set; in evaluation refuse.
 
-        Parameters that are not zero were set by the caller, who left out the flag: they stay. In a process group
+        Parameters that are not zero were set by the caller, who omitted the flag: they stay. In a process group
         they are set from all processes' batches, so all must get here.
 
         Raises:

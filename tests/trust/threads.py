@@ -56,7 +56,7 @@ class Watch:
     """Counts what every thread did, and what went wrong in it.
 
     Args:
-        seconds: How long the threads go on.
+        seconds: How long the threads run.
     """
 
     def __init__(self, seconds: float) -> None:

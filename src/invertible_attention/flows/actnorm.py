@@ -67,7 +67,7 @@ class ActNorm(SetFromData, ClosedForm):
     def initialize(
         self, x: Float[Tensor, "batch *event"], *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> None:
-        """Set scale and shift from ``x`` where the mask is true. Samples that are not finite are left out.
+        """Set scale and shift from ``x`` where the mask is true. Samples that are not finite are skipped.
 
         In a process group those of this process alone are set.
 

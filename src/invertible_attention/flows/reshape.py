@@ -119,7 +119,7 @@ class Flatten(ClosedForm):
 
 
 class Split(Bijection):
-    r"""Factor out the second half of the channels; the first half goes on through ``transform``.
+    r"""Factor out the second half of the channels; the first half continues through ``transform``.
 
     The result is one vector, :math:`z = [\text{transform}(x_1), \operatorname{vec}(x_2)]`, so a multi-scale
     flow is a nest of ``Split`` and an ordinary bijection from the image to ``(B, D)``.

@@ -32,7 +32,7 @@ class DistributionTransform(Transform, nn.Module):
     ``TransformedDistribution(base, [transform.inv])``.
 
     Nothing is remembered between calls, so every value is that of the present weights and input, and an estimated
-    log-determinant is drawn anew whenever it is asked for. :meth:`call_and_ladj` evaluates the bijection once for both
+    log-determinant is drawn again whenever it is asked for. :meth:`call_and_ladj` evaluates the bijection once for both
     the value and the log-determinant; :class:`torch.distributions.TransformedDistribution` asks for them one after
     the other, which costs one more evaluation without a log-determinant.
 
@@ -127,7 +127,7 @@ class DistributionTransform(Transform, nn.Module):
         return y, logdet
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the log-determinant at ``x``, evaluated (an estimate: drawn) anew; ``y`` makes no difference."""
+        """Return the log-determinant at ``x``, evaluated (an estimate: drawn) again; ``y`` makes no difference."""
         return self.call_and_ladj(x)[1]
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:

@@ -80,7 +80,7 @@ class Anderson(Solver):
       :math:`2 + 2\lceil\log(\text{tol}/\text{res}_0)/\log c\rceil` evaluations, in practice far fewer.
     - Without one the residual may rise for a few evaluations, which branches that are not contractions need. On a
       contraction the Picard step still comes at least every :math:`m + 2` evaluations, so it is solved too.
-    - Where even the Picard step fails the branch is no contraction, and nothing is promised: acceleration goes on,
+    - Where even the Picard step fails the branch is no contraction, and nothing is promised: acceleration continues,
       and starts again from the best iterate with half the step when the residual has grown a thousandfold.
 
     Args:
