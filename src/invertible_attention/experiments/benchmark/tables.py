@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..published import RESPONSES as TITLES
@@ -27,11 +27,6 @@ __all__ = ["BENCHMARK", "DEFINITION"]
 
 Case = dict[str, dict[str, Any]]
 """Records of one size and pass, by contender."""
-
-
-def _sections(results: Sequence[Result]) -> list[Section]:
-    """Return one section per benchmark."""
-    return [_section(result) for result in results]
 
 
 def _section(result: Result) -> Section:
@@ -71,14 +66,14 @@ def _claims(content: dict[str, Any], source: Source) -> Table:
     return tabulate("claims", caption, columns, {"": lines}, (source,), label="claim")
 
 
-def _cases(records: Iterable[dict[str, Any]]) -> dict[str, list[tuple[str, Case]]]:
-    """Return records by response and size, contenders together."""
+def _lines(records: Iterable[dict[str, Any]]) -> dict[str, list[Line]]:
+    """Return records by response and size, contenders together, where this library is among them."""
     cases: dict[str, dict[tuple[Any, ...], Case]] = {}
     for record in records:
         size = (record["tokens"], record["batch"], record["backward"])
         cases.setdefault(record["response"], {}).setdefault(size, {})[record["contender"]] = record
     return {
-        TITLES[response]: [(_size(*size), case) for size, case in found.items()]
+        TITLES[response]: [(_size(*size), case, "") for size, case in found.items() if "auto" in case]
         for response, found in cases.items()
     }
 
@@ -86,13 +81,6 @@ def _cases(records: Iterable[dict[str, Any]]) -> dict[str, list[tuple[str, Case]
 def _size(tokens: int, batch: int, backward: bool) -> str:
     samples = "" if batch == 1 else f", {batch} samples"
     return f"{tokens:,} tokens{samples}, {'with gradients' if backward else 'forward'}"
-
-
-def _lines(records: Iterable[dict[str, Any]]) -> dict[str, list[Line]]:
-    return {
-        title: [(size, case, "") for size, case in cases if "auto" in case]
-        for title, cases in _cases(records).items()
-    }
 
 
 def _times(name: str, records: Iterable[dict[str, Any]], source: Source) -> Table:
@@ -164,4 +152,4 @@ def _released(content: dict[str, Any], source: Source) -> Table:
 
 
 BENCHMARK = Kind("benchmark", "time and memory", "invertible-attention benchmark")
-DEFINITION = Definition(kinds=(BENCHMARK,), sections=_sections, place=7)
+DEFINITION = Definition.of_each(BENCHMARK, _section, place=7)

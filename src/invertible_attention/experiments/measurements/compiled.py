@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..report import Column, Definition, Kind, Line, Result, Section, Source, format_number, tabulate
 
 __all__ = ["DEFINITION"]
@@ -14,11 +12,6 @@ COLUMNS = (
     Column("ratio", lambda case: f"{format_number(case['ratio'])}×"),
     Column("largest difference", lambda case: format_number(case["difference"], 2)),
 )
-
-
-def _sections(results: Sequence[Result]) -> list[Section]:
-    """Return one section per measurement."""
-    return [_section(result) for result in results]
 
 
 def _section(result: Result) -> Section:
@@ -34,8 +27,6 @@ def _section(result: Result) -> Section:
     )
 
 
-DEFINITION = Definition(
-    kinds=(Kind("compiled", "compiled solves", "python benchmarks/compiled_inverse.py"),),
-    sections=_sections,
-    place=6,
+DEFINITION = Definition.of_each(
+    Kind("compiled", "compiled solves", "python benchmarks/compiled_inverse.py"), _section, place=6
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..report import (
     Column,
     Definition,
@@ -29,11 +27,6 @@ COLUMNS = (
     Column("parameters", lambda flow: f"{flow['parameters']:,}"),
     Column("CPU s", lambda flow: format_number(flow["cpu_seconds"])),
 )
-
-
-def _sections(results: Sequence[Result]) -> list[Section]:
-    """Return one section per conditional density."""
-    return [_section(result) for result in results]
 
 
 def _section(result: Result) -> Section:
@@ -70,8 +63,6 @@ def _section(result: Result) -> Section:
     )
 
 
-DEFINITION = Definition(
-    kinds=(Kind("conditional", "conditional density", "python benchmarks/conditional_digits.py"),),
-    sections=_sections,
-    place=3,
+DEFINITION = Definition.of_each(
+    Kind("conditional", "conditional density", "python benchmarks/conditional_digits.py"), _section, place=3
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..report import Column, Definition, Kind, Line, Result, Section, Source, format_number, tabulate
 
 __all__ = ["DEFINITION"]
@@ -12,11 +10,6 @@ COLUMNS = (
     Column("a second", lambda row: format_number(row["per_second"])),
     Column("times the first", lambda row: f"{row['ratio']:.2f}"),
 )
-
-
-def _sections(results: Sequence[Result]) -> list[Section]:
-    """Return one section per measurement."""
-    return [_section(result) for result in results]
 
 
 def _section(result: Result) -> Section:
@@ -37,8 +30,6 @@ def _section(result: Result) -> Section:
     )
 
 
-DEFINITION = Definition(
-    kinds=(Kind("camouflage-rates", "rates of detection", "python benchmarks/camouflage_rates.py"),),
-    sections=_sections,
-    place=6,
+DEFINITION = Definition.of_each(
+    Kind("camouflage-rates", "rates of detection", "python benchmarks/camouflage_rates.py"), _section, place=6
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..report import Column, Definition, Kind, Line, Result, Section, Source, format_number, tabulate
 
 __all__ = ["DEFINITION"]
@@ -12,11 +10,6 @@ COLUMNS = (
     Column("training step, s", lambda case: format_number(case["seconds"])),
     Column("ratio", lambda case: f"{format_number(case['ratio'])}×"),
 )
-
-
-def _sections(results: Sequence[Result]) -> list[Section]:
-    """Return one section per measurement."""
-    return [_section(result) for result in results]
 
 
 def _section(result: Result) -> Section:
@@ -35,14 +28,12 @@ def _section(result: Result) -> Section:
     )
 
 
-DEFINITION = Definition(
-    kinds=(
-        Kind(
-            "distribution-transform",
-            "densities in torch.distributions",
-            "python benchmarks/distribution_transform.py",
-        ),
+DEFINITION = Definition.of_each(
+    Kind(
+        "distribution-transform",
+        "densities in torch.distributions",
+        "python benchmarks/distribution_transform.py",
     ),
-    sections=_sections,
+    _section,
     place=7,
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..report import (
     Column,
     Definition,
@@ -28,11 +26,6 @@ COLUMNS = (
 )
 
 
-def _sections(results: Sequence[Result]) -> list[Section]:
-    """Return one section per comparison of estimators."""
-    return [_section(result) for result in results]
-
-
 def _section(result: Result) -> Section:
     content = result.content
     # Its layer and points are drawn with seed 0.
@@ -53,8 +46,6 @@ def _section(result: Result) -> Section:
     )
 
 
-DEFINITION = Definition(
-    kinds=(Kind("logdet", "log-determinant estimators", "python benchmarks/logdet.py"),),
-    sections=_sections,
-    place=4,
+DEFINITION = Definition.of_each(
+    Kind("logdet", "log-determinant estimators", "python benchmarks/logdet.py"), _section, place=4
 )

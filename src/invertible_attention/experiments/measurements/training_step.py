@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ..report import Column, Definition, Kind, Line, Result, Section, Source, format_number, tabulate
 
 __all__ = ["DEFINITION"]
-
-
-def _sections(results: Sequence[Result]) -> list[Section]:
-    """Return one section per measurement."""
-    return [_section(result) for result in results]
 
 
 def _section(result: Result) -> Section:
@@ -41,14 +36,8 @@ def _section(result: Result) -> Section:
     )
 
 
-DEFINITION = Definition(
-    kinds=(
-        Kind(
-            "density-training-step",
-            "training step of a density",
-            "python benchmarks/density_training_step.py",
-        ),
-    ),
-    sections=_sections,
+DEFINITION = Definition.of_each(
+    Kind("density-training-step", "training step of a density", "python benchmarks/density_training_step.py"),
+    _section,
     place=3,
 )

@@ -85,6 +85,11 @@ class Definition:
     sections: Callable[[Sequence[Result]], list[Section]]
     place: int
 
+    @classmethod
+    def of_each(cls, kind: Kind, section: Callable[[Result], Section], place: int) -> Definition:
+        """Return the definition of a kind whose results have one section each, none of them about another's."""
+        return cls((kind,), lambda results: [section(result) for result in results], place)
+
 
 @cache
 def definitions() -> tuple[Definition, ...]:
