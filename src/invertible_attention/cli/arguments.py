@@ -27,8 +27,8 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for results
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A small but real run, minutes on a laptop.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of this folder.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete this folder's results and start anew.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of this folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete this folder's results and start again.")]
 DataDir = Annotated[
     Path | None,
     typer.Option(

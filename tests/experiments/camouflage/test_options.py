@@ -10,8 +10,9 @@ pytest.importorskip("typer")
 pytest.importorskip("transformers")
 
 from invertible_attention.cli import main
+from invertible_attention.cli.checks import check_folders
 from invertible_attention.experiments.camouflage.configuration import Configuration
-from invertible_attention.experiments.camouflage.options import check_folders, choose, parallel
+from invertible_attention.experiments.camouflage.options import choose, parallel
 from invertible_attention.experiments.errors import ExperimentError
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...cli.arguments import DataDir, Implementation, Output, Overwrite, Quick, Resume, Seed
-from ..errors import ExperimentError
+from ...cli.checks import check_folders, check_resume
 
 __all__ = ["COMMAND", "audit"]
 
@@ -56,10 +56,8 @@ def audit(
     """Audit or attack as the options say."""
     if checkpoint is None and not attack:
         raise typer.BadParameter("give a CHECKPOINT to audit, or --attack to search random layers")
-    if resume and overwrite:
-        raise typer.BadParameter("--resume goes on and --overwrite starts anew: give one of them")
-    if data_dir is not None and not data_dir.is_dir():
-        raise ExperimentError(f"there is no folder {data_dir}")
+    check_resume(resume, overwrite)
+    check_folders(data_dir)
     if checkpoint is not None:
         if configurations is not None or networks is not None or resume or jobs != 1:
             raise typer.BadParameter(

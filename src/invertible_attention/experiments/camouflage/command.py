@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...cli.arguments import Device, ListCommand, Output, Overwrite, Quick, Resume, Seed
+from ...cli.checks import check_resume
 from . import options as given
 from .apply_command import evaluate, predict
 from .models import ModelName
@@ -90,8 +91,7 @@ def train(
         precision=precision,
     )
     parallel = given.parallel(configuration, devices, nodes, strategy)
-    if resume and overwrite:
-        raise typer.BadParameter("--resume goes on and --overwrite starts anew: give one of them")
+    check_resume(resume, overwrite)
     run_one(
         Cell(model.value, seed),
         configuration,

@@ -39,7 +39,6 @@ __all__ = [
     "Weights",
     "Workers",
     "check_file",
-    "check_folders",
     "choose",
     "parallel",
 ]
@@ -145,17 +144,6 @@ def choose(*, data: bool, quick: bool, **given: Any) -> Configuration:
         return Configuration.choose(generated=not data, quick=quick, **given)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def check_folders(*folders: Path | None) -> None:
-    """Raise for a folder that does not exist.
-
-    Raises:
-        ExperimentError: naming it.
-    """
-    for folder in folders:
-        if folder is not None and not folder.is_dir():
-            raise ExperimentError(f"there is no folder {folder}")
 
 
 def check_file(path: Path | None) -> None:

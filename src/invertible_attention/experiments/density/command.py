@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...cli.arguments import DataDir, Device, ListCommand, Output, Overwrite, Quick, Resume, Seed
+from ...cli.checks import check_folders, check_resume
 from . import options as given
 from .configuration import Constraint, Dataset, Estimator, Model, Normalization
 from .study_command import study, table
@@ -89,8 +90,8 @@ def train(
 ) -> None:
     """Train a density; print its exact or unbiased bits per dimension, draw samples, write a report."""
     configuration = given.choose(**locals())
-    given.check_resume(resume, overwrite)
-    given.check_folder(data_dir)
+    check_resume(resume, overwrite)
+    check_folders(data_dir)
 
     from ..training import Parallel
     from .run import train_run
@@ -125,7 +126,7 @@ def evaluate(
     """Evaluate a trained density: bits per dimension with standard error, never from a truncated series."""
     if estimator == Estimator.POWER_SERIES:
         raise typer.BadParameter("a truncated series is biased: choose --estimator roulette or exact")
-    given.check_folder(data_dir)
+    check_folders(data_dir)
     from .run import evaluate_run
 
     evaluate_run(
@@ -150,7 +151,7 @@ def sample(
     device: Device = "auto",
 ) -> None:
     """Draw samples of a trained density, and interpolations between test images, as PNG."""
-    given.check_folder(data_dir)
+    check_folders(data_dir)
     from .run import sample_run
 
     sample_run(output, data_dir=data_dir, device=device, count=count, temperature=temperature, seed=seed)

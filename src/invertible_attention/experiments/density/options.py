@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import ExperimentError
 from .configuration import AttentionKind, Augmentation, Configuration, Dataset, Estimator, Model
 
 __all__ = [
@@ -31,8 +29,6 @@ __all__ = [
     "TestImages",
     "Title",
     "TrainImages",
-    "check_folder",
-    "check_resume",
     "choose",
 ]
 
@@ -95,15 +91,3 @@ def choose(make: Callable[..., Configuration] = Configuration.choose, **given: A
         return make(**given)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def check_folder(data_dir: Path | None) -> None:
-    """Raise :class:`ExperimentError` when local data are asked for and there are none."""
-    if data_dir is not None and not data_dir.is_dir():
-        raise ExperimentError(f"there is no folder {data_dir}")
-
-
-def check_resume(resume: bool, overwrite: bool) -> None:
-    """Raise a usage error when an old run is to be both continued and deleted."""
-    if resume and overwrite:
-        raise typer.BadParameter("--resume goes on and --overwrite starts anew: give one of them")

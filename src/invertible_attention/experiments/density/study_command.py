@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ...cli.arguments import DataDir, Device, Output, Overwrite, Quick, Resume, Seed
+from ...cli.checks import check_folders, check_resume
 from . import options as given
 from .configuration import AttentionKind, Dataset, Estimator, Model
 from .variants import FAIR_STUDY, TABLE_3
@@ -89,8 +90,8 @@ def table(
 
 
 def _run(settings: dict[str, Any], variants: Any) -> None:
-    given.check_resume(settings["resume"], settings["overwrite"])
-    given.check_folder(settings["data_dir"])
+    check_resume(settings["resume"], settings["overwrite"])
+    check_folders(settings["data_dir"])
     names = ("seeds", "output", "data_dir", "device", "jobs", "draws", "resume", "overwrite")
     running = {name: settings[name] for name in names}
     base = given.choose(attention=AttentionKind.NONE, **settings)

@@ -18,7 +18,7 @@ from ...cli.arguments import (
     Resume,
     Seed,
 )
-from ..errors import ExperimentError
+from ...cli.checks import check_folders, check_resume
 from .configuration import Configuration, Constraint, Dataset, Normalization, Response, SolverName
 
 __all__ = ["COMMAND", "reconstruct"]
@@ -127,12 +127,10 @@ def reconstruct(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if resume and overwrite:
-        raise typer.BadParameter("--resume goes on and --overwrite starts anew: give one of them")
+    check_resume(resume, overwrite)
     if reevaluate and not resume:
         raise typer.BadParameter("--reevaluate is about an earlier run: give --resume too")
-    if data_dir is not None and not data_dir.is_dir():
-        raise ExperimentError(f"there is no folder {data_dir}")
+    check_folders(data_dir)
 
     from .run import divide_folder, run
 
