@@ -37,7 +37,7 @@ VULNERABLE = "torch==2.5.1"
 def installed() -> list[str]:
     """Return every package of this environment with its version, but for this project.
 
-    The part after ``+``, as of a PyTorch for the CPU, is left out: advisories do not know it.
+    The part after ``+``, as of a PyTorch for the CPU, is dropped: advisories do not know it.
     """
     found = {one.metadata["Name"]: one.version.partition("+")[0] for one in distributions()}
     return sorted(f"{name}=={version}" for name, version in found.items() if name != PROJECT)
@@ -89,7 +89,7 @@ def _packages(answer: subprocess.CompletedProcess[str]) -> list[dict[str, Any]] 
 def _advisories(package: dict[str, Any]) -> list[str]:
     return [
         f"{package['name']} {package['version']}: {found['id']}, "
-        f"mended in {', '.join(found['fix_versions']) or 'no version yet'}"
+        f"fixed in {', '.join(found['fix_versions']) or 'no version yet'}"
         for found in package.get("vulns", ())
     ]
 

@@ -237,6 +237,6 @@ def test_a_run_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_pat
     assert (tmp_path / "run" / "results.json").is_file()
     status, line = fail(capsys, *arguments)
     assert status == 1
-    assert "--resume goes on with it" in line
+    assert "--resume continues it" in line
     assert main([*arguments, "--resume"]) == 0
     assert main([*arguments, "--overwrite"]) == 0

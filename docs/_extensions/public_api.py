@@ -33,7 +33,7 @@ PACKAGES = (
 
 
 def public_names(package: str) -> list[str]:
-    """Return a package's public names, its public subpackages left out."""
+    """Return a package's public names, without its public subpackages."""
     module = import_module(package)
     return [name for name in sorted(module.__all__) if not inspect.ismodule(getattr(module, name))]
 

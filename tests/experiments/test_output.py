@@ -29,7 +29,7 @@ def test_an_empty_or_absent_folder_is_taken(tmp_path: Path) -> None:
 
 def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:
     run(tmp_path, ONE)
-    with pytest.raises(ExperimentError, match="--resume goes on with it"):
+    with pytest.raises(ExperimentError, match="--resume continues it"):
         run(tmp_path, ONE)
 
 

@@ -38,8 +38,8 @@ def test_nothing_known_passes_and_says_how_many_were_audited() -> None:
 def test_a_vulnerability_fails_and_names_what_mends_it() -> None:
     status, lines = SCRIPT["conclude"](answer(SAFE, BAD), answer(BAD))
     assert status == 1
-    assert lines[0] == "torch 2.5.1: PYSEC-1, mended in 2.6.0"
-    assert lines[1] == "torch 2.5.1: PYSEC-2, mended in no version yet"
+    assert lines[0] == "torch 2.5.1: PYSEC-1, fixed in 2.6.0"
+    assert lines[1] == "torch 2.5.1: PYSEC-2, fixed in no version yet"
     assert lines[-1] == "2 packages audited, 1 with known vulnerabilities"
 
 

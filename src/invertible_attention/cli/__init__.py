@@ -15,7 +15,7 @@ INSTALL = 'pip install "invertible-attention[{extra}]"'
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
-    Errors a user can mend are printed on one line of standard error; with
+    Errors a user can fix are printed on one line of standard error; with
     ``INVERTIBLE_ATTENTION_TRACEBACK=1`` in the environment they come with their traceback.
 
     Args:

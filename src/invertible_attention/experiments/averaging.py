@@ -16,7 +16,7 @@ class WeightAverage(lightning.Callback):
 
     The decay grows with the number of updates, :math:`d_n = \min(d, (1 + n)/(10 + n))`, so that the start is
     forgotten. Buffers are averaged like weights; what is not floating point is copied. The average is stored in
-    checkpoints, and a resumed run goes on with it.
+    checkpoints, and a resumed run continues it.
 
     Args:
         decay: :math:`d`, in [0, 1).

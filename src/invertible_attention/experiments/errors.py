@@ -1,4 +1,4 @@
-"""What an experiment tells its user when it cannot go on."""
+"""What an experiment tells its user when it cannot continue."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ __all__ = ["ExperimentError"]
 
 
 class ExperimentError(Exception):
-    """A failure the user can mend; its message says what is wrong and what to do, on one line."""
+    """A failure the user can fix; its message says what is wrong and what to do, on one line."""

@@ -74,7 +74,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except Exception as error:
         if reason := _disk_error(error):
             raise ExperimentError(
-                f"cannot write {path} ({reason}): mend that and go on with --resume"
+                f"cannot write {path} ({reason}): fix that and continue with --resume"
             ) from error
         raise
     finally:

@@ -29,8 +29,8 @@ class OutputFolder:
     Args:
         path: the folder.
         configuration: what determines the results, as JSON values.
-        resume: whether to go on with what the folder holds.
-        overwrite: whether to start anew in a folder that holds a run; of its entries those in ``owned`` are
+        resume: whether to continue what the folder holds.
+        overwrite: whether to start again in a folder that holds a run; of its entries those in ``owned`` are
             deleted.
         owned: names of the files and folders a run writes.
 
@@ -102,7 +102,7 @@ class OutputFolder:
             )
         elif not self.resume:
             raise ExperimentError(
-                f"{self.path} already holds this run: --resume goes on with it, --overwrite starts anew"
+                f"{self.path} already holds this run: --resume continues it, --overwrite starts again"
             )
         remove_unfinished(self.path)
 

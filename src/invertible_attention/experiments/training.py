@@ -128,7 +128,7 @@ def make_trainer(
 ) -> Any:
     """Return a Trainer that trains for ``epochs`` and prints nothing.
 
-    The training data are asked for anew every epoch, so that a module can make them from the epoch's number;
+    The training data are asked for again every epoch, so that a module can make them from the epoch's number;
     it shares them among the processes itself.
 
     Args:
@@ -184,7 +184,7 @@ def resume_or_start(trainer: Any, module: lightning.LightningModule, checkpoint:
         except Exception as error:
             # Damage shows as anything from EOFError to UnpicklingError.
             raise ExperimentError(
-                f"{found} is damaged or not a checkpoint ({type(error).__name__}): delete it to train anew"
+                f"{found} is damaged or not a checkpoint ({type(error).__name__}): delete it to train again"
             ) from error
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -140,7 +140,7 @@ def test_what_is_left_out_of_scores_is_told_and_stored(maps_and_masks, tmp_path,
     assert main(["camouflage", *maps_and_masks, "--leave-out-bad", "-o", str(file)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"images scored +1 *\n", printed)
-    assert re.search(r"Left out, 7: \S*c\.png has no mask; .*; and 2 more\n", printed)
+    assert re.search(r"Skipped, 7: \S*c\.png has no mask; .*; and 2 more\n", printed)
     assert "Not scored, 1: NC4K has masks and no maps\n" in printed
     stored = json.loads(file.read_text())
     assert stored["images"] == {"CAMO": 1}
@@ -158,7 +158,7 @@ def test_images_left_out_of_a_networks_scores_are_told_and_stored(dataset, tmp_p
     assert main(["camouflage", *arguments, "--leave-out-bad", "-o", str(file)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"images scored +2 *\n", printed)
-    assert re.search(r"Left out, 1: \S*test_1\.jpg has no mask\n", printed)
+    assert re.search(r"Skipped, 1: \S*test_1\.jpg has no mask\n", printed)
     stored = json.loads(file.read_text())
     assert (stored["images"], len(stored["left_out"])) == ({"CAMO": 2}, 1)
 

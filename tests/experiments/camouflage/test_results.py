@@ -143,7 +143,7 @@ def test_a_pair_with_one_seed_borrows_the_deviation_of_stable_rows_and_says_so()
     assert claim_findings(found)[0].endswith(
         "InvGaussian -0.100 (more than one deviation below; 1 and 1 seed). InvGaussian: compared with 0.011, the "
         "deviation over seeds of Base and Concatenation, since this pair has one seed (InvConcatenation and "
-        "InvDot-product left out of it as unstable)."
+        "InvDot-product omitted from it as unstable)."
     )
 
 

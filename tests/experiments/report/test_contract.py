@@ -1,4 +1,4 @@
-"""Everything under ``results/``, in every form: the same numbers, and nothing left out."""
+"""Everything under ``results/``, in every form: the same numbers, and nothing omitted."""
 
 from __future__ import annotations
 

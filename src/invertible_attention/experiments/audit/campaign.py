@@ -84,7 +84,7 @@ def run_campaign(
         campaign: what is searched.
         output: folder for everything written.
         jobs: processes; what is found does not depend on their number.
-        resume: go on with an interrupted search, or add to a finished one.
+        resume: continue an interrupted search, or add to a finished one.
         overwrite: delete an earlier search first.
         console: where progress and the table are shown; the terminal by default.
 

@@ -309,7 +309,7 @@ ATTACK = Kind(
     unshown={
         "histogram": "drawn: attack",
         "score_ranges.limits": "the names say them",
-        "tightest.*.structure.embedding": "not told apart in the description",
+        "tightest.*.structure.embedding": "not distinguished in the description",
     },
 )
 DEFINITION = Definition(kinds=(AUDIT, ATTACK), sections=_sections, place=8)

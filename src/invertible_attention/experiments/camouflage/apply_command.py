@@ -17,7 +17,8 @@ from ..progress import RunProgress
 from . import options as given
 from .console import print_evaluation
 from .data import Collection, DetectionData, open_data, open_images, report_problems
-from .evaluation import REMEDY, Evaluation, match_folders, score_collection, score_pairs
+from .data.problems import REMEDY
+from .evaluation import Evaluation, match_folders, score_collection, score_pairs
 
 __all__ = ["evaluate", "predict"]
 

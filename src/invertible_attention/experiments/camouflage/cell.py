@@ -91,7 +91,7 @@ def run_cell(
         folder: for the result, the weights and the maps.
         cache: folder for decoded images or features, shared by the networks of a study.
         device: where it is trained.
-        progress: told what is done.
+        progress: shows what is done.
         parallel: over which devices training is spread.
         workers: threads that decode images; 0 for as many as there are cores.
 

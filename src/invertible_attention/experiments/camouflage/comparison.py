@@ -25,7 +25,7 @@ class Deviation:
     Args:
         value: pooled over the rows.
         rows: titles of the rows it is pooled over.
-        unstable: titles of rows with several seeds that were left out of it.
+        unstable: titles of rows with several seeds that were omitted from it.
     """
 
     value: float

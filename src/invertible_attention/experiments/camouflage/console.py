@@ -15,11 +15,11 @@ METHOD_MEASURES = ("s_measure", "mean_f", "mean_e", "mae", "weighted_f", "max_f"
 """What fits on a line beside a method's name; the file of scores has every measure."""
 
 NAMED = 5
-"""How many files that were left out are named."""
+"""How many skipped files are named."""
 
 
 def print_evaluation(console: Console, found: Evaluation) -> None:
-    """Print every measure of some datasets, of how many images they are, and what was left out or scaled."""
+    """Print every measure of some datasets, of how many images they are, and what was skipped or scaled."""
     labels = {name: name.rpartition("/") for name in found.scores}
     for dataset in dict.fromkeys(dataset for method, _, dataset in labels.values() if method):
         table = _table(dataset, [MEASURES[name] for name in METHOD_MEASURES] + ["images"])
@@ -36,7 +36,7 @@ def print_evaluation(console: Console, found: Evaluation) -> None:
         console.print(table)
     resized = [item for items in found.resized.values() for item in items]
     for title, items in (
-        ("Left out", found.left_out),
+        ("Skipped", found.left_out),
         ("Not scored", found.unmatched),
         ("Scaled to their masks", resized),
     ):

@@ -31,10 +31,8 @@ __all__ = [
     "score_pairs",
 ]
 
-REMEDY = "mend or remove these files, or go on without them with --leave-out-bad"
-
 Report = Callable[[int, int], None]
-"""What is told of scoring: maps done so far, and how many there are."""
+"""What is reported of scoring: maps done so far, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Evaluation:
     Args:
         scores: by dataset, or by ``METHOD/DATASET``.
         images: how many were scored, by the same.
-        left_out: files that were left out, and why.
+        left_out: files that were skipped, and why.
         unmatched: datasets that were not scored, and why.
         resized: maps that were scaled to their masks, by the same.
     """

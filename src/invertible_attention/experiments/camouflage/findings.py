@@ -146,7 +146,7 @@ def _origin(comparisons: Sequence[Comparison]) -> str:
         f"{_listed(deviation.rows)}, since {'this pair has' if len(single) == 1 else 'these pairs have'} one seed"
     )
     if deviation.unstable:
-        text += f" ({_listed(deviation.unstable)} left out of it as unstable)"
+        text += f" ({_listed(deviation.unstable)} omitted from it as unstable)"
     return text + "."
 
 

@@ -71,7 +71,7 @@ def measure_apart(
         steps: training steps.
         device: name of the device.
         threads: of the CPU, ``None`` for as many as there are.
-        report: told what is measured next.
+        report: called with what is measured next.
     """
     found = []
     context = multiprocessing.get_context("spawn")

@@ -68,7 +68,7 @@ TestData = Annotated[
     typer.Option("--test-data", help="Folders of which everything is for testing.", show_default=False),
 ]
 LeaveOutBad = Annotated[
-    bool, typer.Option("--leave-out-bad", help="Go on without files that cannot be used.")
+    bool, typer.Option("--leave-out-bad", help="Continue without files that cannot be used.")
 ]
 BackboneOption = Annotated[
     str | None,

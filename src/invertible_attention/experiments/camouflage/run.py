@@ -43,7 +43,7 @@ class DataFolders:
         roots: folders whose names tell training from test; all empty for generated images.
         train: folders of which everything is for training.
         test: folders of which everything is for testing.
-        leave_out_bad: go on without files that cannot be used.
+        leave_out_bad: continue without files that cannot be used.
     """
 
     roots: tuple[Path, ...] = ()

@@ -60,7 +60,7 @@ def study(
 ) -> None:
     """Train every row of Table 4 with every seed, one after another, and report on all of them.
 
-    Networks that are done are kept; an interrupted one goes on where it stopped. More models and seeds can be
+    Networks that are done are kept; an interrupted one continues where it stopped. More models and seeds can be
     added to a folder with --resume, and several processes may work on one folder at once.
     """
     from .run import DataFolders, run_study

@@ -24,7 +24,7 @@ CHECKPOINT_STEPS = 200
 WARMUP = 0.05
 
 Report = Callable[[int, float], None]
-"""What is told of training: steps done so far and the loss of the last one."""
+"""What is reported of training: steps done so far and the loss of the last one."""
 
 
 class DivergedError(ExperimentError):
@@ -73,7 +73,7 @@ class TrainingRun(lightning.LightningModule):
 
     @property
     def settling_step(self) -> int:
-        """The step at which the radius of certified attention is set anew: the end of the warm-up."""
+        """The step at which the radius of certified attention is set again: the end of the warm-up."""
         return warmup_steps(int((self.trainer.max_epochs or 0) * self.trainer.num_training_batches))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -133,7 +133,7 @@ def training_images(
         folder: for the cache.
         device: where a frozen backbone computes.
         workers: threads that decode images; 0 for as many as there are cores.
-        report: told how many images are done.
+        report: called with how many images are done.
     """
     if not configuration.freeze_backbone:
         return CachedImages(pairs, size=configuration.size, folder=folder, workers=workers, report=report)
@@ -181,7 +181,7 @@ def train(
 ) -> list[float]:
     """Train ``network`` in place and return the loss of every step.
 
-    A checkpoint in ``folder`` is taken up where it stopped; the result is that of an uninterrupted run. It
+    A checkpoint in ``folder`` is continued where it stopped; the result is that of an uninterrupted run. It
     stays there until the caller has stored what it is for.
 
     Raises:

@@ -34,7 +34,7 @@ GRAY_STEP = {"L;2": 85, "L;4": 17}
 
 
 class UnclearImageError(ValueError):
-    """An image whose values do not say what they look like; its message goes on after the image's name."""
+    """An image whose values do not say what they look like; its message continues after the image's name."""
 
 
 _FILTERS = threading.Lock()

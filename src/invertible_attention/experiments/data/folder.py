@@ -47,7 +47,7 @@ class ImageFolder(ImageSource):
 
 
 def folders_in(root: Path) -> Iterator[Path]:
-    """Yield ``root`` and every folder below it, links followed unless they lead back up; hidden ones are left out."""
+    """Yield ``root`` and every folder below it, links followed unless they lead back up; hidden ones are skipped."""
     pending = [(root, frozenset({root.resolve()}))]
     while pending:
         folder, above = pending.pop()
@@ -58,7 +58,7 @@ def folders_in(root: Path) -> Iterator[Path]:
 
 
 def image_files(root: Path) -> list[Path]:
-    """Return every image file below ``root``, sorted, each once; hidden files and folders of masks are left out."""
+    """Return every image file below ``root``, sorted, each once; hidden files and folders of masks are skipped."""
     files: dict[Path, Path] = {}
     for folder in folders_in(root):
         if any(part.lower() in MASK_FOLDERS for part in folder.relative_to(root).parts):

@@ -16,7 +16,7 @@ from .appearance import UnclearImageError, as_shown, shown_size, upright, withou
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
-    "MEND",
+    "REPAIR",
     "ImageSource",
     "UnusableImageError",
     "decode",
@@ -29,7 +29,7 @@ MAX_PIXELS = 89_000_000
 """Most pixels of an image that is read. Pillow warns a little above, and decodes up to twice as many: a program that
 turns warnings into errors would refuse what another reads. Below its threshold both are the same."""
 
-MEND = "mend or remove it"
+REPAIR = "repair or remove it"
 """What is advised where nothing better is known."""
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -64,12 +64,12 @@ class UnusableImageError(ExperimentError):
 
     Args:
         name: its file, or what else it is called.
-        reason: what is wrong with it; goes on after the name.
+        reason: what is wrong with it; continues after the name.
         remedy: what the user may do.
         message: the whole sentence, where it is another than these make.
     """
 
-    def __init__(self, name: str, reason: str, remedy: str = MEND, *, message: str | None = None):
+    def __init__(self, name: str, reason: str, remedy: str = REPAIR, *, message: str | None = None):
         super().__init__(message or f"{name} {reason}: {remedy}")
         self.name = name
         self.reason = reason

@@ -61,7 +61,7 @@ def _holds_files(kind: Any) -> bool:
 
 
 def parquet_files(root: Path) -> dict[str, list[str]]:
-    """Return the parquet files below ``root`` by split, told by how their names begin, as on the hub."""
+    """Return the parquet files below ``root`` by split, according to how their names begin, as on the hub."""
     files: dict[str, list[str]] = {}
     for path in sorted(root.rglob("*.parquet")) if root.is_dir() else []:
         split = next(

@@ -29,7 +29,7 @@ RECOVERED = 10.0
 """Mean squared error on 0–255 below which the paper counts an image as recovered (its V-score)."""
 
 Report = Callable[[float, str], None]
-"""Told the share that is done, and what is being done."""
+"""Called with the share that is done, and what is being done."""
 
 Picture = Float[Tensor, "1 3 size size"]
 
@@ -104,7 +104,7 @@ def compute(picture: Image.Image, options: Options, report: Report | None = None
     Args:
         picture: of any size; its central square is used.
         options: what was chosen.
-        report: told how far the work is.
+        report: called with how far the work is.
     """
     tell = report or (lambda share, what: None)
     pixels = to_tensor(cover(picture, (options.size, options.size)))[None]

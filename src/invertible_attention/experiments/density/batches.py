@@ -86,7 +86,7 @@ class TrainingBatches:
         return {"next": self._next}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state`` was taken."""
+        """Continue where ``state`` was taken."""
         self._start = state["next"]
 
 

@@ -25,7 +25,7 @@ class LearningCurve(lightning.Callback):
     Args:
         model: a copy of the trained model, to be given the averaged weights.
         average: has them.
-        report: told every point of the curve.
+        report: called with every point of the curve.
     """
 
     def __init__(

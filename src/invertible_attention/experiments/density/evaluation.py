@@ -102,7 +102,7 @@ def score(
         seed: of the noise.
         batch_size: images at once.
         device: where to compute; the model is there already.
-        report: told after every batch how many batches are done.
+        report: called after every batch with how many batches are done.
     """
     training = model.training
     model.eval()

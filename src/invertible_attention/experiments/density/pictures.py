@@ -21,7 +21,7 @@ __all__ = ["draw_samples", "interpolate", "slerp", "tile"]
 def draw_samples(
     model: Flow, count: int, *, seed: int, temperature: float = 1.0, batch_size: int = 64
 ) -> UInt8[Tensor, "samples channels height width"]:
-    """Draw samples; those whose inverse does not converge are left out.
+    """Draw samples; those whose inverse does not converge are skipped.
 
     Args:
         model: a density.

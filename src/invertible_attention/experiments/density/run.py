@@ -57,7 +57,7 @@ def train_run(
         data_dir: local data.
         device: name of the device.
         parallel: over how many devices and machines, and in which precision.
-        resume: go on with an interrupted run of the same configuration.
+        resume: continue an interrupted run of the same configuration.
         overwrite: delete an earlier run's results first.
         draws: dequantizations per test image in the final evaluation.
         console: where progress is shown; the terminal by default.

@@ -55,7 +55,7 @@ def run_study(
         device: name of the device.
         jobs: processes at once, each with one thread if there are several.
         draws: dequantizations per test image in the evaluation.
-        resume: go on with an interrupted study.
+        resume: continue an interrupted study.
         overwrite: delete an earlier study's results first.
         console: where progress and the table are shown.
 

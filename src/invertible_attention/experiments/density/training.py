@@ -29,7 +29,7 @@ INITIAL_IMAGES = 1024
 """How many images set what sets itself from data (the paper and i-ResNet)."""
 
 Report = Callable[[int, float], None]
-"""What is told of training: steps done so far and the bits per dimension of the last batch."""
+"""What is reported of training: steps done so far and the bits per dimension of the last batch."""
 
 
 def initialize(model: Flow, images: UInt8[Tensor, "images channels height width"], seed: int) -> None:
@@ -87,7 +87,7 @@ class DensityTraining(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Limit the norm of the gradient; a step whose gradient is not finite is left out and counted."""
+        """Limit the norm of the gradient; a step whose gradient is not finite is skipped and counted."""
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.configuration.clip)
         self.log("gradient_norm", norm)
         if not bool(norm.isfinite()):
@@ -110,11 +110,11 @@ class DensityTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the count of steps left out."""
+        """Keep the count of skipped steps."""
         checkpoint["skipped_steps"] = self.skipped_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the count of steps left out."""
+        """Restore the count of skipped steps."""
         self.skipped_steps = checkpoint["skipped_steps"]
 
 
@@ -131,7 +131,7 @@ def train(
 ) -> dict[str, Any] | None:
     """Train ``model`` and give it the average of its weights.
 
-    A checkpoint in ``folder`` is taken up where it stopped; the result is that of an uninterrupted run. It
+    A checkpoint in ``folder`` is continued where it stopped; the result is that of an uninterrupted run. It
     stays there until the caller has stored what it is for.
 
     Args:

@@ -59,7 +59,7 @@ class EpochBatches:
         return {"next": self._next}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state`` was taken."""
+        """Continue where ``state`` was taken."""
         self._start = state["next"] % len(self)
 
 

@@ -76,7 +76,7 @@ def evaluate(
         seed: of the dequantisation noise.
         micro_batch: images inverted at once.
         device: where.
-        report: told the number of images done.
+        report: called with the number of images done.
     """
     squeeze, block = network[0], block_of(network)
     x = evaluation_input(images, seed=seed)

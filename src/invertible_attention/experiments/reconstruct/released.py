@@ -1,4 +1,4 @@
-r"""The authors' released reconstruction code, as it is, written anew from its mathematics.
+r"""The authors' released reconstruction code, as it is, reimplemented from its mathematics.
 
 It departs from the paper (Zha et al., 2021, https://github.com/Schwartz-Zha/InvertibleAttention):
 

@@ -55,7 +55,7 @@ def run(
         output: folder for everything written.
         data_dir: local data.
         device: name of the device.
-        resume: go on with an interrupted run of the same configuration.
+        resume: continue an interrupted run of the same configuration.
         reevaluate: invert and study the networks that are trained already once more, with today's solvers.
         overwrite: delete an earlier run's results first.
         console: where progress and the table are shown; the terminal by default.
@@ -113,7 +113,7 @@ def divide_folder(
         configuration: what to run.
         data_dir: the folder.
         fixed: whether the numbers of training and of test images stay as they are.
-        console: where the division is told; the terminal by default.
+        console: where the division is printed; the terminal by default.
 
     Raises:
         ExperimentError: when there is no such folder, or no image in it.
@@ -165,7 +165,7 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train, invert and study one network; return its result, from disk where it is done already.
 
-    With ``reevaluate`` only the training is taken from disk. The authors' layer goes on estimating norms whenever it
+    With ``reevaluate`` only the training is taken from disk. The authors' layer keeps estimating norms whenever it
     is evaluated, so its figures then differ a little.
 
     Raises:

@@ -21,7 +21,7 @@ __all__ = ["TrainingRun", "train"]
 CHECKPOINTS = 20
 
 Report = Callable[[int, float], None]
-"""What is told of training: batches done so far and the loss of the last one."""
+"""What is reported of training: batches done so far and the loss of the last one."""
 
 
 class TrainingRun(lightning.LightningModule):
@@ -112,7 +112,7 @@ def train(
 ) -> list[float]:
     """Train ``network`` in place and return the loss of every step.
 
-    A checkpoint in ``folder`` is taken up where it stopped; the result is that of an uninterrupted run. It
+    A checkpoint in ``folder`` is continued where it stopped; the result is that of an uninterrupted run. It
     stays there until the caller has stored what it is for.
     """
     run = TrainingRun(network, images, configuration, seed=seed, micro_batch=micro_batch, report=report)

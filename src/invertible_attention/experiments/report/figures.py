@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["COLORS", "Figure", "FigureKind", "image_grid", "plot_style", "render_png", "save_figures"]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""The palette of Okabe and Ito (2008), told apart by colour-blind readers too."""
+"""The palette of Okabe and Ito (2008), distinguished by color-blind readers too."""
 
 DPI = 160
 GAP = 5

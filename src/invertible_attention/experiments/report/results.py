@@ -1,4 +1,4 @@
-"""Which results are in a folder: told by the schema of the JSON files in it."""
+"""Which results are in a folder, by the schema of the JSON files in it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _content(file: Path) -> Any:
 
 
 def _ours(content: Any) -> bool:
-    """Tell whether a file was written by this program, in whatever version."""
+    """Return whether a file was written by this program, in whatever version."""
     schema = content.get("schema") if isinstance(content, dict) else None
     return isinstance(schema, str) and schema.startswith(PREFIX)
 
@@ -96,7 +96,7 @@ def _reason(content: Any) -> str:
 
 
 def _named(results: list[Result]) -> list[Result]:
-    """Name every result by the shortest end of its path that tells it from the others."""
+    """Name every result by the shortest end of its path that distinguishes it from the others."""
     folders = [result.folder for result in results]
 
     def parts(result: Result) -> tuple[str, ...]:

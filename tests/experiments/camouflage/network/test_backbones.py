@@ -142,7 +142,7 @@ def test_folder_in_transformers_format_is_read(tmp_path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(backbone.eval()(x), again(x), strict=True))
 
 
-def test_momentum_and_slope_of_mobilenet_are_mended() -> None:
+def test_momentum_and_slope_of_mobilenet_are_corrected() -> None:
     backbone = backbone_from(
         {"kind": "mobilenet_v1", "configuration": {"depth_multiplier": 0.25, "hidden_act": "leaky_relu"}}
     )
@@ -244,7 +244,7 @@ def test_lite_levels_and_rebuilding(name) -> None:
     again = backbone_from(json.loads(json.dumps(backbone.description()))).eval()
     again.load_state_dict(backbone.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(maps, again(image), strict=True))
-    # Whole blocks are not left out at random.
+    # Whole blocks are not dropped at random.
     assert all(torch.equal(a, b) for a, b in zip(backbone.train()(image), backbone(image), strict=True))
 
 

@@ -29,7 +29,7 @@ FORMAT = 1
 CHUNK = 8
 
 Report = Callable[[int], None]
-"""What is told of filling a cache: images done so far."""
+"""What is reported of filling a cache: images done so far."""
 
 
 class Batch(NamedTuple):
@@ -61,7 +61,7 @@ class CachedImages:
         size: side of the squares the network sees; what cropping takes away is added.
         folder: where the file is; it is named by the content of the images, so that it is never another's.
         workers: threads that decode; 0 for as many as there are cores.
-        report: told how many images are decoded.
+        report: called with how many images are decoded.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class CachedFeatures:
         size: side of the squares the backbone sees.
         folder: where the file is.
         device: where the backbone is.
-        report: told how many images are done.
+        report: called with how many images are done.
     """
 
     def __init__(

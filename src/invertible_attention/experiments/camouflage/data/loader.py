@@ -22,7 +22,7 @@ class EpochBatches:
 
     Args:
         images: what the batches are made of.
-        batch_size: images per step, over all processes. A last incomplete batch is left out, unless it is
+        batch_size: images per step, over all processes. A last incomplete batch is dropped, unless it is
             the only one.
         seed: of the run.
         epoch: number of the epoch, from 0.
@@ -74,7 +74,7 @@ class EpochBatches:
         return {"next": self._next}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state`` was taken."""
+        """Continue where ``state`` was taken."""
         self._start = state["next"] % len(self)
 
 

@@ -30,7 +30,7 @@ FEW_LEVELS = 16
 
 SCATTERED, FEWEST = 0.8, 64
 """How often, compared with chance, neighbors differ where pixels have nothing to do with each other; and in how many
-pixels that is told from an object."""
+pixels that is distinguished from an object."""
 
 
 def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:

@@ -12,14 +12,12 @@ from ...errors import ExperimentError
 from .checks import check_pairs
 from .layouts import Part, collect, find_parts
 from .pairs import Collection, Pair, by_stem, files_in
-from .problems import Problem, report_problems
+from .problems import REMEDY, Problem, report_problems
 
 __all__ = ["DetectionData", "check_collections", "open_data", "open_images"]
 
-REMEDY = "mend or remove these files, or go on without them with --leave-out-bad"
-
 Report = Callable[[int, int], None]
-"""What is told of the checks: pairs done so far, and how many there are."""
+"""What is reported of the checks: pairs done so far, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class DetectionData:
     Args:
         train: datasets to train on.
         test: datasets to test on.
-        unusable: files that were left out since they cannot be used.
+        unusable: files that were skipped since they cannot be used.
         other_size: how many test masks are of another size than their image: maps are made at the mask's size.
     """
 
@@ -58,9 +56,9 @@ class DetectionData:
         train = ", ".join(f"{item.name} {len(item)}" for item in self.train) or "nothing"
         test = ", ".join(f"{item.name} {len(item)}" for item in self.test) or "nothing"
         dropped = sum(item.left_out for item in (*self.train, *self.test))
-        note = f" ({dropped} images without a camouflaged object left out)" if dropped else ""
+        note = f" ({dropped} images without a camouflaged object skipped)" if dropped else ""
         if self.unusable:
-            note += f" ({len(self.unusable)} that cannot be used left out)"
+            note += f" ({len(self.unusable)} that cannot be used skipped)"
         if self.other_size:
             note += (
                 f" ({self.other_size} masks of another size than their image: maps are scaled to the masks)"
@@ -85,7 +83,7 @@ def open_data(
         train_roots: folders of which everything is for training.
         test_roots: folders of which everything is for testing.
         need_train: whether it is an error if there are no training images.
-        leave_out_bad: go on without the files that cannot be used.
+        leave_out_bad: continue without the files that cannot be used.
         listing: file for the whole list of unusable files.
         report: called while files are checked.
 

@@ -34,7 +34,7 @@ class Collection:
     Args:
         name: what the dataset is called, as in Table 4.
         pairs: its pairs, by name.
-        left_out: how many images were left out, such as COD10K's images without a camouflaged object.
+        left_out: how many images were skipped, such as COD10K's images without a camouflaged object.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Collection:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the image files directly in ``folder``, sorted; hidden ones are left out."""
+    """Return the image files directly in ``folder``, sorted; hidden ones are skipped."""
     return sorted(
         path
         for path in folder.iterdir()

@@ -1,4 +1,4 @@
-"""What is wrong with the files of a dataset, gathered first and told once."""
+"""What is wrong with the files of a dataset, gathered first and reported once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...data.source import MEND, UnusableImageError
+from ...data.source import REPAIR, UnusableImageError
 from ...errors import ExperimentError
 from ...files import write_text
 
-__all__ = ["Problem", "report_problems"]
+__all__ = ["REMEDY", "Problem", "report_problems"]
+
+REMEDY = "repair or remove these files, or continue without them with --leave-out-bad"
+"""What is advised where files may be skipped."""
 
 NAMED = 10
 
@@ -33,12 +36,12 @@ class Problem:
     @classmethod
     def of(cls, error: UnusableImageError) -> Problem:
         """Return an error of the reader as a problem, with what helps against it where that is particular."""
-        advice = "" if error.remedy == MEND else f" ({error.remedy})"
+        advice = "" if error.remedy == REPAIR else f" ({error.remedy})"
         return cls(Path(error.name), error.reason + advice)
 
 
 def report_problems(
-    problems: Sequence[Problem], *, listing: Path | None = None, remedy: str = "mend or remove these files"
+    problems: Sequence[Problem], *, listing: Path | None = None, remedy: str = "repair or remove these files"
 ) -> None:
     """Raise one message naming the files, if there are any.
 

@@ -124,7 +124,7 @@ class EfficientNetLiteFeatures(Backbone):
     """The last map of every stride of an EfficientNet-Lite.
 
     Its weights were trained on pixels standardized by 127 and 128, not by ImageNet's mean and deviation. No block is
-    left out at random in training.
+    dropped at random in training.
 
     Args:
         model: an ``efficientnet_lite_pytorch.EfficientNet``; its classifier is not used.

@@ -140,7 +140,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def settle(self, features: Sequence[Tensor]) -> None:
-        """Set the radius of certified attention anew, from what the backbone makes of some images.
+        """Set the radius of certified attention again, from what the backbone makes of some images.
 
         The maps begin close to zero, by the initial weights that reduce them, and grow within a few steps: a radius
         set from the first batch would leave the attention a small part of what it should see.
