@@ -27,17 +27,19 @@ def render(table: str, patterns: Sequence[str] = (), results: Path = RESULTS) ->
 
     Args:
         table: the kind of results and the name of the table, ``density-study.comparison``.
-        patterns: names of the folders to read; one with ``!`` leaves folders out; all by default.
+        patterns: names of the folders to read; one with ``!`` excludes folders; all by default.
         results: where the folders are.
 
     Raises:
         ValueError: for a kind or a table that does not exist, or a file of an unknown kind.
     """
+    return _markdown(table, _chosen(table, patterns, results))
+
+
+def _markdown(table: str, found: Sequence[Result]) -> str:
     name, _, wanted = table.partition(".")
-    kind = _kind(name)
-    found = _chosen(kind, patterns, results)
     if not found:
-        return f"*Not measured in this copy: `{kind.command}` writes it.*\n"
+        return f"*Not measured in this copy: `{_kind(name).command}` writes it.*\n"
     sections = build_sections(found)
     known = list(dict.fromkeys(one.name for section in sections for one in section.tables))
     if wanted not in known:
@@ -52,7 +54,8 @@ def _kind(name: str) -> Kind:
     return by_name[name]
 
 
-def _chosen(kind: Kind, patterns: Sequence[str], results: Path) -> list[Result]:
+def _chosen(table: str, patterns: Sequence[str], results: Path) -> list[Result]:
+    kind = _kind(table.partition(".")[0])
     if not results.is_dir():
         return []
     found, unknown = find_results([results])
@@ -78,8 +81,8 @@ class Results(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         table, *patterns = self.arguments
         try:
-            text = render(table, patterns)
-            chosen = _chosen(_kind(table.partition(".")[0]), patterns, RESULTS)
+            chosen = _chosen(table, patterns, RESULTS)
+            text = _markdown(table, chosen)
         except ValueError as error:
             raise self.error(str(error)) from error
         for result in chosen:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jinja2
 
-from .formatting import format_number, format_spread
 from .sources import describe
 
 __all__ = ["render_page", "render_piece"]
@@ -22,8 +21,6 @@ def _environment(templates: Path | None = None) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = format_number
-    environment.filters["spread"] = format_spread
     environment.globals["describe"] = describe
     return environment
 
