@@ -182,6 +182,20 @@ def test_a_constraint_out_of_range_is_refused(arguments, words):
         ia.Triangular(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"depth": 0}, "depth must be an integer of at least 1, got 0"),
+        ({"feed_forward": -1.0}, "got -1.0"),
+        ({"position": "sine"}, "got 'sine'"),
+        ({"order": "spiral"}, "got 'spiral'"),
+    ],
+)
+def test_a_transformer_out_of_range_is_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        CausalTransformer(2, 2, **arguments)
+
+
 def test_an_order_for_another_size_is_refused():
     with pytest.raises(ValueError, match="order is for 12 tokens, got 6"):
         make(order=ORDERS[-1])(noise(1, 2, 3))

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from invertible_attention.attention.constraints import Constraint
 from invertible_attention.attention.triangular.order import check_order
+from invertible_attention.attention.triangular.position import check_position
+from invertible_attention.solvers.base import check_count, check_number
 
 __all__ = ["Triangular"]
 
@@ -64,16 +66,11 @@ class Triangular(Constraint):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", check_order(self.order))
-        for name, least in (("width", 1), ("depth", 1)):
-            value = getattr(self, name)
-            if (
-                value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least)
-            ) or (value is None and name == "depth"):
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        if not 0 <= self.feed_forward < float("inf"):
-            raise ValueError(f"feed_forward must be a number of at least 0, got {self.feed_forward}")
-        if self.position not in (None, "rotary", "relative", "none"):
-            raise ValueError(f"position must be 'rotary', 'relative' or 'none', got {self.position!r}")
+        if self.width is not None:
+            check_count("width", self.width)
+        check_count("depth", self.depth)
+        check_number("feed_forward", self.feed_forward)
+        check_position(self.position)
         if not 0 < self.max_log_scale < float("inf"):
             raise ValueError(f"max_log_scale must be positive and finite, got {self.max_log_scale}")
 

@@ -7,13 +7,12 @@ tokens of a context, which are nowhere.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-__all__ = ["AXES", "NoPosition", "Position", "RelativeBias", "Rotary", "make_position", "widen"]
+__all__ = ["AXES", "Position", "RelativeBias", "Rotary", "check_position", "make_position", "widen"]
 
 AXES = 3
 _REACH = 16
@@ -22,26 +21,18 @@ _SLOWEST = 100.0
 Coordinates = Int[Tensor, "*batch tokens 4"]
 
 
-class Position(nn.Module, ABC):
-    """Base of the ways position enters."""
+class Position(nn.Module):
+    """Base of the ways position enters; by itself none: tokens are a sequence, and only their order is known."""
 
-    @abstractmethod
     def turn(
         self, features: Float[Tensor, "batch heads tokens dim"], at: Coordinates
     ) -> Float[Tensor, "batch heads tokens dim"]:
         """Return queries or keys of tokens at the given coordinates."""
+        return features
 
     def bias(self, query_at: Coordinates, key_at: Coordinates) -> Float[Tensor, "*b h q k"] | None:
         """Return what is added to the logarithm of each weight, or ``None``."""
         return None
-
-
-class NoPosition(Position):
-    """Tokens are a sequence, and only their order is known."""
-
-    def turn(self, features: Tensor, at: Coordinates) -> Tensor:
-        """Return the features."""
-        return features
 
 
 class Rotary(Position):
@@ -91,10 +82,6 @@ class RelativeBias(Position):
         self.reach = reach
         self.table = nn.Parameter(torch.zeros(heads, AXES, 2 * reach + 1))
 
-    def turn(self, features: Tensor, at: Coordinates) -> Tensor:
-        """Return the features."""
-        return features
-
     def bias(self, query_at: Coordinates, key_at: Coordinates) -> Float[Tensor, "*b h q k"]:
         """Return the sum over axes; zero between tokens of the context and others."""
         distance = query_at[..., :, None, :] - key_at[..., None, :, :]
@@ -106,12 +93,19 @@ class RelativeBias(Position):
         return (total * both).movedim(0, -3)
 
 
+def check_position(kind: str | None) -> None:
+    """Raise :class:`ValueError` for a way that does not exist."""
+    if kind not in (None, "rotary", "relative", "none"):
+        raise ValueError(f"position must be 'rotary', 'relative' or 'none', got {kind!r}")
+
+
 def make_position(kind: str | None, combine: str, heads: int, features: int) -> Position:
     """Build what the argument ``position`` asks for.
 
     Raises:
-        ValueError: If the scores are sums and queries are to be turned.
+        ValueError: If it is unknown, or the scores are sums and queries are to be turned.
     """
+    check_position(kind)
     if kind is None:
         kind = "rotary" if combine == "product" else "relative"
     if kind == "rotary" and combine != "product":
@@ -120,7 +114,7 @@ def make_position(kind: str | None, combine: str, heads: int, features: int) -> 
         )
     if kind == "rotary":
         return Rotary(heads, features)
-    return RelativeBias(heads) if kind == "relative" else NoPosition()
+    return RelativeBias(heads) if kind == "relative" else Position()
 
 
 def widen(coordinates: Int[Tensor, "*batch tokens axes"]) -> Coordinates:

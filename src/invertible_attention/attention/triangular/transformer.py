@@ -19,6 +19,7 @@ from invertible_attention.attention.triangular.attend import attend_causally
 from invertible_attention.attention.triangular.order import Layout, check_order
 from invertible_attention.attention.triangular.position import AXES, make_position, widen
 from invertible_attention.lipschitz.gram import exact_arithmetic
+from invertible_attention.solvers.base import check_count, check_number
 
 __all__ = ["CausalTransformer", "Memory"]
 
@@ -105,6 +106,8 @@ class CausalTransformer(nn.Module):
         implementation: str = "auto",
     ) -> None:
         super().__init__()
+        check_count("depth", depth)
+        check_number("feed_forward", feed_forward)
         width = 4 * channels if width is None else width
         if heads < 1 or width % heads:
             raise ValueError(f"heads must be positive and divide width={width}, got {heads}")
