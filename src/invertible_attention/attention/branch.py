@@ -142,7 +142,7 @@ class AttentionBranch(SetFromData, Evaluation):
         """Set the radius to just above the largest token norm of ``x``, and scale the response so that log M ≈ 1.
 
         The first forward in training mode does so, with the largest norm over all processes of a group; this
-        method sets the radius of this process alone. Tokens that are not finite are left out; without a finite
+        method sets the radius of this process alone. Tokens that are not finite are skipped; without a finite
         non-zero token the radius is 1. A radius that is part of the constraint stays.
         """
         super().initialize(x, mask=mask)

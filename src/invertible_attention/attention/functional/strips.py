@@ -1,8 +1,8 @@
 """Map a function over strips of rows, in memory that does not grow with their number, to any order of derivative.
 
 Attention is a sum or a concatenation over strips of its score matrix. Autograd would keep every strip; here each
-derivative (reverse, forward, and theirs in turn) is again a map over strips of a derived function, which computes
-its strip afresh.
+derivative (reverse, forward, and theirs in turn) is again a map over strips of a derived function, which
+recomputes its strip.
 """
 
 from __future__ import annotations
