@@ -21,6 +21,7 @@ from invertible_attention.logdet.probes import (
 )
 from invertible_attention.logdet.remainder import as_number, remaining, sample_norm
 from invertible_attention.logdet.series import Expansion, Gradient, check_gradient, estimate
+from invertible_attention.solvers.batched import wide_dtype
 
 __all__ = ["PartialSum", "Series", "partial_sums", "short_partial_sums"]
 
@@ -140,7 +141,7 @@ class Series(LogDetEstimator):
     or two terms are enough.
 
     What is left to chance is the probe: a trace is estimated, without bias, by :math:`v^\top A v`. In evaluation the
-    probes are a function of the point, so that the same question has the same answer; in training they are drawn.
+    probes are a function of the batch, so that the same question has the same answer; in training they are drawn.
 
     Args:
         tolerance: What truncation may change the value of a sample by, in nats.
@@ -189,7 +190,7 @@ class Series(LogDetEstimator):
         training: bool = False,
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
         """Return ``g(x)`` and its log-determinant. See :class:`LogDetEstimator`."""
-        c = as_number(lipschitz) if isinstance(lipschitz, Tensor) else lipschitz
+        c = None if lipschitz is None else as_number(lipschitz)
         if c is None or not c < 1:
             raise ValueError(
                 f"Series needs a Lipschitz constant below 1, got {c}: use RussianRoulette for a branch without one"
@@ -214,9 +215,5 @@ class Series(LogDetEstimator):
 
 def _seed(x: Tensor, seed: int) -> int:
     """Return a number that is the same for the same batch, and another one for another layer's."""
-    total = (
-        as_number(x.detach().double().square().sum())
-        if x.device.type != "mps"
-        else as_number(x.square().sum())
-    )
-    return hash((total, seed)) % 2**63
+    total = x.to(wide_dtype(x.device)).square().sum()
+    return hash((as_number(total), seed)) % 2**63

@@ -17,6 +17,7 @@ from invertible_attention.logdet.probes import (
     check_probes,
     draw_probe,
 )
+from invertible_attention.logdet.remainder import as_number
 from invertible_attention.logdet.series import Gradient, Terms, TruncatedSeries, check_gradient, estimate
 
 __all__ = ["PowerSeries"]
@@ -85,7 +86,7 @@ class PowerSeries(LogDetEstimator):
         Returns:
             The bound in nats; ``inf`` where ``lipschitz`` is not below 1.
         """
-        c = lipschitz.detach().item() if isinstance(lipschitz, Tensor) else lipschitz
+        c = as_number(lipschitz)
         if not c < 1:
             return math.inf
         series = 2 if self.control_variate else 1

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
+from invertible_attention._mapped import plain
 from invertible_attention.logdet.linearization import Linearization, LinearPart
 from invertible_attention.logdet.probes import inner_product
 from invertible_attention.logdet.series import Expand, Expansion
@@ -106,9 +106,6 @@ def sample_norm(v: Tensor) -> Float[Tensor, " batch"]:
     return torch.linalg.vector_norm(v.detach().flatten(1), dim=1)
 
 
-def as_number(values: Tensor) -> float:
+def as_number(values: float | Tensor) -> float:
     """Return the largest entry as a number, over all that a function transform makes of it."""
-    values = values.detach()
-    while _functorch.is_functorch_wrapped_tensor(values):
-        values = _functorch.get_unwrapped(values)
-    return values.amax().item()
+    return plain(values).detach().amax().item() if isinstance(values, Tensor) else values

@@ -19,7 +19,7 @@ from invertible_attention.logdet.probes import (
     check_probes,
     draw_probe,
 )
-from invertible_attention.logdet.remainder import ShortSeries
+from invertible_attention.logdet.remainder import ShortSeries, as_number
 from invertible_attention.logdet.series import (
     Expand,
     Gradient,
@@ -195,10 +195,8 @@ def _any(scalar: Tensor) -> float:
 
 
 def _as_float(lipschitz: float | Tensor | None) -> float:
-    if lipschitz is None:
-        return math.inf
     # Any number does, with terms weighted for it; of an ensemble's, the largest.
-    return plain(lipschitz).detach().max().item() if isinstance(lipschitz, Tensor) else lipschitz
+    return math.inf if lipschitz is None else as_number(lipschitz)
 
 
 def _poisson_survival(k: int, rate: float) -> float:
