@@ -182,6 +182,12 @@ def test_a_constraint_out_of_range_is_refused(arguments, words):
         ia.Triangular(**arguments)
 
 
+def test_an_order_of_fractions_is_refused():
+    with pytest.raises(TypeError, match="float"):
+        ia.Triangular((0.2, 1.7))
+    assert ia.Triangular(torch.tensor([1, 0])).order == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -18,7 +18,7 @@ from invertible_attention.attention.triangular.inverse import solve
 from invertible_attention.attention.triangular.order import Layout, check_order
 from invertible_attention.attention.triangular.strictness import check_strictly_causal
 from invertible_attention.attention.triangular.transformer import CausalTransformer
-from invertible_attention.bijection import given, refuse_unused
+from invertible_attention.bijection import refuse_unused
 from invertible_attention.logdet import Exact, LogDetEstimator
 from invertible_attention.solvers import FixedPoint, Solution, Solver, is_differentiated
 
@@ -109,9 +109,8 @@ class TriangularBranch(nn.Module):
     ) -> tuple[Image, Image | None]:
         r"""Return :math:`\mu` and :math:`\alpha`, which is ``None`` if tokens are not scaled; zero where not valid."""
         refuse_unused(self, context=context, mask=mask)
-        args = given(self.module, context=context, mask=mask)
-        output = self.module(x, *((args.get("context"), args["mask"]) if "mask" in args else args.values()))
-        return self.split(output, x, mask)
+        args = (context, mask) if mask is not None else () if context is None else (context,)
+        return self.split(self.module(x, *args), x, mask)
 
     def split(self, output: Tensor, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return μ and α from the module's output, whose second axis has those of the channels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,13 +23,14 @@ def check_order(order: str | Sequence[int]) -> Order:
     """Return an order as one of :data:`ORDERS` or a tuple.
 
     Raises:
+        TypeError: If an index is no integer.
         ValueError: If it is neither a known name nor a permutation.
     """
     if isinstance(order, str):
         if order not in ORDERS:
             raise ValueError(f"order must be a permutation or one of {', '.join(ORDERS)}, got {order!r}")
         return order
-    indices = tuple(int(index) for index in order)
+    indices = tuple(operator.index(index) for index in order)
     if sorted(indices) != list(range(len(indices))) or not indices:
         raise ValueError(f"order must be a permutation of 0 … {len(indices) - 1}, got {indices}")
     return indices
