@@ -82,7 +82,9 @@ def test_the_released_code_is_a_cross_in_the_figure(measured: dict[str, Any]) ->
     assert draw(measured).png != without
 
 
-def test_where_memory_is_not_told_it_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_memory_is_not_reported_it_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(memory, "STATUS", tmp_path / "absent")
     assert memory.peak_memory("gaussian", "auto", 64, batch=1, backward=False) is None
 
@@ -95,7 +97,7 @@ def test_time_ends_the_turns_but_never_before_three() -> None:
 
 
 @pytest.mark.parametrize(("asked", "used"), [("auto", "cpu"), ("cpu", "cpu")])
-def test_the_command_measures_on_a_cpu_unless_told_otherwise(
+def test_the_command_measures_on_a_cpu_unless_reported_otherwise(
     asked: str, used: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls: list[dict[str, Any]] = []

@@ -133,7 +133,7 @@ def maps_and_masks(tmp_path) -> list[str]:
     return ["evaluate", "--predictions", str(tmp_path / "maps"), "--masks", str(tmp_path / "masks")]
 
 
-def test_what_is_left_out_of_scores_is_told_and_stored(maps_and_masks, tmp_path, capsys) -> None:
+def test_what_is_skipped_of_scores_is_reported_and_stored(maps_and_masks, tmp_path, capsys) -> None:
     file = tmp_path / "scores.json"
     assert main(["camouflage", *maps_and_masks, "-o", str(file)]) == 1
     assert "6 files cannot be used" in _error(capsys)
@@ -149,7 +149,7 @@ def test_what_is_left_out_of_scores_is_told_and_stored(maps_and_masks, tmp_path,
     assert stored["not_scored"] == ["NC4K has masks and no maps"]
 
 
-def test_images_left_out_of_a_networks_scores_are_told_and_stored(dataset, tmp_path, capsys) -> None:
+def test_images_skipped_of_a_networks_scores_are_reported_and_stored(dataset, tmp_path, capsys) -> None:
     assert _train(dataset, tmp_path / "run", "--model", "base") == 0
     (dataset / "TestDataset" / "CAMO" / "GT" / "test_1.png").unlink()
     capsys.readouterr()
@@ -163,7 +163,7 @@ def test_images_left_out_of_a_networks_scores_are_told_and_stored(dataset, tmp_p
     assert (stored["images"], len(stored["left_out"])) == ({"CAMO": 2}, 1)
 
 
-def test_files_that_cannot_be_written_are_told_before_anything_is_scored(
+def test_files_that_cannot_be_written_are_reported_before_anything_is_scored(
     maps_and_masks, tmp_path, capsys, monkeypatch
 ) -> None:
     from invertible_attention.experiments.camouflage import apply_command
@@ -202,7 +202,7 @@ def test_files_that_cannot_be_written_are_told_before_anything_is_scored(
         (["predict", "--checkpoint", "x", "--images", "y"], "there is no folder y"),
     ],
 )
-def test_wrong_arguments_are_told_in_one_line(arguments, message, capsys, tmp_path, monkeypatch) -> None:
+def test_wrong_arguments_are_reported_in_one_line(arguments, message, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["camouflage", *arguments]) != 0
     assert message in _error(capsys)

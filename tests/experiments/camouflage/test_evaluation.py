@@ -112,7 +112,7 @@ def test_perfect_maps_get_perfect_scores_whatever_the_masks_values(tmp_path, top
     assert scores.max_f == pytest.approx(1, abs=1e-6)
 
 
-def test_maps_of_another_size_are_scaled_and_told_or_reported(tmp_path) -> None:
+def test_maps_of_another_size_are_scaled_and_reported_or_reported(tmp_path) -> None:
     big = np.kron(OBJECT, np.ones((2, 2))).astype(np.uint8) * 255
     _save(tmp_path / "map.png", big)
     _mask(tmp_path / "mask.png")
@@ -216,7 +216,7 @@ def test_a_perfect_method_scores_so_beside_its_negative(tmp_path) -> None:
     assert found == {"bad/masks": 1, "good/masks": 0}
 
 
-def test_what_a_method_lacks_is_told(tmp_path) -> None:
+def test_what_a_method_lacks_is_reported(tmp_path) -> None:
     _layout(tmp_path / "masks", "CAMO", "NC4K")
     _layout(tmp_path / "maps", "one/CAMO", "one/NC4K", "two/CAMO", "two/NC4KX")
     (tmp_path / "maps" / "two" / "CAMO" / "b.png").unlink()

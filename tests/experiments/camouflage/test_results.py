@@ -162,7 +162,7 @@ def test_seeds_that_both_rows_have_are_compared_in_pairs() -> None:
     assert "±" not in claim_findings(one)[0]
 
 
-def test_trainings_that_diverged_are_told() -> None:
+def test_trainings_that_diverged_are_reported() -> None:
     found = [
         *seeds("gaussian", 0.70, 0.71, 0.72),
         *seeds("inv-gaussian", 0.70, 0.71),
@@ -215,7 +215,7 @@ def test_diverged_networks_are_counted_and_not_averaged() -> None:
     assert results["summary"][-1]["diverged"] == 1
 
 
-def test_audits_are_told_in_sentences() -> None:
+def test_audits_are_reported_in_sentences() -> None:
     level = {
         "images": 4,
         "recovered": 4,
@@ -252,7 +252,7 @@ def test_audits_are_told_in_sentences() -> None:
     ("weights", "told"),
     [("/home/me/weights/small", "small"), ("timm/resnet50.tv_in1k", "timm/resnet50.tv_in1k"), (None, None)],
 )
-def test_weights_are_told_without_the_folders_of_a_machine(weights, told) -> None:
+def test_weights_are_reported_without_the_folders_of_a_machine(weights, told) -> None:
     settings = Configuration().to_json() | {"weights": weights}
     results = collect([cell("base", 0, 0.5, configuration=settings)])
     assert results["configuration"]["weights"] == told

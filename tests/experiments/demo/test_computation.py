@@ -65,7 +65,7 @@ def test_the_same_choices_give_the_same_outcome() -> None:
     assert not torch.equal(first.chosen.latent, third.chosen.latent)
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     told: list[float] = []
     compute(drawn_picture(), Options(size=32, steps=2), lambda share, what: told.append(share))
     assert told == sorted(told)

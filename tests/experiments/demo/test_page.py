@@ -87,7 +87,7 @@ def test_an_unusable_upload_is_said_without_its_place(page: Any, tmp_path: Path)
     assert str(tmp_path) not in html
 
 
-def test_what_should_not_happen_is_told_to_the_terminal_only(
+def test_what_should_not_happen_is_reported_to_the_terminal_only(
     page: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> None:

@@ -31,7 +31,7 @@ def flow(last: Flatten) -> Flow:
     return Flow(Sequential(Dequantize(17), Logit(0.05), last), DiagonalGaussian(4))
 
 
-def test_latents_that_cannot_be_inverted_are_left_out() -> None:
+def test_latents_that_cannot_be_inverted_are_skipped() -> None:
     samples = draw_samples(flow(Fails((1, 2, 2))), 100, seed=0, batch_size=32)
     assert samples.dtype == torch.uint8
     assert samples.shape[1:] == (1, 2, 2)

@@ -95,7 +95,7 @@ def test_time_ends_training(tmp_path: Path) -> None:
     assert [point["step"] for point in result["curve"]] == [1]
 
 
-def test_a_step_without_a_finite_gradient_is_left_out_and_counted(
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = DensityTraining.training_step

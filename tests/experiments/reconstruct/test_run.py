@@ -300,7 +300,7 @@ def test_parts_of_a_batch_give_the_same_results(tmp_path: Path, whole: list[dict
         assert cell["reconstruction"]["v_score"] == expected["reconstruction"]["v_score"]
 
 
-def test_a_small_folder_is_divided_and_the_division_told(tmp_path, capsys) -> None:
+def test_a_small_folder_is_divided_and_the_division_reported(tmp_path, capsys) -> None:
     for number in range(7):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         (tmp_path / "photos").mkdir(exist_ok=True)

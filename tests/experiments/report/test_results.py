@@ -41,13 +41,13 @@ def test_runs_inside_a_study_are_not_results_of_their_own(tmp_path: Path) -> Non
     assert [result.kind.name for result in find_results([tmp_path])[0]] == ["density-study"]
 
 
-def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_folders_of_one_name_are_distinguished(tmp_path: Path) -> None:
     for path in ("a/run", "b/run", "b/other"):
         write(tmp_path / path, "density")
     assert [result.name for result in find_results([tmp_path])[0]] == ["a/run", "other", "b/run"]
 
 
-def test_files_of_one_folder_are_told_apart(tmp_path: Path) -> None:
+def test_files_of_one_folder_are_distinguished(tmp_path: Path) -> None:
     write(tmp_path / "a", "camouflage-measure")
     write(tmp_path / "a", "camouflage")
     assert {result.name for result in find_results([tmp_path])[0]} == {"a", "a/resnet50-352"}

@@ -234,7 +234,7 @@ def test_conditions_that_agree_are_said_once() -> None:
     ]
 
 
-def test_what_was_left_out_is_said(folders: Folders) -> None:
+def test_what_was_skipped_is_said(folders: Folders) -> None:
     found, _ = find_results(folders("benchmark"))
     assert "kinds this version does not know: one, two." in Page(build_page(found, ["one", "two"])).text
 

@@ -54,7 +54,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped(images) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole[1:], rest, strict=True))
 
 
-def test_state_after_the_last_batch_begins_anew(images) -> None:
+def test_state_after_the_last_batch_begins_again(images) -> None:
     loader = EpochBatches(images, batch_size=2, seed=0, epoch=0)
     list(loader)
     fresh = EpochBatches(images, batch_size=2, seed=0, epoch=1)
@@ -74,7 +74,7 @@ def test_processes_that_do_not_divide_the_batch_are_refused(images) -> None:
         EpochBatches(images, batch_size=2, seed=0, epoch=0, processes=3)
 
 
-def test_last_incomplete_batch_is_left_out_unless_alone(images) -> None:
+def test_last_incomplete_batch_is_skipped_unless_alone(images) -> None:
     assert [len(batch) for batch in _batches(images, batch_size=4)] == [4]
     assert [len(batch) for batch in _batches(images, batch_size=10)] == [6]
     assert [len(batch) for batch in _batches(images, batch_size=10, processes=2, rank=1)] == [3]

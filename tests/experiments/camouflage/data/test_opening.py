@@ -41,7 +41,7 @@ def test_every_unusable_file_is_named_in_one_message(dataset) -> None:
     assert "--leave-out-bad" in message
 
 
-def test_unusable_files_can_be_left_out(dataset) -> None:
+def test_unusable_files_can_be_skipped(dataset) -> None:
     train = dataset / "TrainDataset"
     (train / "Imgs" / "train_1.jpg").write_bytes(b"")
     (train / "GT" / "train_4.png").unlink()
@@ -115,7 +115,7 @@ def test_images_are_turned_before_they_meet_their_masks(orientation, dataset, wr
     assert len(open_data([dataset]).train_pairs) == 6
 
 
-def test_datasets_are_told_apart_by_their_whole_names(tmp_path, write_pairs) -> None:
+def test_datasets_are_distinguished_by_their_whole_names(tmp_path, write_pairs) -> None:
     for name in ("CAMO", "PlantCAMO"):
         folder = tmp_path / "TestDataset" / name
         write_pairs(folder / "Imgs", folder / "GT", ["a", "b", "c", "d"])
@@ -133,7 +133,7 @@ def test_test_sets_of_one_name_are_refused(tmp_path, write_pairs) -> None:
         open_data([tmp_path / "one", tmp_path / "two"], need_train=False)
 
 
-def test_test_masks_of_another_size_are_taken_and_told(tmp_path, write_pairs) -> None:
+def test_test_masks_of_another_size_are_taken_and_reported(tmp_path, write_pairs) -> None:
     folder = tmp_path / "TestDataset" / "NC4K"
     write_pairs(folder / "Imgs", folder / "GT", ["a", "b"])
     Image.new("L", (20, 15), 255).save(folder / "GT" / "b.png")
