@@ -97,7 +97,7 @@ def test_time_ends_the_turns_but_never_before_three() -> None:
 
 
 @pytest.mark.parametrize(("asked", "used"), [("auto", "cpu"), ("cpu", "cpu")])
-def test_the_command_measures_on_a_cpu_unless_reported_otherwise(
+def test_the_command_measures_on_a_cpu_unless_another_device_is_given(
     asked: str, used: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls: list[dict[str, Any]] = []

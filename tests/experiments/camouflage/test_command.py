@@ -133,7 +133,7 @@ def maps_and_masks(tmp_path) -> list[str]:
     return ["evaluate", "--predictions", str(tmp_path / "maps"), "--masks", str(tmp_path / "masks")]
 
 
-def test_what_is_skipped_of_scores_is_reported_and_stored(maps_and_masks, tmp_path, capsys) -> None:
+def test_what_scores_omit_is_reported_and_stored(maps_and_masks, tmp_path, capsys) -> None:
     file = tmp_path / "scores.json"
     assert main(["camouflage", *maps_and_masks, "-o", str(file)]) == 1
     assert "6 files cannot be used" in _error(capsys)

@@ -112,7 +112,7 @@ def test_perfect_maps_get_perfect_scores_whatever_the_masks_values(tmp_path, top
     assert scores.max_f == pytest.approx(1, abs=1e-6)
 
 
-def test_maps_of_another_size_are_scaled_and_reported_or_reported(tmp_path) -> None:
+def test_maps_of_another_size_are_scaled_and_counted_or_reported(tmp_path) -> None:
     big = np.kron(OBJECT, np.ones((2, 2))).astype(np.uint8) * 255
     _save(tmp_path / "map.png", big)
     _mask(tmp_path / "mask.png")

@@ -30,7 +30,7 @@ def test_a_flat_folder_is_one_undivided_split(tmp_path: Path) -> None:
     ]
 
 
-def test_train_and_test_folders_are_reported_by_name_and_masks_are_skipped(tmp_path: Path) -> None:
+def test_train_and_test_folders_are_recognized_by_name_and_masks_are_skipped(tmp_path: Path) -> None:
     write_image(tmp_path / "TrainDataset" / "Imgs" / "a.jpg", 1)
     write_image(tmp_path / "TrainDataset" / "GT" / "a.png", 255)
     write_image(tmp_path / "TestDataset" / "CAMO" / "Imgs" / "b.jpg", 2)

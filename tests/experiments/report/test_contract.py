@@ -157,7 +157,7 @@ def shown_with_changes(result: Result, places: list[tuple[Any, Any]]) -> str | N
 
 
 @pytest.mark.parametrize("kind", kinds().values(), ids=lambda kind: kind.name)
-def test_nothing_is_skipped(kind: Kind) -> None:
+def test_nothing_is_omitted(kind: Kind) -> None:
     assert unnoticed([result for path in FILES if (result := result_in(path)).kind == kind]) == []
 
 
