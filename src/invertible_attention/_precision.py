@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["raised"]
+__all__ = ["raised", "working_dtype"]
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that is computed in: ``float32`` for half precision."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def raised(tensor: Tensor) -> Tensor:
     """Return the tensor, in ``float32`` if it is in half precision."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.to(working_dtype(tensor.dtype))

@@ -5,13 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invertible_attention.solvers.batched import (
-    choose,
-    inner_products,
-    sample_norm,
-    wide_dtype,
-    working_dtype,
-)
+from invertible_attention._precision import working_dtype
+from invertible_attention.solvers.batched import choose, inner_products, sample_norm, wide_dtype
 
 
 @settings(deadline=None, max_examples=50)

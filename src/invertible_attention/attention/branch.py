@@ -15,9 +15,10 @@ from torch.nn.utils import parametrize
 
 from invertible_attention._initialize import SetFromData
 from invertible_attention._mask import flat_mask
+from invertible_attention._precision import raised
 from invertible_attention.attention.constraints import Certified, Constraint, Relaxed
 from invertible_attention.attention.context import ContextTokens, make_context
-from invertible_attention.attention.evaluation import Evaluation, Norms, Scale, working, working_dtype
+from invertible_attention.attention.evaluation import Evaluation, Norms, Scale
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Gaussian, Response, is_positive, make_response
 from invertible_attention.lipschitz.bind import is_bound
@@ -148,7 +149,7 @@ class AttentionBranch(SetFromData, Evaluation):
         super().initialize(x, mask=mask)
 
     def _set(self, x: Image, mask: Tensor | None, reduce: Callable[[Tensor, str], Tensor]) -> None:
-        norm = torch.linalg.vector_norm(x.detach().to(working_dtype(x.dtype)), dim=1)
+        norm = torch.linalg.vector_norm(raised(x.detach()), dim=1)
         seen = norm.isfinite() if mask is None else norm.isfinite() & flat_mask(mask, x).view_as(norm)
         norm = reduce(torch.where(seen, norm, 0.0).amax(), "MAX")
         assert self.log_radius is not None
@@ -200,13 +201,13 @@ class AttentionBranch(SetFromData, Evaluation):
         if self.log_radius is None:
             return None
         normalization = cast(Normalization, self.normalization)
-        radius = working(self.log_radius).exp()
+        radius = raised(self.log_radius).exp()
         norm, out_norm, *norms = spectral_norm_upper_bounds(
             [self.value_weight.unflatten(0, (self.heads, -1)), self.out_weight, *self.response.matrices()]
         )
         bias = torch.zeros_like(norm)
         if self.value_bias is not None:
-            bias = torch.linalg.vector_norm(working(self.value_bias).unflatten(0, (self.heads, -1)), dim=-1)
+            bias = torch.linalg.vector_norm(raised(self.value_bias).unflatten(0, (self.heads, -1)), dim=-1)
         return Norms(
             scores=self.response.score_bounds(radius, normalization, *norms),
             value=norm,

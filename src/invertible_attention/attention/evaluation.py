@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from invertible_attention._mask import flat_mask
+from invertible_attention._precision import raised, working_dtype
 from invertible_attention.attention.constraints import Constraint
 from invertible_attention.attention.context import Context, Given
 from invertible_attention.attention.functional import attend
@@ -28,7 +29,7 @@ from invertible_attention.lipschitz.certificate import (
 from invertible_attention.lipschitz.gram import exact_arithmetic
 from invertible_attention.lipschitz.known import doubt
 
-__all__ = ["Evaluation", "Norms", "Scale", "linear", "project_on_ball", "working", "working_dtype"]
+__all__ = ["Evaluation", "Norms", "Scale", "linear", "project_on_ball"]
 
 Image = Float[Tensor, "batch channels *spatial"]
 
@@ -249,7 +250,7 @@ class Evaluation(Bindable, ABC):
         gain = self._gain(scale, visibility, log_prior)
         if isinstance(gain, Tensor) and gain.ndim:
             out, gain = out * gain.to(dtype)[:, None, None], 1.0
-        out = linear(out, working(self.out_weight) * gain, self.out_bias)
+        out = linear(out, raised(self.out_weight) * gain, self.out_bias)
         out = out if given.out is None else out + given.out
         if mask is not None:
             out = out.masked_fill(~mask[..., None], 0.0)
@@ -321,13 +322,3 @@ def project_on_ball(tokens: Float[Tensor, "*batch channels"], radius: Float[Tens
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Apply a linear map in the dtype of ``x``."""
     return nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype a branch computes in: float32 or better."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def working(x: Tensor) -> Tensor:
-    """Return the tensor in the dtype a branch computes in."""
-    return x.to(working_dtype(x.dtype))

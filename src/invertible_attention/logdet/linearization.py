@@ -12,10 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from invertible_attention._differentiation import functional_transforms_active
+from invertible_attention._precision import raised
 
 __all__ = ["LinearPart", "Linearization", "full_precision", "linear_part_of", "promote", "unhooked"]
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 class LinearPart(Protocol):
@@ -72,17 +71,13 @@ def promote(
     """
     if not x.is_floating_point() or x.ndim == 0:
         raise ValueError(f"expected a batch of a floating point type, got shape {tuple(x.shape)}, {x.dtype}")
-    raised = tuple(None if arg is None else _raise(arg) for arg in args)
+    args = tuple(None if arg is None else raised(arg) for arg in args)
     if isinstance(branch, nn.Module):
         state = dict((*branch.named_parameters(), *branch.named_buffers()))
-        halves = {name: tensor.float() for name, tensor in state.items() if tensor.dtype in _HALVES}
+        halves = {name: raised(tensor) for name, tensor in state.items() if raised(tensor) is not tensor}
         if halves:
-            return partial(_with_state, branch, halves), _raise(x), raised
-    return branch, _raise(x), raised
-
-
-def _raise(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in _HALVES else tensor
+            return partial(_with_state, branch, halves), raised(x), args
+    return branch, raised(x), args
 
 
 def _with_state(module: nn.Module, state: dict[str, Tensor], x: Tensor, *args: Tensor | None) -> Tensor:

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from invertible_attention._mapped import outside_vmap
+from invertible_attention._precision import working_dtype
 from invertible_attention.solvers.base import Solver
-from invertible_attention.solvers.batched import sample_norm, working_dtype
+from invertible_attention.solvers.batched import sample_norm
 from invertible_attention.solvers.problem import Branch
 from invertible_attention.solvers.solution import ConvergenceError
 

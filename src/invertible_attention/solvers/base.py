@@ -14,7 +14,7 @@ from torch import Tensor
 
 from invertible_attention._differentiation import functional_transforms_active
 from invertible_attention._mapped import outside_vmap
-from invertible_attention.solvers.batched import working_dtype
+from invertible_attention._precision import working_dtype
 from invertible_attention.solvers.driver import Step, drive
 from invertible_attention.solvers.problem import Branch, Problem, Progress
 from invertible_attention.solvers.solution import Solution

@@ -6,14 +6,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["choose", "inner_products", "sample_norm", "wide_dtype", "working_dtype"]
+__all__ = ["choose", "inner_products", "sample_norm", "wide_dtype"]
 
 _CHUNK = 2**14
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype solvers compute in: half precisions are solved in ``float32``."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from invertible_attention.solvers.batched import sample_norm, working_dtype
+from invertible_attention._precision import working_dtype
+from invertible_attention.solvers.batched import sample_norm
 from invertible_attention.solvers.problem import Branch, Problem, Progress, select
 from invertible_attention.solvers.record import Record, relative_residual
 from invertible_attention.solvers.solution import Solution

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invertible_attention._precision import working_dtype
 from invertible_attention.solvers.adjoint import solve_adjoint
 from invertible_attention.solvers.base import Solver
-from invertible_attention.solvers.batched import working_dtype
 from invertible_attention.solvers.problem import Branch
 
 __all__ = ["implicit_gradient"]

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention.solvers.batched import sample_norm, working_dtype
+from invertible_attention._precision import working_dtype
+from invertible_attention.solvers.batched import sample_norm
 from invertible_attention.solvers.solution import Solution
 
 if TYPE_CHECKING:

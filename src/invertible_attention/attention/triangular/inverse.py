@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from invertible_attention._precision import working_dtype
 from invertible_attention.attention.triangular.blockwise import Blockwise
 from invertible_attention.attention.triangular.order import Layout
 from invertible_attention.attention.triangular.transformer import CausalTransformer
 from invertible_attention.solvers.base import Solver, default_tolerance
-from invertible_attention.solvers.batched import sample_norm, wide_dtype, working_dtype
+from invertible_attention.solvers.batched import sample_norm, wide_dtype
 from invertible_attention.solvers.record import relative_residual
 from invertible_attention.solvers.solution import Solution
 

@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from invertible_attention._precision import working_dtype
 from invertible_attention.attention.context import ContextTokens, make_context
-from invertible_attention.attention.evaluation import linear, working_dtype
+from invertible_attention.attention.evaluation import linear
 from invertible_attention.attention.responses import Gaussian, Response, make_response
 from invertible_attention.attention.triangular.attend import attend_causally
 from invertible_attention.attention.triangular.order import Layout, check_order
