@@ -5,12 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["raised", "working_dtype"]
+__all__ = ["raised", "require_real", "working_dtype"]
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that is computed in: ``float32`` for half precision."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def require_real(tensor: Tensor) -> None:
+    """Raise :class:`ValueError` for complex numbers, whose imaginary parts would be dropped or make no density."""
+    if tensor.is_complex():
+        raise ValueError(f"expected real numbers, got {tensor.dtype}")
 
 
 def raised(tensor: Tensor) -> Tensor:

@@ -79,3 +79,9 @@ def test_densities_in_half_precision_are_computed_in_single(make, half, masked):
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), exact.log_prob(z.double(), **given), rtol=1e-5, atol=0)
     assert base.sample(3).dtype == half
+
+
+@pytest.mark.parametrize("base", [DiagonalGaussian(2), Uniform(2)], ids=lambda base: type(base).__name__)
+def test_complex_numbers_have_no_density(base):
+    with pytest.raises(ValueError, match="expected real numbers, got torch.complex64"):
+        base.log_prob(torch.zeros(1, 2, dtype=torch.complex64))

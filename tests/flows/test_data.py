@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invertible_attention.flows import Dequantize, Logit
+from invertible_attention.flows import ActNorm, Dequantize, Logit
 
 
 @given(levels=st.sampled_from([2, 17, 32, 100, 256, 65536]), seed=st.integers(0, 2**16))
@@ -107,3 +107,10 @@ def test_padding_may_hold_anything():
 def test_values_that_cannot_be_looked_at_become_nan():
     z = torch.func.vmap(Dequantize(), randomness="different")(torch.tensor([[[2.0, 0.5]]]))
     assert z.isnan().tolist() == [[[False, True]]]
+
+
+@pytest.mark.parametrize("flow", [ActNorm(1), Dequantize(), Logit()], ids=lambda flow: type(flow).__name__)
+@pytest.mark.parametrize("method", ["forward", "inverse", "forward_and_logdet", "inverse_and_logdet"])
+def test_complex_numbers_are_refused(flow, method):
+    with pytest.raises(ValueError, match="expected real numbers, got torch.complex64"):
+        getattr(flow, method)(torch.tensor([[complex(math.inf, 0)]]))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from invertible_attention._initialize import SetFromData
 from invertible_attention._mask import on_valid, valid_values
-from invertible_attention._precision import raised
+from invertible_attention._precision import raised, require_real
 from invertible_attention.bijection import refuse_unused
 from invertible_attention.flows.closed_form import ClosedForm
 
@@ -102,21 +102,18 @@ class ActNorm(SetFromData, ClosedForm):
     def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         self._check(x)
         self.require_initialized(x, mask)
-        scale, shift = (
-            self._broadcast(raised(self.log_scale).exp(), x),
-            self._broadcast(raised(self.shift), x),
-        )
+        scale, shift = self._scale_and_shift(x)
         return self._rounded(on_valid(lambda values: values * scale + shift, raised(x), mask), x)
 
     def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
         self._check(z)
         if not self.training:
             self.require_initialized(z, mask)
-        scale, shift = (
-            self._broadcast((-raised(self.log_scale)).exp(), z),
-            self._broadcast(raised(self.shift), z),
-        )
-        return self._rounded(on_valid(lambda values: (values - shift) * scale, raised(z), mask), z)
+        scale, shift = self._scale_and_shift(z)
+        return self._rounded(on_valid(lambda values: (values - shift) / scale, raised(z), mask), z)
+
+    def _scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._broadcast(raised(self.log_scale).exp(), x), self._broadcast(raised(self.shift), x)
 
     def _rounded(self, result: Tensor, given: Tensor) -> Tensor:
         return (
@@ -135,8 +132,7 @@ class ActNorm(SetFromData, ClosedForm):
     def _check(self, x: Tensor) -> None:
         if x.ndim < 2 or x.shape[1] != self.channels:
             raise ValueError(f"expected (B, {self.channels}, ...), got shape {tuple(x.shape)}")
-        if x.is_complex():
-            raise ValueError(f"expected real numbers, got {x.dtype}")
+        require_real(x)
 
     @staticmethod
     def _broadcast(vector: Tensor, x: Tensor) -> Tensor:

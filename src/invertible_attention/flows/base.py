@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from invertible_attention._mask import count_valid, valid_values
-from invertible_attention._precision import raised
+from invertible_attention._precision import raised, require_real
 
 __all__ = ["Base", "DiagonalGaussian", "Uniform"]
 
@@ -48,6 +48,7 @@ class Base(nn.Module, ABC):
     def _check(self, z: Tensor) -> None:
         if z.ndim != 2 or z.shape[1] != self.dim:
             raise ValueError(f"expected shape (B, {self.dim}), got {tuple(z.shape)}")
+        require_real(z)
 
 
 class DiagonalGaussian(Base):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from invertible_attention._differentiation import functional_transforms_active
 from invertible_attention._mask import count_valid, on_valid, valid_values
-from invertible_attention._precision import raised
+from invertible_attention._precision import raised, require_real
 from invertible_attention.bijection import Event, refuse_unused
 from invertible_attention.flows.closed_form import ClosedForm
 
@@ -57,6 +57,7 @@ class Dequantize(ClosedForm):
         return str(self.levels)
 
     def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        require_real(x)
         fits = x.dtype == torch.uint8 and self.levels >= 256  # whatever its values
         x = raised(x) if x.is_floating_point() else x.to(torch.get_default_dtype())
         device = x.device if self.generator is None else self.generator.device
@@ -83,6 +84,7 @@ class Dequantize(ClosedForm):
         return values
 
     def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
+        require_real(z)
         return on_valid(lambda values: (values * self.levels).floor().clamp(0, self.levels - 1), z, mask)
 
     def _logdet(self, z: Tensor, mask: Tensor | None) -> Float[Tensor, " batch"]:
@@ -132,9 +134,11 @@ class Logit(ClosedForm):
         return self._raised_forward(x, mask).to(_result_dtype(x))
 
     def _raised_forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        require_real(x)
         return on_valid(self._logit, raised(x), mask, fill=0.5)
 
     def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
+        require_real(z)
         x = on_valid(lambda values: (values.sigmoid() - self.alpha) / (1 - 2 * self.alpha), raised(z), mask)
         return x.to(_result_dtype(z))
 
