@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -501,3 +502,17 @@ def test_blocks_of_a_chain_are_certified_and_held_to_what_they_promise_together(
 
     flow.__class__ = Off
     assert audit(flow, x).silently_wrong == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [lambda: ia.InvertibleAttention(4), lambda: F.ActNorm(4)])
+def test_a_fresh_module_sets_itself_in_training_mode_and_says_so_in_evaluation(make, dtype):
+    x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    module = F.Sequential(make(), make())
+    with pytest.raises(RuntimeError, match="not initialized"):
+        audit(module.eval(), x, budget=10, steps=3)
+    assert audit(module.train(), x, budget=10, steps=3).passed
+    assert module.training
+    once = copy.deepcopy(module.state_dict())
+    audit(module, 2 * x, budget=10, steps=3)
+    torch.testing.assert_close(dict(module.state_dict()), dict(once), rtol=0, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from invertible_attention._initialize import initializing
 from invertible_attention._mode import evaluation_mode
 from invertible_attention.bijection import Bijection
 from invertible_attention.lipschitz.jacobian import norm, per_sample
@@ -46,7 +48,8 @@ def audit(
     Works on any module with ``forward(x)`` and ``inverse(z)``, each returning a tensor or a tuple that starts
     with one. More is measured where it has ``solve_inverse(z)`` returning a
     :class:`~invertible_attention.Solution`, or ``lipschitz_bound()``; of a composition of bijections, every
-    block that has one is measured. The module is audited in evaluation mode and left as it was.
+    block that has one is measured. The module is audited in evaluation mode and left as it was, but for one thing:
+    what is in training mode and not initialized sets itself from ``x``, as it would from its first batch.
 
     Args:
         module: The module. Samples must not depend on each other.
@@ -65,6 +68,7 @@ def audit(
 
     Raises:
         ValueError: If ``x`` is not a non-empty floating point batch, or the module lacks an inverse.
+        RuntimeError: If the module is in evaluation mode and not initialized.
 
     Example:
         >>> class Halve(nn.Module):
@@ -89,8 +93,10 @@ def audit(
     strict = tolerance is not None
     if tolerance is None:
         tolerance = math.sqrt(torch.finfo(x.dtype).eps)
+    first_batch = initializing(module) if module.training else nullcontext()
     with evaluation_mode(module), torch.no_grad():
-        blocks, z = _trace(function, x.detach())
+        with first_batch:
+            blocks, z = _trace(function, x.detach())
         variation = norm(function(function.working(x.detach())) - z) / (1 + norm(z))
         inversion = _invert(module, z.to(x.dtype), given, x)
         x, answer = function.working(x.detach()), function.working(inversion.value)
