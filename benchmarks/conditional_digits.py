@@ -23,7 +23,7 @@ import invertible_attention as ia
 from invertible_attention.bijection import Bijection
 from invertible_attention.experiments.files import atomic_path, read_json, write_json
 from invertible_attention.experiments.metadata import run_metadata
-from invertible_attention.interop import OnVectors
+from invertible_attention.interop import FlattenedBijection
 
 CLASSES, LEVELS, SIZE = 10, 17, 8
 KINDS = ("unconditional", "conditional")
@@ -49,7 +49,7 @@ def block() -> list[Bijection]:
     branch = ia.flows.LipschitzLinearBranch(SIZE * SIZE, 128, coefficient=0.9)
     return [
         ia.flows.ActNorm(SIZE * SIZE),
-        OnVectors(attention, (SIZE, SIZE)),
+        FlattenedBijection(attention, (SIZE, SIZE)),
         Transposed((SIZE, SIZE)),
         ia.flows.Residual(branch),
     ]

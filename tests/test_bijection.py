@@ -81,7 +81,7 @@ def refusals():
         "chain": (flows.Sequential(Double(), Double()), vector),
         "split": (flows.Split((3,), Double()), vector),
         "inverse": (interop.Inverse(Double()), vector),
-        "vectors": (interop.OnVectors(Double(), (3, 1)), vector),
+        "vectors": (interop.FlattenedBijection(Double(), (3, 1)), vector),
         "distribution": (interop.from_distribution(torch.distributions.ExpTransform()), vector.exp()),
     }
     for name, (bijection, x) in plain.items():

@@ -195,7 +195,7 @@ PARTS = {
     "network": lambda: InvertibleResNet(
         (4, 4), blocks=(1, 1), hidden_channels=4, attention=ia.InvertibleAttention, logdet=ia.Exact()
     ),
-    "vectors": lambda: ia.interop.OnVectors(ia.InvertibleAttention(2, logdet=ia.Exact()), (2, 8)),
+    "vectors": lambda: ia.interop.FlattenedBijection(ia.InvertibleAttention(2, logdet=ia.Exact()), (2, 8)),
 }
 
 

@@ -52,3 +52,18 @@ def test_type_checkers_and_documentation_see_the_same_names(package):
     assert block.test.id == "TYPE_CHECKING"
     imported = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     assert {alias.name for node in imported for alias in node.names} == set(module.__all__)
+
+
+@pytest.mark.parametrize(
+    ("package", "old", "new"),
+    [
+        ("invertible_attention.interop", "OnVectors", "FlattenedBijection"),
+        ("invertible_attention.lipschitz", "SpectralNormBound", "SpectralNormConstraint"),
+    ],
+)
+def test_renamed_names_warn(package, old, new):
+    module = import_module(package)
+    for _ in range(2):
+        with pytest.warns(DeprecationWarning, match=f"{package}.{old} is now called {new}"):
+            assert getattr(module, old) is getattr(module, new)
+    assert old not in module.__all__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.abc import MetaPathFinder
@@ -13,15 +14,25 @@ from typing import Any
 __all__ = ["lazily", "together_with"]
 
 
-def lazily(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazily(
+    package: str, modules: Mapping[str, str], renamed: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__getattr__`` and ``__dir__`` of a package.
 
     Args:
         package: Its ``__name__``.
         modules: The submodule each name is found in; a submodule's own name stands for itself.
+        renamed: Names of the last release and what they are called now; using one warns.
     """
 
     def getattribute(name: str) -> Any:
+        if renamed and name in renamed:
+            warnings.warn(
+                f"{package}.{name} is now called {renamed[name]}; the old name goes with the next release",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return getattr(sys.modules[package], renamed[name])
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module = import_module(f"{package}.{modules[name]}")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import invertible_attention as ia
-from invertible_attention.attention.visibility import Spread
+from invertible_attention.attention.mask import Spread
 from invertible_attention.experiments.audit.attack import attack_layer
 
 RESPONSES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
@@ -129,7 +129,7 @@ def test_forward_is_the_definition(kind):
     score = (queries @ branch.response.query_weight[0].T) @ (keys @ branch.response.key_weight[0].T).mT
     attended = score.softmax(1) @ (values @ branch.value_weight.T)
     norms = branch._norms()
-    bound = norms.log_bound(Spread(crowding=ratio)).exp()
+    bound = norms.log_bound(Spread(row_mass=ratio)).exp()
     expected = (0.9 / bound).clamp_max(1.0) * attended @ branch.out_weight.T + o[:, None]
     torch.testing.assert_close(layer(x, context=c), x + expected.mT)
 

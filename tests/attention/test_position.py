@@ -295,4 +295,4 @@ def test_a_prior_for_other_axes_says_which_it_wants(axes, view):
     layer = ia.InvertibleAttention(3, position_prior=ia.TorusPrior(axes=axes))
     found = len(view) - 1
     with pytest.raises(ValueError, match=rf"TorusPrior\(axes={axes}\).*use TorusPrior\(axes={found}\)"):
-        ia.interop.OnVectors(layer, view)(torch.randn(2, 12))
+        ia.interop.FlattenedBijection(layer, view)(torch.randn(2, 12))

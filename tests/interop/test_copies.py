@@ -80,7 +80,7 @@ def theirs_here(layer):
         interop.from_distribution(pt.affine_coupling(2)),
         interop.from_distribution(dist.ComposeTransform([dist.TanhTransform(), dist.TanhTransform().inv])),
         interop.from_distribution(pt.affine_coupling(2).inv),
-        interop.OnVectors(layer, (1, 2)),
+        interop.FlattenedBijection(layer, (1, 2)),
     ]
     return ia.flows.Flow(ia.flows.Sequential(*parts), ia.flows.DiagonalGaussian(2)).log_prob
 

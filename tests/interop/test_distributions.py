@@ -42,7 +42,7 @@ def test_log_probabilities_agree_both_ways():
     ).parts[0]
     theirs = dist.TransformedDistribution(normal(2), [to_distribution(layer, view=(1, 2)).inv, first.inv])
     ours = ia.flows.Flow(
-        ia.flows.Sequential(from_distribution(first), ia.interop.OnVectors(layer, (1, 2))),
+        ia.flows.Sequential(from_distribution(first), ia.interop.FlattenedBijection(layer, (1, 2))),
         ia.flows.DiagonalGaussian(2, learned=False),
     )
     x = torch.randn(50, 2, dtype=torch.float64)

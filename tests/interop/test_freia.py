@@ -72,7 +72,10 @@ def test_log_probabilities_agree_both_ways(moons):
     first, _, second, third = theirs.module_list
     ours = ia.flows.Flow(
         ia.flows.Sequential(
-            from_freia(first), ia.interop.OnVectors(layer, (1, 2)), from_freia(second), from_freia(third)
+            from_freia(first),
+            ia.interop.FlattenedBijection(layer, (1, 2)),
+            from_freia(second),
+            from_freia(third),
         ),
         ia.flows.DiagonalGaussian(2, learned=False),
     )

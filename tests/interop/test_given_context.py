@@ -23,7 +23,9 @@ def given(kind, request):
     """A layer, our flow around it, data and a context per sample."""
     torch.manual_seed(0)
     layer = attention(context_channels=3, context_kind=kind, constraint=request.param)
-    flow = ia.flows.Flow(interop.OnVectors(layer, (1, 2)), ia.flows.DiagonalGaussian(2, learned=False))
+    flow = ia.flows.Flow(
+        interop.FlattenedBijection(layer, (1, 2)), ia.flows.DiagonalGaussian(2, learned=False)
+    )
     context = torch.randn(20, 3) if kind == "vector" else torch.randn(20, 3, 4)
     return layer, flow, torch.randn(20, 2), context
 

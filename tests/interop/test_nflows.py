@@ -36,7 +36,9 @@ def test_log_probabilities_agree_both_ways(moons):
         transforms.CompositeTransform([first, to_nflows(layer, view=(1, 2)), second]), StandardNormal([2])
     )
     ours = ia.flows.Flow(
-        ia.flows.Sequential(from_nflows(first), ia.interop.OnVectors(layer, (1, 2)), from_nflows(second)),
+        ia.flows.Sequential(
+            from_nflows(first), ia.interop.FlattenedBijection(layer, (1, 2)), from_nflows(second)
+        ),
         ia.flows.DiagonalGaussian(2, learned=False),
     )
     x = moons(200)

@@ -28,7 +28,7 @@ def test_its_own_check_of_an_invertible_layer_passes():
 
 def test_log_probabilities_agree_both_ways(moons):
     layer, first, second = attention(), coupling(1), coupling(2)
-    view = ia.interop.OnVectors(layer, (1, 2))
+    view = ia.interop.FlattenedBijection(layer, (1, 2))
     # The list of normflows goes from latent to data, ours from data to latent.
     theirs = nf.NormalizingFlow(
         nf.distributions.DiagGaussian(2, trainable=False), [second, to_normflows(layer, view=(1, 2)), first]

@@ -50,7 +50,7 @@ def test_log_probabilities_agree_both_ways(moons):
     coupling = transforms.affine_coupling(2, hidden_dims=[16])
     theirs = dist.TransformedDistribution(normal(), [to_pyro(layer, view=(1, 2)).inv, coupling])
     ours = ia.flows.Flow(
-        ia.flows.Sequential(from_distribution(coupling.inv), ia.interop.OnVectors(layer, (1, 2))),
+        ia.flows.Sequential(from_distribution(coupling.inv), ia.interop.FlattenedBijection(layer, (1, 2))),
         ia.flows.DiagonalGaussian(2, learned=False),
     )
     x = moons(200)

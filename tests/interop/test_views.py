@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import invertible_attention as ia
-from invertible_attention.interop import Inverse, MaskInContext, OnVectors
+from invertible_attention.interop import FlattenedBijection, Inverse, MaskInContext
 
 LIBRARIES = {
     "normflows": "normflows",
@@ -23,7 +23,7 @@ def test_on_vectors_is_the_bijection_of_the_view():
     layer = ia.InvertibleAttention(3, logdet=ia.Exact()).double()
     x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
     z, logdet = layer.forward_and_logdet(x)
-    vectors = OnVectors(layer, (3, 2, 2))
+    vectors = FlattenedBijection(layer, (3, 2, 2))
     flat, flat_logdet = vectors.forward_and_logdet(x.flatten(1))
     torch.testing.assert_close(flat, z.flatten(1))
     torch.testing.assert_close(flat_logdet, logdet)
@@ -35,18 +35,18 @@ def test_on_vectors_is_the_bijection_of_the_view():
 
 
 def test_on_vectors_with_another_shape_of_the_result():
-    vectors = OnVectors(ia.flows.Squeeze(2), (1, 4, 4), (4, 2, 2))
+    vectors = FlattenedBijection(ia.flows.Squeeze(2), (1, 4, 4), (4, 2, 2))
     x = torch.randn(3, 16)
     torch.testing.assert_close(vectors(x), ia.flows.Squeeze(2)(x.view(3, 1, 4, 4)).flatten(1))
     torch.testing.assert_close(vectors.inverse(vectors(x)), x)
     with pytest.raises(ValueError, match=r"\(4, 4\).*\(3, 5\)"):
-        OnVectors(ia.flows.Squeeze(2), (4, 4), (3, 5))
+        FlattenedBijection(ia.flows.Squeeze(2), (4, 4), (3, 5))
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 3, 2), (6,)])
 def test_on_vectors_names_what_it_cannot_view(shape):
     with pytest.raises(ValueError, match=str(shape[0])):
-        OnVectors(ia.InvertibleAttention(3), (3, 2))(torch.zeros(shape))
+        FlattenedBijection(ia.InvertibleAttention(3), (3, 2))(torch.zeros(shape))
 
 
 def test_inverse_swaps_the_directions():
@@ -100,7 +100,7 @@ def test_views_pass_masks_on():
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     mask = torch.arange(4) < torch.tensor([[4], [2]])
     z, logdet = layer.forward_and_logdet(x, mask=mask)
-    vectors = OnVectors(layer, (3, 4))
+    vectors = FlattenedBijection(layer, (3, 4))
     values = mask[:, None].expand_as(x).flatten(1)
     flat, flat_logdet = vectors.forward_and_logdet(x.flatten(1), mask=values)
     torch.testing.assert_close((flat, flat_logdet), (z.flatten(1), logdet))
@@ -108,7 +108,7 @@ def test_views_pass_masks_on():
     torch.testing.assert_close((back, back_logdet), (x.flatten(1), -logdet))
     torch.testing.assert_close(vectors.inverse(vectors(x.flatten(1), mask=values), mask=values), x.flatten(1))
     assert torch.equal(vectors.output_mask(values), values)
-    squeeze = OnVectors(ia.flows.Squeeze(2), (3, 4), (6, 2))
+    squeeze = FlattenedBijection(ia.flows.Squeeze(2), (3, 4), (6, 2))
     assert torch.equal(squeeze.output_mask(values), squeeze(values))
     inverse = Inverse(layer)
     torch.testing.assert_close(inverse.forward_and_logdet(z, mask=mask), (x, -logdet))
@@ -128,4 +128,6 @@ def test_views_name_what_they_cannot_take():
         with pytest.raises(ValueError, match=shown):
             masked(torch.zeros(2, 3, 5), context=context)
     with pytest.raises(ValueError, match="takes no mask"):
-        OnVectors(ia.Residual(torch.nn.Linear(3, 3)), (3,))(torch.zeros(2, 3), mask=torch.ones(2, 3).bool())
+        FlattenedBijection(ia.Residual(torch.nn.Linear(3, 3)), (3,))(
+            torch.zeros(2, 3), mask=torch.ones(2, 3).bool()
+        )

@@ -51,7 +51,10 @@ def test_log_probabilities_agree_both_ways(moons):
     first, _, second, third = theirs.transform.transforms
     ours = ia.flows.Flow(
         ia.flows.Sequential(
-            from_zuko(first), ia.interop.OnVectors(layer, (1, 2)), from_zuko(second), from_zuko(third)
+            from_zuko(first),
+            ia.interop.FlattenedBijection(layer, (1, 2)),
+            from_zuko(second),
+            from_zuko(third),
         ),
         ia.flows.DiagonalGaussian(2, learned=False),
     )

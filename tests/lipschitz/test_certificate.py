@@ -49,11 +49,11 @@ def by_definition(
     slopes=st.tuples(positive, positive),
     log_range=st.floats(0, 2000),
     norms=st.tuples(positive, st.floats(0, 1e6), positive),
-    crowding=st.floats(1, 100),
+    row_mass=st.floats(1, 100),
     spread=st.floats(0.01, 100),
 )
 def test_bound_is_the_proved_one_up_to_its_allowance(
-    kind, slopes, log_range, norms, crowding, spread, tensors
+    kind, slopes, log_range, norms, row_mass, spread, tensors
 ):
     normalization, causal = kind
     numbers = [torch.tensor([value], dtype=torch.float64) for value in (*slopes, log_range, *norms)]
@@ -64,7 +64,7 @@ def test_bound_is_the_proved_one_up_to_its_allowance(
         bias_norm,
         radius[0],
         normalization,
-        crowding=torch.tensor([[crowding]], dtype=torch.float64) if tensors else crowding,
+        row_mass=torch.tensor([[row_mass]], dtype=torch.float64) if tensors else row_mass,
         spread=torch.tensor([[spread]], dtype=torch.float64) if tensors else spread,
         causal=causal,
     )
@@ -72,7 +72,7 @@ def test_bound_is_the_proved_one_up_to_its_allowance(
     with mpmath.workdps(50):
 
         def exact(log_range: float) -> mpmath.mpf:
-            return by_definition(normalization, causal, *slopes, log_range, *norms, crowding, spread)
+            return by_definition(normalization, causal, *slopes, log_range, *norms, row_mass, spread)
 
         # The range may have been rounded by many units in its last place: the bound is that of a larger one.
         margin = 8 * EPS * (1 + abs(float(exact(log_range))))
@@ -85,15 +85,15 @@ def test_every_head_has_the_bound_of_its_own(normalization):
     torch.manual_seed(0)
     slopes, ranges, norms, biases = torch.rand(4, 3, dtype=torch.float64)
     radius = torch.tensor(1.7, dtype=torch.float64)
-    crowding = torch.tensor([[1.0], [2.5]], dtype=torch.float64)
+    row_mass = torch.tensor([[1.0], [2.5]], dtype=torch.float64)
     together = attention_log_bound(
-        ScoreBounds(slopes, slopes.flip(0), ranges), norms, biases, radius, normalization, crowding=crowding
+        ScoreBounds(slopes, slopes.flip(0), ranges), norms, biases, radius, normalization, row_mass=row_mass
     ).expand(2, 3)
     for sample in range(2):
         for head in range(3):
             one = [t[head : head + 1] for t in (slopes, slopes.flip(0), ranges, norms, biases)]
             alone = attention_log_bound(
-                ScoreBounds(*one[:3]), *one[3:], radius, normalization, crowding=float(crowding[sample])
+                ScoreBounds(*one[:3]), *one[3:], radius, normalization, row_mass=float(row_mass[sample])
             )
             torch.testing.assert_close(together[sample, head], alone[0])
 
@@ -103,7 +103,7 @@ def test_by_default_keys_are_as_many_as_queries_and_there_is_no_prior():
     for normalization in ("column", "row"):
         arguments = ScoreBounds(one, one, one), one, one, one[0], normalization
         assert torch.equal(
-            attention_log_bound(*arguments), attention_log_bound(*arguments, crowding=1.0, spread=1.0)
+            attention_log_bound(*arguments), attention_log_bound(*arguments, row_mass=1.0, spread=1.0)
         )
 
 

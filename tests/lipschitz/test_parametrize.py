@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from invertible_attention.lipschitz import (
-    SpectralNormBound,
+    SpectralNormConstraint,
     SpectralNormEstimate,
     constrain,
     constrain_by_estimate,
@@ -117,7 +117,7 @@ def test_input_size_makes_the_constraint_less_strict():
 
 def test_batches_of_matrices_are_constrained_one_by_one():
     weight = torch.stack([5 * torch.eye(3), 0.2 * torch.eye(3), torch.zeros(3, 3)]).double()
-    limited = SpectralNormBound(1.0)(weight)
+    limited = SpectralNormConstraint(1.0)(weight)
     norms = torch.linalg.matrix_norm(limited, 2)
     assert 0.98 < norms[0] <= 1
     assert torch.equal(limited[1:], weight[1:])
@@ -166,7 +166,7 @@ def test_cached_weight_is_computed_once():
         return torch.linalg.matrix_norm(weight)
 
     layer = nn.Linear(3, 3)
-    parametrize.register_parametrization(layer, "weight", SpectralNormBound(0.5, norm))
+    parametrize.register_parametrization(layer, "weight", SpectralNormConstraint(0.5, norm))
     calls.clear()
     with parametrize.cached():
         assert layer(torch.ones(1, 3)).equal(layer(torch.ones(1, 3)))
@@ -235,7 +235,7 @@ def test_estimate_breaks_its_promise_after_a_large_step_where_the_bound_does_not
 @pytest.mark.parametrize("coefficient", [0.0, -1.0, math.inf, math.nan])
 def test_coefficient_must_be_positive_and_finite(coefficient):
     for build in (
-        lambda: SpectralNormBound(coefficient),
+        lambda: SpectralNormConstraint(coefficient),
         lambda: SpectralNormEstimate(torch.ones(2, 2), coefficient),
         lambda: constrain(nn.Linear(2, 2), coefficient),
     ):

@@ -25,7 +25,7 @@ from invertible_attention.lipschitz.bind import is_bound
 from invertible_attention.lipschitz.certificate import Normalization
 from invertible_attention.lipschitz.gram import exact_arithmetic
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bounds
-from invertible_attention.lipschitz.parametrize import SpectralNormBound
+from invertible_attention.lipschitz.parametrize import SpectralNormConstraint
 
 __all__ = ["AttentionBranch", "check_counts"]
 
@@ -109,7 +109,7 @@ class AttentionBranch(SetFromData, Evaluation):
         self.from_data = ("log_radius",) if learned else ()
         self.register_buffer("initialized", torch.tensor(0.0 if learned else 1.0))
         if isinstance(constraint, Relaxed):
-            bound = SpectralNormBound(constraint.coefficient)
+            bound = SpectralNormConstraint(constraint.coefficient)
             for name in ("value_weight", "out_weight"):
                 parametrize.register_parametrization(self, name, bound)
             if constraint.constrain_response:

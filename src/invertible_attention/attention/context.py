@@ -21,13 +21,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-__all__ = ["Context", "ContextKind", "ContextTokens", "ContextVector", "Given", "make_context"]
+__all__ = ["Context", "ContextKind", "ContextTerms", "ContextTokens", "ContextVector", "make_context"]
 
 ContextKind = Literal["vector", "tokens", "masked_tokens"]
 
 
 @dataclass(frozen=True)
-class Given:
+class ContextTerms:
     """What a context adds.
 
     Attributes:
@@ -63,7 +63,7 @@ class Context(nn.Module, ABC):
         self.features, self.axes, self.expected = features, axes, expected
 
     @abstractmethod
-    def forward(self, context: Tensor, dtype: torch.dtype) -> Given:
+    def forward(self, context: Tensor, dtype: torch.dtype) -> ContextTerms:
         """Return what the context adds, in the given dtype."""
 
     @property
@@ -94,10 +94,10 @@ class ContextVector(Context):
         super().__init__(features, 2, f"(B, {features})")
         self.weight = nn.Parameter(torch.zeros(4 * channels, features))
 
-    def forward(self, context: Float[Tensor, "batch features"], dtype: torch.dtype) -> Given:
+    def forward(self, context: Float[Tensor, "batch features"], dtype: torch.dtype) -> ContextTerms:
         """Return the four shifts."""
         shifts = nn.functional.linear(context.to(dtype), self.weight.to(dtype))
-        return Given(*shifts.unflatten(1, (4, 1, -1)).unbind(1))
+        return ContextTerms(*shifts.unflatten(1, (4, 1, -1)).unbind(1))
 
 
 class ContextTokens(Context):
@@ -122,7 +122,7 @@ class ContextTokens(Context):
         """Length of a context's second axis."""
         return self.features + self.masked
 
-    def forward(self, context: Float[Tensor, "batch rows sources"], dtype: torch.dtype) -> Given:
+    def forward(self, context: Float[Tensor, "batch rows sources"], dtype: torch.dtype) -> ContextTerms:
         """Return the embedded tokens."""
         mask = None
         if self.masked:
@@ -131,7 +131,7 @@ class ContextTokens(Context):
         embedded = nn.functional.linear(
             context.to(dtype).transpose(1, 2), self.weight.to(dtype), self.bias.to(dtype)
         )
-        return Given(sources=embedded, source_mask=mask)
+        return ContextTerms(sources=embedded, source_mask=mask)
 
 
 def make_context(kind: str, features: int | None, channels: int) -> Context | None:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from invertible_attention._mask import flat_mask
 from invertible_attention._precision import raised, working_dtype
 from invertible_attention.attention.constraints import Constraint
-from invertible_attention.attention.context import Context, Given
+from invertible_attention.attention.context import Context, ContextTerms
 from invertible_attention.attention.functional import attend
+from invertible_attention.attention.mask import AttentionMask, Spread
 from invertible_attention.attention.mean_field import LinearPart, Projection
 from invertible_attention.attention.position import Factors, PositionPrior
 from invertible_attention.attention.responses import Response
-from invertible_attention.attention.visibility import Spread, Visibility
 from invertible_attention.lipschitz.bind import Bindable
 from invertible_attention.lipschitz.certificate import (
     Normalization,
@@ -56,7 +56,7 @@ class Norms:
             self.value_bias,
             self.radius,
             self.normalization,
-            crowding=spread.crowding,
+            row_mass=spread.row_mass,
             spread=spread.spread,
             causal=self.causal,
         )
@@ -181,15 +181,15 @@ class Evaluation(Bindable, ABC):
         dtype = torch.promote_types(working_dtype(x.dtype), self.value_weight.dtype)
         with exact_arithmetic(x):
             mask = None if mask is None else flat_mask(mask, x)
-            given = self._given(context, x.shape[0], dtype)
-            visibility = self._visibility(x, mask, given)
-            log_prior = None if visibility.complete else self._log_prior(x, visibility, dtype)
-            gain = torch.as_tensor(self._gain(scale, visibility, log_prior), dtype=dtype, device=x.device)
+            terms = self._context_terms(context, x.shape[0], dtype)
+            attention_mask = self._attention_mask(x, mask, terms)
+            log_prior = None if attention_mask.complete else self._log_prior(x, attention_mask, dtype)
+            gain = torch.as_tensor(self._gain(scale, attention_mask, log_prior), dtype=dtype, device=x.device)
             # Context tokens take part of what a row, or the whole, sums to.
-            if self.normalization != "column" and visibility.sources:
-                gain = gain / torch.as_tensor(visibility.crowding(), dtype=dtype, device=x.device)
+            if self.normalization != "column" and attention_mask.sources:
+                gain = gain / torch.as_tensor(attention_mask.row_mass(), dtype=dtype, device=x.device)
             if self.normalization == "all":
-                gain = gain / (visibility.tokens if mask is None else mask.sum(1).clamp_min(1))
+                gain = gain / (attention_mask.tokens if mask is None else mask.sum(1).clamp_min(1))
             out, value = self.out_weight.to(dtype), self.value_weight.to(dtype)
             prior = self.position_prior
             kernel = None if prior is None or mask is not None else prior.kernel(x.shape[2:])
@@ -197,7 +197,7 @@ class Evaluation(Bindable, ABC):
                 projection = None
                 if projected and scale.radius is not None:
                     tokens = self._tokens(x, mask, dtype)
-                    moved = tokens if given.value is None else tokens + given.value
+                    moved = tokens if terms.value is None else tokens + terms.value
                     projection = Projection.at(moved.mT, scale.radius)
                 return LinearPart.average(out @ value, gain, mask, projection)
             kernel = kernel.to(dtype).expand(self.heads, *x.shape[2:])
@@ -213,45 +213,45 @@ class Evaluation(Bindable, ABC):
         tokens = x.flatten(2).transpose(1, 2).to(dtype)
         return tokens if mask is None else tokens.masked_fill(~mask[..., None], 0.0)
 
-    def _given(self, context: Tensor | None, batch: int, dtype: torch.dtype) -> Given:
+    def _context_terms(self, context: Tensor | None, batch: int, dtype: torch.dtype) -> ContextTerms:
         if self.context is None and context is not None:
             raise ValueError(f"this layer takes no context, got one of shape {tuple(context.shape)}")
         if self.context is None:
-            return Given()
+            return ContextTerms()
         self.context.check(context, batch)
         return self.context(context, dtype)
 
-    def _visibility(self, x: Image, mask: Tensor | None, given: Given) -> Visibility:
-        sources = 0 if given.sources is None else given.sources.shape[1]
-        return Visibility(x.shape[2:].numel(), sources, self.causal, mask, given.source_mask)
+    def _attention_mask(self, x: Image, mask: Tensor | None, terms: ContextTerms) -> AttentionMask:
+        sources = 0 if terms.sources is None else terms.sources.shape[1]
+        return AttentionMask(x.shape[2:].numel(), sources, self.causal, mask, terms.source_mask)
 
-    def _factors(self, x: Image, visibility: Visibility) -> Factors | None:
+    def _factors(self, x: Image, attention_mask: AttentionMask) -> Factors | None:
         """Return the factors of the prior, where all of it is seen."""
         prior = self.position_prior
-        return prior.factors(x.shape[2:]) if prior is not None and visibility.complete else None
+        return prior.factors(x.shape[2:]) if prior is not None and attention_mask.complete else None
 
-    def _log_prior(self, x: Image, visibility: Visibility, dtype: torch.dtype) -> Tensor | None:
+    def _log_prior(self, x: Image, attention_mask: AttentionMask, dtype: torch.dtype) -> Tensor | None:
         prior = None
         if self.position_prior is not None:
             prior = self.position_prior(x.shape[2:]).expand(self.heads, -1, -1)
-        return visibility.log_prior(dtype, x.device, prior)
+        return attention_mask.log_prior(dtype, x.device, prior)
 
     def _evaluate(self, x: Image, context: Tensor | None, mask: Tensor | None) -> Image:
         scale = self.scale
         dtype = torch.promote_types(working_dtype(x.dtype), self.value_weight.dtype)
         mask = None if mask is None else flat_mask(mask, x)
         tokens = self._tokens(x, mask, dtype)
-        given = self._given(context, x.shape[0], dtype)
-        visibility = self._visibility(x, mask, given)
-        factors = self._factors(x, visibility)
-        log_prior = None if factors is not None else self._log_prior(x, visibility, dtype)
-        attended = self._attend(scale, tokens, given, visibility, log_prior, factors)
+        terms = self._context_terms(context, x.shape[0], dtype)
+        attention_mask = self._attention_mask(x, mask, terms)
+        factors = self._factors(x, attention_mask)
+        log_prior = None if factors is not None else self._log_prior(x, attention_mask, dtype)
+        attended = self._attend(scale, tokens, terms, attention_mask, log_prior, factors)
         out = attended.transpose(1, 2).flatten(2)
-        gain = self._gain(scale, visibility, log_prior)
+        gain = self._gain(scale, attention_mask, log_prior)
         if isinstance(gain, Tensor) and gain.ndim:
             out, gain = out * gain.to(dtype)[:, None, None], 1.0
         out = linear(out, raised(self.out_weight) * gain, self.out_bias)
-        out = out if given.out is None else out + given.out
+        out = out if terms.out is None else out + terms.out
         if mask is not None:
             out = out.masked_fill(~mask[..., None], 0.0)
         return out.transpose(1, 2).reshape(x.shape)
@@ -260,22 +260,22 @@ class Evaluation(Bindable, ABC):
         self,
         scale: Scale,
         tokens: Tensor,
-        given: Given,
-        visibility: Visibility,
+        terms: ContextTerms,
+        attention_mask: AttentionMask,
         log_prior: Tensor | None,
         factors: Factors | None,
     ) -> Float[Tensor, "batch heads tokens features"]:
         def see(shift: Tensor | None) -> Tensor:
             moved = tokens if shift is None else tokens + shift
-            if given.sources is not None:
-                moved = torch.cat([moved, given.sources], 1)
+            if terms.sources is not None:
+                moved = torch.cat([moved, terms.sources], 1)
             return moved if scale.radius is None else project_on_ball(moved, scale.radius)
 
-        as_query = see(given.query)
-        as_key = as_query if given.key is None else see(given.key)
-        as_value = as_query if given.value is None else see(given.value)
-        if visibility.sources and not visibility.square:
-            as_query = as_query[:, : visibility.tokens]
+        as_query = see(terms.query)
+        as_key = as_query if terms.key is None else see(terms.key)
+        as_value = as_query if terms.value is None else see(terms.value)
+        if attention_mask.sources and not attention_mask.square:
+            as_query = as_query[:, : attention_mask.tokens]
         query, key = self.response(as_query, as_key)
         value = linear(as_value, self.value_weight, self.value_bias)
         attended = attend(
@@ -287,26 +287,26 @@ class Evaluation(Bindable, ABC):
             normalization=self.normalization,
             log_prior=log_prior,
             prior=factors,
-            mask=visibility.key_mask(),
+            mask=attention_mask.key_mask(),
             implementation=self.implementation,
         )
-        return attended[:, :, : visibility.tokens] if visibility.square else attended
+        return attended[:, :, : attention_mask.tokens] if attention_mask.square else attended
 
-    def _gain(self, scale: Scale, visibility: Visibility, log_prior: Tensor | None) -> Tensor | float:
+    def _gain(self, scale: Scale, attention_mask: AttentionMask, log_prior: Tensor | None) -> Tensor | float:
         norms, log_bound = scale.norms, scale.log_bound
-        if norms is not None and self.position_prior is not None and not visibility.complete:
+        if norms is not None and self.position_prior is not None and not attention_mask.complete:
             assert log_prior is not None
-            seen = norms.log_bound(visibility.spread(log_prior, self.normalization))
+            seen = norms.log_bound(attention_mask.spread(log_prior, self.normalization))
             if self.normalization == "all":
                 return self.constraint.gain(seen)
             # What was promised without knowing what is seen is kept, also where it is less than the limit.
             return self.constraint.gain(log_bound) * (log_bound - seen).clamp_max(0.0).exp()
-        if norms is not None and visibility.sources and self.normalization == "column":
-            crowding = visibility.crowding()
-            crowding = crowding[:, None] if isinstance(crowding, Tensor) else crowding
-            log_bound = norms.log_bound(Spread(crowding))
+        if norms is not None and attention_mask.sources and self.normalization == "column":
+            row_mass = attention_mask.row_mass()
+            row_mass = row_mass[:, None] if isinstance(row_mass, Tensor) else row_mass
+            log_bound = norms.log_bound(Spread(row_mass))
         if self.normalization == "all":
-            log_bound = log_bound - visibility.log_count()
+            log_bound = log_bound - attention_mask.log_count()
         return self.constraint.gain(log_bound)
 
 

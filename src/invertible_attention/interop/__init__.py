@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from invertible_attention.interop.nflows import from_nflows, to_nflows
     from invertible_attention.interop.normflows import from_normflows, to_normflows
     from invertible_attention.interop.pyro import to_pyro, to_pyro_conditional
-    from invertible_attention.interop.views import Inverse, MaskInContext, OnVectors
+    from invertible_attention.interop.views import FlattenedBijection, Inverse, MaskInContext
     from invertible_attention.interop.zuko import from_zuko, to_zuko
 
 __all__ = [
     "FixedInverse",
+    "FlattenedBijection",
     "FreiaAttention",
     "FreiaModule",
     "Inverse",
     "MaskInContext",
-    "OnVectors",
     "compile_branches",
     "from_distribution",
     "from_freia",
@@ -52,7 +52,7 @@ __getattr__, __dir__ = lazily(
         "to_plain": "export",
         "Inverse": "views",
         "MaskInContext": "views",
-        "OnVectors": "views",
+        "FlattenedBijection": "views",
         "from_distribution": "distributions",
         "FreiaAttention": "freia",
         "FreiaModule": "freia",
@@ -68,4 +68,5 @@ __getattr__, __dir__ = lazily(
         "to_pyro_conditional": "pyro",
         "to_zuko": "zuko",
     },
+    renamed={"OnVectors": "FlattenedBijection"},
 )

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from invertible_attention.attention import AttentionBranch
-from invertible_attention.attention.plain import PlainAttentionBranch, bake_parametrizations
+from invertible_attention.attention.frozen import FrozenAttentionBranch, bake_parametrizations
 from invertible_attention.bijection import Bijection, Event, given
 from invertible_attention.lipschitz.known import bound_function, doubt
 from invertible_attention.residual import Residual
@@ -205,7 +205,7 @@ def to_plain(bijection: Bijection) -> Bijection:
         bound = module.lipschitz_bound().item()
         branch = module.branch
         if isinstance(branch, AttentionBranch):
-            branch = PlainAttentionBranch(branch)
+            branch = FrozenAttentionBranch(branch)
         return Residual(branch, lipschitz=bound, solver=module.solver, logdet=module.logdet).train(
             module.training
         )

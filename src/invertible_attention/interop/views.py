@@ -14,7 +14,15 @@ from torch import Tensor
 from invertible_attention._mask import channelwise, spread_over_channels
 from invertible_attention.bijection import Bijection, Event, given, refuse_unused
 
-__all__ = ["Foreign", "Inverse", "MaskInContext", "OnVectors", "on_vectors", "sum_over_event", "used"]
+__all__ = [
+    "FlattenedBijection",
+    "Foreign",
+    "Inverse",
+    "MaskInContext",
+    "on_vectors",
+    "sum_over_event",
+    "used",
+]
 
 
 class Inverse(Bijection):
@@ -100,7 +108,7 @@ class Foreign(Bijection):
         """Return the result and the log-determinant of the direction, over the event or not; ``None`` for zero."""
 
 
-class OnVectors(Bijection):
+class FlattenedBijection(Bijection):
     """A bijection of images or sequences, applied to vectors ``(B, D)`` that hold them.
 
     Args:
@@ -113,8 +121,8 @@ class OnVectors(Bijection):
 
     Example:
         >>> import torch, invertible_attention as ia
-        >>> from invertible_attention.interop import OnVectors
-        >>> layer = OnVectors(ia.InvertibleAttention(3), (3, 4))
+        >>> from invertible_attention.interop import FlattenedBijection
+        >>> layer = FlattenedBijection(ia.InvertibleAttention(3), (3, 4))
         >>> layer(torch.randn(5, 12)).shape
         torch.Size([5, 12])
     """
@@ -252,7 +260,7 @@ def on_vectors(bijection: Bijection, view: Sequence[int] | None) -> Bijection:
     """
     if not isinstance(bijection, Bijection):
         raise ValueError(f"expected a Bijection, got {type(bijection).__name__}")
-    return bijection if view is None else OnVectors(bijection, view)
+    return bijection if view is None else FlattenedBijection(bijection, view)
 
 
 def sum_over_event(values: Tensor, batch: int) -> Float[Tensor, " batch"]:

@@ -3,6 +3,7 @@
 A name with ``upper_bound`` is never below the truth, a name with ``estimate`` never above it.
 """
 
+from invertible_attention._lazy import lazily
 from invertible_attention.lipschitz.adversarial import AdversarialLipschitz, adversarial_lipschitz
 from invertible_attention.lipschitz.audit import audit
 from invertible_attention.lipschitz.convolution import (
@@ -19,7 +20,7 @@ from invertible_attention.lipschitz.norms import (
     spectral_norm_upper_bound,
 )
 from invertible_attention.lipschitz.parametrize import (
-    SpectralNormBound,
+    SpectralNormConstraint,
     SpectralNormEstimate,
     constrain,
     constrain_by_estimate,
@@ -31,7 +32,7 @@ __all__ = [
     "AdversarialLipschitz",
     "AuditReport",
     "SecondPreimage",
-    "SpectralNormBound",
+    "SpectralNormConstraint",
     "SpectralNormEstimate",
     "adversarial_lipschitz",
     "audit",
@@ -50,3 +51,5 @@ __all__ = [
     "spectral_norm_estimate",
     "spectral_norm_upper_bound",
 ]
+
+__getattr__, __dir__ = lazily(__name__, {}, renamed={"SpectralNormBound": "SpectralNormConstraint"})

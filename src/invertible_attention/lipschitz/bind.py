@@ -15,7 +15,7 @@ from invertible_attention._precision import raised
 from invertible_attention.lipschitz.convolution import convolution_norm_upper_bound, norm_upper_bounds
 from invertible_attention.lipschitz.gram import working_dtype
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
-from invertible_attention.lipschitz.parametrize import SpectralNormBound, limit_norm
+from invertible_attention.lipschitz.parametrize import SpectralNormConstraint, limit_norm
 from invertible_attention.lipschitz.symbols import Symbols
 
 __all__ = ["Bindable", "bind", "bind_together", "is_bound", "original", "replicate"]
@@ -133,7 +133,7 @@ def _kind(parametrizations: Any) -> object:
     (first, *others) = parametrizations
     norm = getattr(first, "norm", None)
     hooked = parametrizations._forward_hooks or first._forward_hooks or first._forward_pre_hooks
-    if others or hooked or type(first) is not SpectralNormBound or not isinstance(norm, partial):
+    if others or hooked or type(first) is not SpectralNormConstraint or not isinstance(norm, partial):
         return None
     if norm.func not in (convolution_norm_upper_bound, spectral_norm_upper_bound):
         return None

@@ -106,7 +106,7 @@ def attention_log_bound(
     radius: Float[Tensor, ""],
     normalization: Normalization,
     *,
-    crowding: Tensor | float = 1.0,
+    row_mass: Tensor | float = 1.0,
     spread: Tensor | float = 1.0,
     causal: bool = False,
 ) -> Float[Tensor, "*batch heads"]:
@@ -118,7 +118,7 @@ def attention_log_bound(
         value_bias_norm: :math:`\|b_F\|` (drops out for ``"row"``, whose weights sum to 1).
         radius: :math:`\rho`.
         normalization: Along which the weights are normalised.
-        crowding: :math:`r`, the number of keys for each query, where it is above 1; ``(batch, 1)`` or a number. With
+        row_mass: :math:`r`, the number of keys for each query, where it is above 1; ``(batch, 1)`` or a number. With
             a prior the largest sum of a row, ``(batch, heads)``.
         spread: With a prior :math:`t` for ``"column"``, :math:`s` for ``"row"``.
         causal: Whether a token attends to itself and those before it only.
@@ -138,9 +138,9 @@ def attention_log_bound(
     # √M is factored out, so that what is left stays finite for every range.
     if normalization == "column":
         reach = reach + value_bias_norm
-        from_keys = root * scores.key_slope * crowding**0.5
+        from_keys = root * scores.key_slope * row_mass**0.5
         from_values = value_norm * root * spread**0.5
-        return log_range + _log(from_values + reach * (scores.query_slope * crowding + from_keys))
+        return log_range + _log(from_values + reach * (scores.query_slope * row_mass + from_keys))
     if normalization == "row" and causal:
         log_norm = math.log(2) + 0.75 * log_range
         from_queries = torch.exp(-log_norm) * scores.query_slope

@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, parametrize
 
 from invertible_attention.lipschitz.bind import Bindable, bind, original
-from invertible_attention.lipschitz.parametrize import SpectralNormBound, SpectralNormEstimate
+from invertible_attention.lipschitz.parametrize import SpectralNormConstraint, SpectralNormEstimate
 
 __all__ = ["bound_function", "class_of", "doubt", "has_global_hooks", "has_hooks", "watch"]
 
@@ -31,7 +31,7 @@ _HARMLESS = {
     "solve_inverse",
 }
 _LIBRARY = "invertible_attention."
-_PURE = (SpectralNormBound, parametrizations._WeightNorm, parametrizations._Orthogonal)
+_PURE = (SpectralNormConstraint, parametrizations._WeightNorm, parametrizations._Orthogonal)
 # Power iterations: in training mode each evaluation of the weight changes the next.
 _PURE_IN_EVALUATION = (SpectralNormEstimate, parametrizations._SpectralNorm)
 _MODULE_METHODS = frozenset(name for name, value in vars(nn.Module).items() if callable(value))
@@ -179,7 +179,7 @@ def _parametrizations(module: nn.Module) -> dict[str, Any]:
 
 def _is_pure(part: nn.Module) -> bool:
     """Whether a parametrization is known to be a function of parameters and nothing else."""
-    if type(part) is SpectralNormBound:
+    if type(part) is SpectralNormConstraint:
         norm: Any = part.norm.func if isinstance(part.norm, partial) else part.norm
         return getattr(norm, "__module__", "").startswith(_LIBRARY)
     return type(part) in _PURE or (type(part) in _PURE_IN_EVALUATION and not part.training)

@@ -21,7 +21,7 @@ from invertible_attention.lipschitz.gram import working_dtype
 from invertible_attention.lipschitz.norms import power_iteration, spectral_norm_upper_bound
 
 __all__ = [
-    "SpectralNormBound",
+    "SpectralNormConstraint",
     "SpectralNormEstimate",
     "constrain",
     "constrain_by_estimate",
@@ -32,7 +32,7 @@ __all__ = [
 Norm = Callable[[Tensor], Tensor]
 
 
-class SpectralNormBound(nn.Module):
+class SpectralNormConstraint(nn.Module):
     r"""Keep the norm of a weight at or below a coefficient, always: :math:`W \min(1, c/\sigma(W))`.
 
     :math:`\sigma` is an upper bound of the norm, so the result's exact norm is at most :math:`c`, also
@@ -55,7 +55,7 @@ class SpectralNormBound(nn.Module):
         - Output: the same.
 
     Example:
-        >>> bound = SpectralNormBound(0.5)
+        >>> bound = SpectralNormConstraint(0.5)
         >>> bound(torch.diag(torch.tensor([2.0, 1.0])))
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.2500]])
@@ -83,7 +83,7 @@ class SpectralNormEstimate(nn.Module):
     r"""The paper's own constraint: :math:`W \min(1, c/\hat\sigma(W))` with a *lower estimate* of the norm.
 
     Power iteration never overestimates the norm, so the result's norm can exceed :math:`c`, and does straight
-    after an optimiser step. It is kept for comparison; guarantees rest on :class:`SpectralNormBound`.
+    after an optimiser step. It is kept for comparison; guarantees rest on :class:`SpectralNormConstraint`.
 
     The vector of the iteration is a buffer. It is updated (warm start) in training mode only, at every
     evaluation of the weight, and therefore not under :mod:`torch.func`.
@@ -172,7 +172,7 @@ def constrain(
 ) -> nn.Module:
     """Keep the operator norm of a linear or convolution layer at or below a coefficient, always.
 
-    Registers a :class:`SpectralNormBound` with the norm that fits the layer: that of the matrix, or that of
+    Registers a :class:`SpectralNormConstraint` with the norm that fits the layer: that of the matrix, or that of
     the convolution with its padding, dilation and groups
     (:func:`~invertible_attention.lipschitz.convolution_norm_upper_bound`).
 
@@ -210,7 +210,7 @@ def constrain(
     else:
         _check_matrix(module, name)
         norm = partial(spectral_norm_upper_bound, iterations=iterations)
-    parametrize.register_parametrization(module, name, SpectralNormBound(coefficient, norm))
+    parametrize.register_parametrization(module, name, SpectralNormConstraint(coefficient, norm))
     return module
 
 
@@ -222,7 +222,7 @@ def is_constrained(module: nn.Module, coefficient: float) -> bool:
     if not parametrize.is_parametrized(module, "weight"):
         return False
     bound, *others = cast(Any, module).parametrizations.weight
-    if others or type(bound) is not SpectralNormBound or not isinstance(bound.norm, partial):
+    if others or type(bound) is not SpectralNormConstraint or not isinstance(bound.norm, partial):
         return False
     function, settings = bound.norm.func, bound.norm.keywords
     if _is_kernel(module, "weight"):

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from .datasets import DATASETS, Dataset, open_splits
 from .folder import ImageFolder, folder_splits, image_files
+from .hub import HubImages, hub_splits, parquet_splits
 from .images import Images, draw_images, fit_counts
 from .photographs import PHOTOGRAPHS, BundledPhotographs, bundled_photograph
 from .preparation import dequantize, quantize, to_pixels, to_tensor
 from .source import ImageSource, decode, open_image
-from .tables import TableImages, hub_splits, parquet_splits
 
 __all__ = [
     "DATASETS",
     "PHOTOGRAPHS",
     "BundledPhotographs",
     "Dataset",
+    "HubImages",
     "ImageFolder",
     "ImageSource",
     "Images",
-    "TableImages",
     "bundled_photograph",
     "decode",
     "dequantize",

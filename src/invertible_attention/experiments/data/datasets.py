@@ -10,10 +10,10 @@ from PIL import Image
 
 from ..errors import ExperimentError
 from .folder import folder_splits
+from .hub import hub_splits, parquet_files, parquet_splits
 from .photographs import PHOTOGRAPHS, BundledPhotographs
 from .preparation import CELEBA_SIZE, cover, to_celeba
 from .source import ImageSource
-from .tables import hub_splits, parquet_files, parquet_splits
 
 __all__ = ["DATASETS", "Dataset", "open_splits"]
 

@@ -13,10 +13,10 @@ from PIL import Image
 from ..errors import ExperimentError
 from .source import ImageSource, decode
 
-__all__ = ["TableImages", "hub_splits", "parquet_files", "parquet_splits"]
+__all__ = ["HubImages", "hub_splits", "parquet_files", "parquet_splits"]
 
 
-class TableImages(ImageSource):
+class HubImages(ImageSource):
     """The image column of a Hugging Face dataset.
 
     Args:
@@ -83,7 +83,7 @@ def parquet_splits(root: Path) -> dict[str, ImageSource]:
             tables = datasets.load_dataset("parquet", data_files=files)
         except (OSError, ValueError, RuntimeError) as error:
             raise ExperimentError(f"cannot read the parquet files in {root}: {_reason(error)}") from error
-    return {split: TableImages(table, f"{root.name} ({split})") for split, table in tables.items()}
+    return {split: HubImages(table, f"{root.name} ({split})") for split, table in tables.items()}
 
 
 def hub_splits(name: str, configuration: str | None, title: str) -> dict[str, ImageSource]:
@@ -99,7 +99,7 @@ def hub_splits(name: str, configuration: str | None, title: str) -> dict[str, Im
             raise ExperimentError(
                 f"cannot load {name} from the hub ({_reason(error)}): give local files with --data-dir"
             ) from error
-    return {split: TableImages(table, f"{title} ({split})") for split, table in splits.items()}
+    return {split: HubImages(table, f"{title} ({split})") for split, table in splits.items()}
 
 
 def _reason(error: BaseException) -> str:

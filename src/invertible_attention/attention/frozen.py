@@ -16,12 +16,12 @@ from invertible_attention.attention.context import ContextTokens
 from invertible_attention.attention.evaluation import Evaluation, Norms, Scale
 from invertible_attention.lipschitz.certificate import Normalization, ScoreBounds
 
-__all__ = ["PlainAttentionBranch", "bake_parametrizations"]
+__all__ = ["FrozenAttentionBranch", "bake_parametrizations"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class PlainAttentionBranch(Evaluation):
+class FrozenAttentionBranch(Evaluation):
     """The function of an :class:`AttentionBranch` as it is now, with weights that are used as they are stored.
 
     No weight is normed at run time. Changing the weights afterwards may break the contraction; nothing would notice.

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Spread", "Visibility"]
+__all__ = ["AttentionMask", "Spread"]
 
 # Far above the smallest float32: terms that vanish beside it do not matter.
 _SMALLEST_SUM = 1e-30
@@ -20,18 +20,18 @@ class Spread:
     """What the certificate needs to know of a prior of which not all is seen, per sample and head.
 
     Attributes:
-        crowding: Largest sum of a row over all keys; see :func:`.certificate.attention_log_bound`.
+        row_mass: Largest sum of a row over all keys; see :func:`.certificate.attention_log_bound`.
         spread: Largest sum of a row (``"column"``) or of a column (``"row"``) over the tokens.
         log_count: For ``"all"``, the logarithm of what the number of tokens is without a prior.
     """
 
-    crowding: Tensor | float = 1.0
+    row_mass: Tensor | float = 1.0
     spread: Tensor | float = 1.0
     log_count: Tensor | float = 0.0
 
 
 @dataclass(frozen=True)
-class Visibility:
+class AttentionMask:
     """Who attends to whom among ``tokens`` queries and as many keys, followed by ``sources`` more keys.
 
     Args:
@@ -128,9 +128,9 @@ class Visibility:
         )
         if normalization == "column":
             weight, lost = _inverse(columns(every_query), keys[:, None])
-            crowding = rows(weight).amax(-1) + lost.sum(-1)
+            row_mass = rows(weight).amax(-1) + lost.sum(-1)
             spread = rows(weight * token).amax(-1) + (lost * token).sum(-1)
-            return Spread(crowding.clamp_min(1.0), spread.clamp_min(1.0))
+            return Spread(row_mass.clamp_min(1.0), spread.clamp_min(1.0))
         if normalization == "row":
             weight, lost = _inverse(rows(every_key), queries[:, None])
             return Spread(spread=((columns(weight) * token).amax(-1) + lost.sum(-1)).clamp_min(1.0))
@@ -146,7 +146,7 @@ class Visibility:
         count = self._valid()
         return ((count + 1) / 2 if self.causal else count).log()
 
-    def crowding(self) -> Float[Tensor, " batch"] | float:
+    def row_mass(self) -> Float[Tensor, " batch"] | float:
         """Number of keys for each query, ``1 + sources / tokens``, per sample where there is a mask."""
         sources = self.sources
         if self.source_mask is not None:
