@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from invertible_attention._install import install_line
 from invertible_attention.cli import main
 from invertible_attention.cli.arguments import split_lists
 from invertible_attention.cli.commands import COMMANDS
@@ -196,7 +197,7 @@ def test_a_missing_package_names_the_extra(
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
     status, line = fail(capsys, "reconstruct", "--output", str(tmp_path))
     assert status == 1
-    assert "needs the package 'lightning': pip install \"invertible-attention[experiments]\"" in line
+    assert f"needs the package 'lightning': {install_line('experiments')}" in line
 
 
 def test_without_typer_the_command_line_says_what_to_install(

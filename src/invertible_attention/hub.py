@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from invertible_attention import flows
+from invertible_attention._install import install_line
 from invertible_attention.attention import InvertibleAttention as _InvertibleAttention
 
 try:
@@ -31,8 +32,7 @@ try:
     from safetensors.torch import load_file, load_model, save_model
 except ImportError as error:
     raise ImportError(
-        f"invertible_attention.hub needs huggingface_hub and safetensors ({error}): "
-        "pip install 'invertible-attention[interop]'"
+        f"invertible_attention.hub needs huggingface_hub and safetensors ({error}): {install_line('interop')}"
     ) from error
 
 __all__ = ["InvertibleAttention", "InvertibleResNet", "with_hub"]

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
-__all__ = ["main"]
+from .._install import install_line
 
-INSTALL = 'pip install "invertible-attention[{extra}]"'
+__all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package in {"", "invertible_attention"}:
             raise
-        return _complain(f"this needs the package {package!r}: {INSTALL.format(extra=_extra(arguments))}")
+        return _complain(f"this needs the package {package!r}: {install_line(_extra(arguments))}")
     except KeyboardInterrupt:
         return _complain("interrupted", status=130)
 
@@ -40,11 +40,14 @@ def _run(arguments: list[str]) -> int:
     import typer
 
     from ..experiments.errors import ExperimentError
+    from ..experiments.packages import require
     from .application import build
     from .commands import known
 
     usage_error = cast(type[Exception], typer.BadParameter.__base__)
     try:
+        if known(arguments) and not {"--help", "-h"} & set(arguments):
+            require(_extra(arguments))
         status = build(arguments)(args=arguments, prog_name="invertible-attention", standalone_mode=False)
     except usage_error as error:
         context = getattr(error, "ctx", None)

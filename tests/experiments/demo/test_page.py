@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from invertible_attention._install import install_line
 from invertible_attention.cli import main
 from invertible_attention.experiments.demo.computation import Outcome
 from invertible_attention.experiments.demo.drawing import magnification
@@ -139,4 +140,4 @@ def test_without_gradio_its_extra_is_named() -> None:
         [sys.executable, "-c", blocked], capture_output=True, text=True, check=False, env=dict(os.environ)
     )
     assert result.returncode == 1
-    assert 'pip install "invertible-attention[demo]"' in result.stderr
+    assert install_line("demo") in result.stderr

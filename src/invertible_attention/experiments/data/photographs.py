@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..._install import install_line
 from ..errors import ExperimentError
 from .source import ImageSource, open_image
 
@@ -48,9 +49,7 @@ def bundled_photograph(path: str) -> Image.Image:
     package, _, inside = path.partition("/")
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ExperimentError(
-            f'the photographs need the package {package}: pip install "invertible-attention[experiments]"'
-        )
+        raise ExperimentError(f"the photographs need the package {package}: {install_line('experiments')}")
     return open_image(Path(spec.submodule_search_locations[0]) / inside)
 
 

@@ -12,12 +12,32 @@ from torch import Tensor, nn
 from ...bijection import Bijection, refuse_unused
 from ...flows import ActNorm, Dequantize, DiagonalGaussian, Flatten, Flow, Logit, Sequential, Split, Squeeze
 from ...flows.base import Base
+from ..packages import require
 from .configuration import Configuration, Model
 
-__all__ = ["NormflowsStep", "ZukoBase", "build_baseline"]
+__all__ = ["NormflowsStep", "ZukoBase", "build_baseline", "check_library"]
 
 ALPHA = 0.05
 """Margin of the logit before every baseline, as MAF and Residual Flow use it for CIFAR-10."""
+
+
+LIBRARIES = {
+    Model.MADE: "zuko",
+    Model.MAF: "zuko",
+    Model.CNF: "zuko",
+    Model.REALNVP: "normflows",
+    Model.GLOW: "normflows",
+}
+
+
+def check_library(configuration: Configuration) -> None:
+    """Raise when the library that has a model is not installed.
+
+    Raises:
+        ExperimentError: naming it, and the command that installs it.
+    """
+    if library := LIBRARIES.get(Model(configuration.model)):
+        require("interop", library)
 
 
 def build_baseline(configuration: Configuration, shape: tuple[int, ...], levels: int) -> Flow:

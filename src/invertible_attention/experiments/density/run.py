@@ -22,6 +22,7 @@ from ..progress import RunProgress
 from ..report import save_figures
 from ..report.summary import write_run_page
 from ..training import Parallel, choose_device, is_first_process
+from .baselines import check_library
 from .configuration import Configuration, Estimator
 from .data import DensityData, load_data
 from .evaluation import evaluation_estimator, score
@@ -68,6 +69,7 @@ def train_run(
     Raises:
         ExperimentError: when the data, the device or the folder cannot be used.
     """
+    check_library(configuration)
     first = is_first_process()
     console = (console or Console()) if first else Console(quiet=True)
     place = choose_device(device)

@@ -19,6 +19,7 @@ from ..metadata import run_metadata
 from ..output import OutputFolder
 from ..report import save_figures
 from ..report.summary import print_run, run_markdown, write_run_page
+from .baselines import check_library
 from .comparison import compare
 from .configuration import Configuration
 from .figures import draw_curve, draw_differences
@@ -77,6 +78,8 @@ def run_study(
         }
     except ValueError as error:
         raise ExperimentError(str(error)) from error
+    for _, configuration in cells.values():
+        check_library(configuration)
     about = {"base": base.to_json(), "variants": list(variants), "seeds": seeds, "draws": draws}
     with OutputFolder(output, about, resume=resume, overwrite=overwrite, owned=OWNED):
         pending = [name for name in cells if not (output / "cells" / name / "results.json").is_file()]

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...._install import install_line
 from ...data.preparation import IMAGENET_MEAN, IMAGENET_STD
 from ...errors import ExperimentError
 
@@ -207,7 +208,7 @@ def efficientnet_lite(name: str) -> nn.Module:
         from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError as error:
         raise ExperimentError(
-            f'{name} needs the package efficientnet-lite-pytorch: pip install "invertible-attention[camouflage]"'
+            f"{name} needs the package efficientnet-lite-pytorch: {install_line('camouflage')}"
         ) from error
     return EfficientNet.from_name(name, image_size=None)
 

