@@ -33,3 +33,18 @@ def test_a_run_that_ends_is_counted_as_done(cells: int, finished: int):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_one_that_is_interrupted_is_not(error: type[BaseException]):
     assert " 1/3 " in drawn(3, 1, error)
+
+
+def test_the_estimate_of_a_resumed_stage_counts_its_own_steps_only() -> None:
+    progress = RunProgress(1, Console(file=io.StringIO()))
+    now = 0.0
+    progress._progress.get_time = lambda: now
+    with progress:
+        advance = progress.stage("training", 1000)
+        now = 100.0
+        for done in range(901, 911):
+            now += 2.0
+            advance(done)
+        task = progress._progress.tasks[1]
+        assert task.completed == 910
+        assert task.time_remaining == 180  # 90 steps of 2 s

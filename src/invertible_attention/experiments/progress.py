@@ -58,8 +58,14 @@ class RunProgress:
     def stage(self, description: str, total: int | None) -> Callable[..., None]:
         """Begin a stage of the current network; return what to call as ``advance(done, loss)``."""
         self._progress.reset(self._current, total=total, description=description, note="", visible=True)
+        begun = False
 
         def advance(done: int, loss: float | None = None) -> None:
+            nonlocal begun
+            if not begun:
+                # What an earlier attempt did took no time in this one, and must not count in the estimate.
+                self._progress.reset(self._current, total=total, completed=max(0, done - 1))
+                begun = True
             note = "" if loss is None else f"loss {loss:.4f}"
             self._progress.update(self._current, completed=done, note=note)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -81,7 +82,7 @@ def choose_device(name: str) -> torch.device:
 
 
 class CheckpointEvery(lightning.Callback):
-    """Write a checkpoint every so many steps, whole or not at all.
+    """Write a checkpoint every so many steps, whole or not at all, and time the training over all attempts.
 
     Args:
         path: where; an older checkpoint there is replaced.
@@ -91,6 +92,21 @@ class CheckpointEvery(lightning.Callback):
     def __init__(self, path: Path, steps: int):
         self.path = path
         self.steps = steps
+        self._earlier = 0.0
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time of training on the clock; of an interrupted attempt, that until the checkpoint it left."""
+        return self._earlier + time.perf_counter() - self._start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the time so far, for a checkpoint."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the time so far."""
+        self._earlier = state_dict["seconds"]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the next epoch where the checkpoint was written after the last batch of one.
@@ -98,6 +114,7 @@ class CheckpointEvery(lightning.Callback):
         Lightning then counts that epoch as done, but not the next as begun: a second resumption would take it for
         done as well and go back to its first batch.
         """
+        self._start = time.perf_counter()
         loop = trainer.fit_loop
         if (
             loop.restarted_mid_epoch

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def _fit(network, dataset, folder, configuration=SMALL, **options):
     pairs = open_data([dataset]).train_pairs
     images = training_images(network, pairs, configuration, folder=folder / "cache", device=CPU)
-    return train(network, images, configuration, seed=0, device=CPU, folder=folder, **options)
+    return train(network, images, configuration, seed=0, device=CPU, folder=folder, **options)[0]
 
 
 def _train(dataset, folder, model="certified-concatenation", configuration=SMALL, report=None):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from invertible_attention.experiments import training
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.reconstruct.batches import EpochBatches, fixed_target
 from invertible_attention.experiments.reconstruct.configuration import Configuration
@@ -52,7 +54,7 @@ def run(
         micro_batch=micro_batch,
         device=torch.device("cpu"),
         folder=folder,
-    )
+    )[0]
 
 
 def weights(network: Network) -> Tensor:
@@ -159,3 +161,32 @@ def test_unknown_devices_are_one_clear_error() -> None:
     with pytest.raises(ExperimentError, match="there is no device 'warp:3' here"):
         choose_device("warp:3")
     assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_time_counts_every_step_once_over_all_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    class Slow(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            nonlocal now
+            now += 1
+            return super().forward(x)
+
+    def seconds(network: Network) -> float:
+        return train(
+            network,
+            IMAGES,
+            SETTINGS,
+            seed=3,
+            micro_batch=8,
+            device=torch.device("cpu"),
+            folder=tmp_path,
+        )[1]
+
+    with pytest.raises(Stop):
+        seconds(Slow(12))
+    now += 1000  # between the attempts
+    assert seconds(Slow()) == 25

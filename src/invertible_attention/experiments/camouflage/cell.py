@@ -105,7 +105,6 @@ def run_cell(
     done = folder / "result.json"
     if done.is_file():
         return _checked(read_json(done), data, done)
-    start = time.perf_counter()
     model = folder / "model.safetensors"
     base = {
         "model": cell.model,
@@ -123,6 +122,8 @@ def run_cell(
         if not is_first_process():
             return None
         write_json(folder / "training.json", trained)
+    start = time.perf_counter()
+    training = read_json(folder / "training.json")
     network, _ = load_detector(model)
     network.to(device)
     count = sum(len(collection) for collection in data.test)
@@ -138,11 +139,11 @@ def run_cell(
     )
     result = base | {
         "parameters": network.parameter_counts(),
-        "training": read_json(folder / "training.json"),
+        "training": training,
         "test_images": {collection.name: len(collection) for collection in data.test},
         "scores": scores,
         "audit": audited,
-        "run": run_metadata(device) | {"seconds": time.perf_counter() - start},
+        "run": run_metadata(device) | {"seconds": training["seconds"] + time.perf_counter() - start},
     }
     # Last: its presence says that the network is done.
     write_json(done, result)
@@ -170,7 +171,6 @@ def _train(
     )
     loading = batches_per_second(images, batch_size=configuration.batch_size, device=device)
     steps = configuration.epochs * max(1, len(pairs) // configuration.batch_size)
-    started = time.perf_counter()
     seen: list[float] = []
     advance = progress.stage(f"training {cell}", steps)
 
@@ -178,7 +178,7 @@ def _train(
         seen.append(time.perf_counter())
         advance(step, loss)
 
-    losses = train(
+    losses, seconds = train(
         network,
         images,
         configuration,
@@ -204,8 +204,7 @@ def _train(
         "losses": _thinned(losses),
         "first_loss": _mean(losses[: max(1, len(losses) // 20)]),
         "last_loss": _mean(losses[-max(1, len(losses) // 20) :]),
-        # Of the last attempt, where a run was interrupted.
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
         "steps_per_second": (len(seen) - 1) / (seen[-1] - seen[0]) if len(seen) > 1 else None,
         "loader_steps_per_second": loading,
     }

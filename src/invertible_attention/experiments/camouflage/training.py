@@ -178,8 +178,8 @@ def train(
     folder: Path,
     parallel: Parallel | None = None,
     report: Report | None = None,
-) -> list[float]:
-    """Train ``network`` in place and return the loss of every step.
+) -> tuple[list[float], float]:
+    """Train ``network`` in place; return the loss of every step, and the seconds on the clock over all attempts.
 
     A checkpoint in ``folder`` is continued where it stopped; the result is that of an uninterrupted run. It
     stays there until the caller has stored what it is for.
@@ -198,7 +198,8 @@ def train(
     if configuration.average:
         callbacks.append(WeightAverage(configuration.average))
     # Last, so that a checkpoint holds what the other callbacks did in its step.
-    callbacks.append(CheckpointEvery(checkpoint, min(per_epoch, CHECKPOINT_STEPS)))
+    checkpoints = CheckpointEvery(checkpoint, min(per_epoch, CHECKPOINT_STEPS))
+    callbacks.append(checkpoints)
     with quiet_lightning():
         trainer = make_trainer(
             device,
@@ -210,8 +211,9 @@ def train(
             gradient_clip=configuration.gradient_clip,
         )
         resume_or_start(trainer, run, checkpoint)
+        seconds = checkpoints.seconds
     for callback in callbacks:
         if isinstance(callback, WeightAverage):
             callback.copy_to(run)
     network.to(device).eval()
-    return run.losses
+    return run.losses, seconds

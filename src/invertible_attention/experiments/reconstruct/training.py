@@ -109,8 +109,8 @@ def train(
     device: torch.device,
     folder: Path,
     report: Report | None = None,
-) -> list[float]:
-    """Train ``network`` in place and return the loss of every step.
+) -> tuple[list[float], float]:
+    """Train ``network`` in place; return the loss of every step, and the seconds on the clock over all attempts.
 
     A checkpoint in ``folder`` is continued where it stopped; the result is that of an uninterrupted run. It
     stays there until the caller has stored what it is for.
@@ -120,9 +120,10 @@ def train(
         EpochBatches(images, batch_size=configuration.batch_size, seed=0, epoch=0)
     )
     checkpoint = folder / "training.ckpt"
-    callbacks: list[lightning.Callback] = [CheckpointEvery(checkpoint, max(1, steps // CHECKPOINTS))]
+    checkpoints = CheckpointEvery(checkpoint, max(1, steps // CHECKPOINTS))
     with quiet_lightning():
-        trainer = make_trainer(device, epochs=configuration.epochs, callbacks=callbacks, folder=folder)
+        trainer = make_trainer(device, epochs=configuration.epochs, callbacks=[checkpoints], folder=folder)
         resume_or_start(trainer, run, checkpoint)
+        seconds = checkpoints.seconds
     network.to(device).eval()
-    return run.losses
+    return run.losses, seconds
