@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from invertible_attention._precision import accurate
+
 __all__ = ["AttentionMask", "Spread"]
 
 # Far above the smallest float32: terms that vanish beside it do not matter.
@@ -169,4 +171,4 @@ def _inverse(
 
 def _count(mask: Bool[Tensor, "batch items"]) -> Float[Tensor, " batch"]:
     # Wide, because it enters the bound of branches in any precision.
-    return mask.sum(1).to(torch.float32 if mask.device.type == "mps" else torch.float64)
+    return accurate(mask.sum(1))

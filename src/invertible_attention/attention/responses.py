@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from invertible_attention.attention.functional.phi import log_phi
+from invertible_attention.attention.functional.form import log_phi
 from invertible_attention.lipschitz.certificate import Normalization, ScoreBounds
 from invertible_attention.lipschitz.gram import working_dtype
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound, spectral_norm_upper_bounds

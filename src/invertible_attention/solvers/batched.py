@@ -6,14 +6,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from invertible_attention._precision import wide_dtype
+
 __all__ = ["choose", "inner_products", "sample_norm", "wide_dtype"]
 
 _CHUNK = 2**14
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of norms and small systems: ``float64`` where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def sample_norm(x: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:

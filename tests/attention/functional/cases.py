@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from invertible_attention.attention.functional import IMPLEMENTATIONS, attend
+from invertible_attention.attention.functional.dispatch import check
 from invertible_attention.attention.functional.form import Form
-from invertible_attention.attention.functional.problem import check
 
 FORMS = [
     Form(combine, phi, normalization)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from invertible_attention.attention.functional import blocked
+from invertible_attention.attention.functional import strips
 
 
 @pytest.fixture
 def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut two rows at a time, and the batch into single samples."""
-    monkeypatch.setattr(blocked, "_STRIP_SCORES", {"cpu": 40})
-    monkeypatch.setattr(blocked, "_FEWEST_ROWS", 2)
+    monkeypatch.setattr(strips, "_STRIP_SCORES", {"cpu": 40})
+    monkeypatch.setattr(strips, "_FEWEST_ROWS", 2)

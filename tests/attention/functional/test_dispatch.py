@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from invertible_attention.attention.functional import IMPLEMENTATIONS, attend
-from invertible_attention.attention.functional.dispatch import choose
+from invertible_attention.attention.functional.dispatch import Problem, choose
 from invertible_attention.attention.functional.form import Form
-from invertible_attention.attention.functional.problem import Problem
 
 from .cases import FORMS, problem, run
 
 
 def described(form: Form, tokens: int, batch: int = 1, device: str = "cpu", **facts: bool) -> Problem:
-    return Problem(form, batch, tokens, tokens, 3, 12, torch.device(device), **facts)
+    return Problem(form, batch, tokens, tokens, torch.device(device), **facts)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invertible_attention.attention.functional import blocked, flash, response_matrix
+from invertible_attention.attention.functional import fused, response_matrix, strips
 from invertible_attention.attention.functional.form import Form
 
 from .cases import FORMS, IDS, PAIRS, derivatives, problem, run
@@ -54,7 +54,7 @@ def test_values_and_two_derivatives(form: Form, name: str):
 
 @pytest.mark.parametrize("form", [Form("product", "exp", "column"), Form("product", "exp", "row")], ids=str)
 def test_portable_kernel(form: Form, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(flash, "kernel_for", lambda device: flash.PortableKernel())
+    monkeypatch.setattr(fused, "kernel_for", lambda device: fused.PortableKernel())
     tensors = problem(form)
     expected = derivatives(form, "reference", tensors, order=3)
     found = derivatives(form, "flash", tensors, order=3)
@@ -65,9 +65,9 @@ def test_portable_kernel(form: Form, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_two_passes_of_the_kernel_where_strips_have_few_rows(scale: float, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(blocked, "_FEWEST_ROWS", 40)
+    monkeypatch.setattr(strips, "_FEWEST_ROWS", 40)
     monkeypatch.setattr(
-        flash.CpuKernel, "_in_two_passes", passes := Mock(wraps=flash.CpuKernel()._in_two_passes)
+        fused.CpuKernel, "_in_two_passes", passes := Mock(wraps=fused.CpuKernel()._in_two_passes)
     )
     form = Form("product", "exp", "column")
     tensors = problem(form, queries=30, keys=30, scale=scale)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invertible_attention.attention.functional import attend, flash
+from invertible_attention.attention.functional import attend, fused
 from invertible_attention.attention.functional.form import Form
 
 from .cases import problem, run
@@ -88,7 +88,7 @@ class TestTransforms:
 @pytest.mark.usefixtures("small_strips")
 def test_portable_kernel_under_transforms(monkeypatch: pytest.MonkeyPatch):
     asked: list[torch.device] = []
-    monkeypatch.setattr(flash, "kernel_for", lambda device: asked.append(device) or flash.PortableKernel())
+    monkeypatch.setattr(fused, "kernel_for", lambda device: asked.append(device) or fused.PortableKernel())
     TestTransforms().test_jvp("flash", Form("product", "exp", "column"))
     TestTransforms().test_vmap("flash", Form("product", "exp", "row"))
     TestTransforms().test_jacobians_and_hessian_products("flash", Form("product", "exp", "column"))

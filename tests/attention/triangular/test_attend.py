@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from invertible_attention.attention.functional.phi import log_phi
+from invertible_attention.attention.functional.form import log_phi
 from invertible_attention.attention.responses import make_response
 from invertible_attention.attention.triangular import attend
 from invertible_attention.attention.triangular.attend import attend_causally

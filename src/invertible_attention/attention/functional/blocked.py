@@ -7,17 +7,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from invertible_attention.attention.functional.form import Form
-from invertible_attention.attention.functional.products import Adjoint, Apply
-from invertible_attention.attention.functional.strips import StripFunction, Tensors, strip_map
-from invertible_attention.attention.functional.weighting import Weighting
+from invertible_attention.attention.functional.products import Adjoint, Apply, Weighting
+from invertible_attention.attention.functional.strips import batch_in_one_go, map_strips
 
-__all__ = ["attend", "batch_in_one_go", "has_few_rows", "map_strips"]
-
-# Scores in one strip. On a CPU a few strips must stay in a core's cache; elsewhere a strip must fill the device.
-_STRIP_SCORES = {"cpu": 2**18}
-_STRIP_SCORES_ELSEWHERE = 2**26
-# Fewer rows make the matrix products inefficient: a batch too large for that is cut instead.
-_FEWEST_ROWS = 16
+__all__ = ["attend"]
 
 
 def attend(
@@ -103,35 +96,3 @@ def _softmax_of_rows(log_total: Tensor, *, guarded: bool) -> Tensor:
         return torch.softmax(log_total, -2)
     empty = (log_total == -torch.inf).all(-2, keepdim=True)
     return torch.softmax(log_total.masked_fill(empty, 0.0), -2).masked_fill(empty, 0.0)
-
-
-def map_strips(function: StripFunction, strips: Tensors, wholes: Tensors) -> tuple[Tensor, ...]:
-    """Call :func:`~invertible_attention.attention.functional.strips.strip_map` with strips that fit the device.
-
-    Args:
-        function: what to compute for a strip; its first strip and first whole argument are the tokens scored.
-        strips: tensors cut along axis -2, or ``None``.
-        wholes: tensors passed whole, or ``None``.
-
-    Returns:
-        The concatenated results, then the sums.
-    """
-    x, y = strips[0], wholes[0]
-    scores_in_a_row = x.shape[0] * x.shape[1] * y.shape[-2]
-    rows = max(1, _strip_scores(x) // scores_in_a_row)
-    return strip_map(function, rows, strips, wholes)
-
-
-def _strip_scores(tensor: Tensor) -> int:
-    return _STRIP_SCORES.get(tensor.device.type, _STRIP_SCORES_ELSEWHERE)
-
-
-def batch_in_one_go(query: Tensor, key: Tensor) -> int:
-    """Return how many samples to compute at once: of more, a strip that fits would have too few rows."""
-    scores_in_a_strip = query.shape[1] * _FEWEST_ROWS * max(query.shape[-2], key.shape[-2])
-    return max(1, _strip_scores(query) // scores_in_a_strip)
-
-
-def has_few_rows(tokens: Tensor) -> bool:
-    """Return whether even a single sample's strips have so few rows that adding up what they sum costs most."""
-    return tokens.shape[-2] * _FEWEST_ROWS > _strip_scores(tokens)

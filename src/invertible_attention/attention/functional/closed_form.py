@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invertible_attention._precision import accurate
 from invertible_attention.attention.functional.form import Form
-from invertible_attention.attention.functional.precision import accurate
 
 __all__ = ["attend"]
 

@@ -17,19 +17,15 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from invertible_attention.attention.functional import fused
-from invertible_attention.attention.functional.blocked import map_strips
-from invertible_attention.attention.functional.form import Form
+from invertible_attention.attention.functional.form import log_phi
 from invertible_attention.attention.functional.fused import Kernel, PerRow, Rows, RowValues, Tokens, Values
-from invertible_attention.attention.functional.phi import log_phi
-from invertible_attention.attention.functional.products import Adjoint, Apply
-from invertible_attention.attention.functional.weighting import Weighting
+from invertible_attention.attention.functional.products import Adjoint, Apply, Weighting
+from invertible_attention.attention.functional.strips import map_strips
 
-__all__ = ["FlexKernel", "attend", "is_compiled_on"]
+__all__ = ["FlexKernel", "is_compiled_on"]
 
 # The smallest head dimension of the compiled kernel; it must be a power of two.
 _SMALLEST_WIDTH = 16
@@ -43,26 +39,6 @@ _not_compiled: set[tuple[Any, ...]] = set()
 def is_compiled_on(device: torch.device) -> bool:
     """Tell whether FlexAttention runs fused on a device; elsewhere it materializes the scores."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
-
-
-def attend(
-    query: Float[Tensor, "batch heads queries dim"],
-    key: Float[Tensor, "batch heads keys dim"],
-    value: Float[Tensor, "batch heads keys features"],
-    form: Form,
-) -> Float[Tensor, "batch heads queries features"]:
-    """Multiply the values by the response matrix of a form with ``combine="product"`` and a positive φ.
-
-    Args:
-        query: queries.
-        key: keys.
-        value: values.
-        form: normalized by column, row or all.
-
-    Returns:
-        One row per query.
-    """
-    return fused.attend(query, key, value, FlexKernel(form.phi), form.normalization)
 
 
 class FlexKernel(Kernel):

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from invertible_attention.attention.functional.form import Form, scores, split_prior
-from invertible_attention.attention.functional.phi import PositivePhi
+from invertible_attention.attention.functional.form import Form, PositivePhi, scores, split_prior
 
 __all__ = ["attend", "response_matrix"]
 

@@ -14,10 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["StripFunction", "run", "strip_map"]
+__all__ = ["StripFunction", "batch_in_one_go", "has_few_rows", "map_strips", "run", "strip_map"]
 
 # Tensors, or None for an argument that is absent.
 Tensors = tuple[Any, ...]
+Results = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
+# Scores in one strip. On a CPU a few strips must stay in a core's cache; elsewhere a strip must fill the device.
+_STRIP_SCORES = {"cpu": 2**18}
+_STRIP_SCORES_ELSEWHERE = 2**26
+# Fewer rows make the matrix products inefficient: a batch too large for that is cut instead.
+_FEWEST_ROWS = 16
 
 
 class StripFunction(ABC):
@@ -32,7 +39,7 @@ class StripFunction(ABC):
     pieces: int
 
     @abstractmethod
-    def __call__(self, strips: Tensors, wholes: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def __call__(self, strips: Tensors, wholes: Tensors) -> Results:
         """Return the results that belong to the strip, and those to be summed over strips."""
 
     def pullback(self, strips: int, wholes: int, wanted: Sequence[int]) -> StripFunction:
@@ -79,7 +86,36 @@ def strip_map(function: StripFunction, rows: int, strips: Tensors, wholes: Tenso
     return _StripMap.apply(function, rows, len(strips), *strips, *wholes)  # type: ignore[return-value]
 
 
-Results = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+def map_strips(function: StripFunction, strips: Tensors, wholes: Tensors) -> tuple[Tensor, ...]:
+    """Call :func:`strip_map` with strips that fit the device.
+
+    Args:
+        function: what to compute for a strip; its first strip and first whole argument are the tokens scored.
+        strips: tensors cut along axis -2, or ``None``.
+        wholes: tensors passed whole, or ``None``.
+
+    Returns:
+        The concatenated results, then the sums.
+    """
+    x, y = strips[0], wholes[0]
+    scores_in_a_row = x.shape[0] * x.shape[1] * y.shape[-2]
+    rows = max(1, _strip_scores(x) // scores_in_a_row)
+    return strip_map(function, rows, strips, wholes)
+
+
+def _strip_scores(tensor: Tensor) -> int:
+    return _STRIP_SCORES.get(tensor.device.type, _STRIP_SCORES_ELSEWHERE)
+
+
+def batch_in_one_go(query: Tensor, key: Tensor) -> int:
+    """Return how many samples to compute at once: of more, a strip that fits would have too few rows."""
+    scores_in_a_strip = query.shape[1] * _FEWEST_ROWS * max(query.shape[-2], key.shape[-2])
+    return max(1, _strip_scores(query) // scores_in_a_strip)
+
+
+def has_few_rows(tokens: Tensor) -> bool:
+    """Return whether even a single sample's strips have so few rows that adding up what they sum costs most."""
+    return tokens.shape[-2] * _FEWEST_ROWS > _strip_scores(tokens)
 
 
 def run(function: StripFunction, rows: int, strips: Tensors, wholes: Tensors) -> tuple[Tensor, ...]:
@@ -196,7 +232,7 @@ class _Pullback(StripFunction):
         self.function, self.strips, self.wholes, self.wanted = function, strips, wholes, wanted
         self.pieces = sum(index < strips for index in wanted)
 
-    def __call__(self, strips: Tensors, wholes: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def __call__(self, strips: Tensors, wholes: Tensors) -> Results:
         arguments = strips[: self.strips] + wholes[: self.wholes]
         cotangents = strips[self.strips :] + wholes[self.wholes :]
 
@@ -219,7 +255,7 @@ class _Pushforward(StripFunction):
         self.function, self.strips, self.wholes = function, strips, wholes
         self.pieces = function.pieces
 
-    def __call__(self, strips: Tensors, wholes: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def __call__(self, strips: Tensors, wholes: Tensors) -> Results:
         arguments = strips[: self.strips] + wholes[: self.wholes]
         tangents = strips[self.strips :] + wholes[self.wholes :]
         moving = [index for index, tangent in enumerate(tangents) if tangent is not None]

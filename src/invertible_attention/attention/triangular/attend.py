@@ -17,14 +17,13 @@ from torch.nn import functional as F
 from invertible_attention.attention.functional import attend
 from invertible_attention.attention.functional import reference as pairwise
 from invertible_attention.attention.functional.form import Form
-from invertible_attention.attention.functional.fused import fold_vmap
+from invertible_attention.attention.functional.fused import fold_vmap, padded
 from invertible_attention.attention.responses import Response
 
 __all__ = ["attend_causally"]
 
 # Up to here the N×N matrix, whose derivatives every transform of torch.func can nest.
 _SMALL_SCORES = 2**17
-_ALIGNMENT = 8
 
 
 def attend_causally(
@@ -73,11 +72,8 @@ def attend_causally(
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    features = value.shape[-1]
-    width = -(-max(query.shape[-1], features) // _ALIGNMENT) * _ALIGNMENT
-    padded = (F.pad(t, (0, width - t.shape[-1])) for t in (query, key, value))
     compute = _kernel if torch.compiler.is_compiling() else _differentiable
-    return compute(*padded)[..., :features]
+    return compute(*padded(query, key, value))[..., : value.shape[-1]]
 
 
 def _kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invertible_attention.attention.functional.phi import PHI, PositivePhi, log_phi
+from invertible_attention.attention.functional.form import PHI, PositivePhi, log_phi
 
 SCORES = [-1e4, -745.0, -100.0, -40.0, -10.0001, -9.9999, -1.0, -1e-9, 0.0, 1e-9, 1.0, 20.0, 39.9, 40.1, 1e4]
 POSITIVE = [name for name, phi in PHI.items() if phi.positive]
