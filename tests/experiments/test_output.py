@@ -50,6 +50,15 @@ def test_a_run_that_did_nothing_is_not_in_the_way(tmp_path: Path) -> None:
         run(tmp_path, ONE)
 
 
+def test_an_interruption_says_how_to_continue_where_something_was_done(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match="^$"), OutputFolder(tmp_path, ONE):
+        raise KeyboardInterrupt
+    run(tmp_path, ONE)
+    with pytest.raises(KeyboardInterrupt, match="--resume"), OutputFolder(tmp_path, ONE, resume=True):
+        raise KeyboardInterrupt
+    run(tmp_path, ONE, resume=True)
+
+
 def test_overwrite_deletes_what_the_run_owned_and_nothing_else(tmp_path: Path) -> None:
     run(tmp_path, ONE)
     (tmp_path / "cells" / "old").write_text("")

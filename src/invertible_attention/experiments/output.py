@@ -17,6 +17,7 @@ __all__ = ["OutputFolder"]
 
 CONFIGURATION = "configuration.json"
 LOCK = ".lock"
+INTERRUPTED = "interrupted: the same command with --resume continues it"
 
 
 class OutputFolder:
@@ -35,6 +36,7 @@ class OutputFolder:
         owned: names of the files and folders a run writes.
 
     Raises:
+        KeyboardInterrupt: when leaving because of one, with what to do as its message.
         ExperimentError: when entering a folder that cannot be written, is in use, or holds another run.
     """
 
@@ -79,7 +81,10 @@ class OutputFolder:
         if kind is not None and self._new and self._held() == [CONFIGURATION]:
             # Nothing was done: arguments that were mistaken must not be in the way of the next ones.
             (self.path / CONFIGURATION).unlink()
+            kind = None
         self._lock.release()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            raise KeyboardInterrupt(INTERRUPTED) from value
 
     def _held(self) -> list[str]:
         return sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
