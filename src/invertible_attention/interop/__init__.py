@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from invertible_attention.interop.nflows import from_nflows, to_nflows
     from invertible_attention.interop.normflows import from_normflows, to_normflows
     from invertible_attention.interop.pyro import to_pyro, to_pyro_conditional
-    from invertible_attention.interop.views import FlattenedBijection, Inverse, MaskInContext
+    from invertible_attention.interop.wrappers import FlattenedBijection, Inverse, MaskInContext
     from invertible_attention.interop.zuko import from_zuko, to_zuko
 
 __all__ = [
@@ -50,9 +50,9 @@ __getattr__, __dir__ = lazily(
         "FixedInverse": "export",
         "compile_branches": "export",
         "to_plain": "export",
-        "Inverse": "views",
-        "MaskInContext": "views",
-        "FlattenedBijection": "views",
+        "Inverse": "wrappers",
+        "MaskInContext": "wrappers",
+        "FlattenedBijection": "wrappers",
         "from_distribution": "distributions",
         "FreiaAttention": "freia",
         "FreiaModule": "freia",

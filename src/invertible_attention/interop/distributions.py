@@ -13,7 +13,7 @@ from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
 from invertible_attention.bijection import Bijection
-from invertible_attention.interop.views import Foreign, on_vectors
+from invertible_attention.interop.wrappers import Foreign, flattened
 
 __all__ = ["DistributionBijection", "DistributionTransform", "from_distribution", "to_distribution"]
 
@@ -173,11 +173,12 @@ class DistributionBijection(Foreign):
         ValueError: If the transform is not bijective.
     """
 
+    transform: Transform  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self, transform: Transform) -> None:
-        super().__init__()
         if not transform.bijective:
             raise ValueError(f"expected a bijective transform, got {transform}")
-        self.transform = transform
+        super().__init__(_call, transform=transform)
         # Compositions keep their parts in a list, where parameters are not found.
         self.parts = nn.ModuleList(_modules(transform))
 
@@ -186,9 +187,6 @@ class DistributionBijection(Foreign):
         return self.__dict__ | (
             {} if isinstance(self.transform, nn.Module) else {"transform": _fresh(self.transform)}
         )
-
-    def _call(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        return call_and_logdet(self.transform.inv if inverse else self.transform, x)
 
 
 def to_distribution(
@@ -216,7 +214,7 @@ def to_distribution(
         >>> TransformedDistribution(base, [attention.inv]).log_prob(torch.randn(5, 2)).shape
         torch.Size([5])
     """
-    return DistributionTransform(on_vectors(bijection, view), event_dim, **arguments)
+    return DistributionTransform(flattened(bijection, view), event_dim, **arguments)
 
 
 def from_distribution(transform: Transform) -> Bijection:
@@ -231,6 +229,10 @@ def call_and_logdet(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
         return transform.call_and_ladj(x)
     y = cast(Tensor, transform(x))
     return y, transform.log_abs_det_jacobian(x, y)
+
+
+def _call(transform: Transform, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    return call_and_logdet(transform.inv if inverse else transform, x)
 
 
 def _replace_event(

@@ -10,14 +10,14 @@ from torch import Tensor
 from invertible_attention.attention import InvertibleAttention
 from invertible_attention.bijection import Bijection
 from invertible_attention.interop._missing import missing
-from invertible_attention.interop.views import Foreign, on_vectors
+from invertible_attention.interop.wrappers import Foreign, flattened
 
 try:
     from FrEIA.modules import InvertibleModule
 except ImportError as error:
     raise missing("FrEIA", error) from error
 
-__all__ = ["FreiaAttention", "FreiaBijection", "FreiaModule", "from_freia", "to_freia"]
+__all__ = ["FreiaAttention", "FreiaModule", "from_freia", "to_freia"]
 
 Shape = tuple[int, ...]
 
@@ -53,7 +53,7 @@ class FreiaModule(InvertibleModule):
         shape = tuple(self.dims_in[0])
         if not isinstance(bijection, Bijection):
             bijection = bijection(shape if view is None else tuple(view))
-        self.bijection = on_vectors(bijection, view)
+        self.bijection = flattened(bijection, view)
         self.output_shape = shape if output_shape is None else tuple(output_shape)
 
     def forward(
@@ -107,28 +107,6 @@ class FreiaAttention(FreiaModule):
         super().__init__(dims_in, conditions, bijection=make, view=view)
 
 
-class FreiaBijection(Foreign):
-    """A FrEIA module, ``SequenceINN`` or ``GraphINN`` with one input and one output as a bijection.
-
-    Args:
-        module: The module. With a condition it receives the context.
-        uses_context: Whether it has a condition; otherwise it is given none.
-    """
-
-    def __init__(self, module: InvertibleModule, uses_context: bool | None = None) -> None:
-        super().__init__()
-        self.module = module
-        self.uses_context = bool(module.dims_c) if uses_context is None else uses_context
-
-    def _call(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Any]:
-        # Not every module of the library takes a condition.
-        given = {} if context is None else {"c": [context]}
-        output, logdet = self.module([x], rev=inverse, jac=True, **given)
-        if not isinstance(output, Tensor):
-            (output,) = output
-        return output, logdet
-
-
 def to_freia(bijection: Bijection, shape: Sequence[int], **arguments: Any) -> FreiaModule:
     """Return a bijection as a FrEIA module for inputs of one shape.
 
@@ -152,6 +130,20 @@ def to_freia(bijection: Bijection, shape: Sequence[int], **arguments: Any) -> Fr
     return FreiaModule([tuple(shape)], bijection=bijection, **arguments)
 
 
-def from_freia(module: InvertibleModule, uses_context: bool | None = None) -> FreiaBijection:
-    """Return a FrEIA module or network as a bijection; see :class:`FreiaBijection`."""
-    return FreiaBijection(module, uses_context)
+def from_freia(module: InvertibleModule, uses_context: bool | None = None) -> Foreign:
+    """Return a FrEIA module, ``SequenceINN`` or ``GraphINN`` with one input and one output as a bijection.
+
+    Args:
+        module: The module. With a condition it receives the context.
+        uses_context: Whether it has a condition; otherwise it is given none.
+    """
+    return Foreign(_call, bool(module.dims_c) if uses_context is None else uses_context, module=module)
+
+
+def _call(module: InvertibleModule, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Any]:
+    # Not every module of the library takes a condition.
+    condition = {} if context is None else {"c": [context]}
+    output, logdet = module([x], rev=inverse, jac=True, **condition)
+    if not isinstance(output, Tensor):
+        (output,) = output
+    return output, logdet

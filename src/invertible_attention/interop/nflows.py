@@ -10,14 +10,14 @@ from torch import Tensor
 
 from invertible_attention.bijection import Bijection
 from invertible_attention.interop._missing import missing
-from invertible_attention.interop.views import Foreign, on_vectors, used
+from invertible_attention.interop.wrappers import Foreign, flattened, used
 
 try:
     from nflows.transforms import Transform
 except ImportError as error:
     raise missing("nflows", error) from error
 
-__all__ = ["NflowsBijection", "NflowsTransform", "from_nflows", "to_nflows"]
+__all__ = ["NflowsTransform", "from_nflows", "to_nflows"]
 
 
 class NflowsTransform(Transform):
@@ -44,24 +44,6 @@ class NflowsTransform(Transform):
         return self.bijection.inverse_and_logdet(inputs, **used(self.bijection, context))
 
 
-class NflowsBijection(Foreign):
-    """An ``nflows`` transform as a bijection.
-
-    Args:
-        transform: A transform with an inverse.
-        uses_context: Whether it was built for a context (``context_features``); otherwise it is given none.
-    """
-
-    def __init__(self, transform: Transform, uses_context: bool = False) -> None:
-        super().__init__()
-        self.transform = transform
-        self.uses_context = uses_context
-
-    def _call(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        call: Any = self.transform.inverse if inverse else self.transform  # declared never to return
-        return call(x, context)
-
-
 def to_nflows(bijection: Bijection, view: Sequence[int] | None = None) -> NflowsTransform:
     """Return a bijection as an ``nflows.transforms.Transform``.
 
@@ -79,9 +61,18 @@ def to_nflows(bijection: Bijection, view: Sequence[int] | None = None) -> Nflows
         >>> flow.log_prob(torch.randn(5, 2)).shape
         torch.Size([5])
     """
-    return NflowsTransform(on_vectors(bijection, view))
+    return NflowsTransform(flattened(bijection, view))
 
 
-def from_nflows(transform: Transform, uses_context: bool = False) -> NflowsBijection:
-    """Return an ``nflows`` transform as a bijection; see :class:`NflowsBijection`."""
-    return NflowsBijection(transform, uses_context)
+def from_nflows(transform: Transform, uses_context: bool = False) -> Foreign:
+    """Return an ``nflows`` transform as a bijection.
+
+    Args:
+        transform: A transform with an inverse.
+        uses_context: Whether it was built for a context (``context_features``); otherwise it is given none.
+    """
+    return Foreign(_call, uses_context, transform=transform)
+
+
+def _call(transform: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    return (transform.inverse if inverse else transform)(x, context)

@@ -9,16 +9,16 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention.bijection import Bijection, given
+from invertible_attention.bijection import Bijection
 from invertible_attention.interop._missing import missing
-from invertible_attention.interop.views import Foreign, on_vectors, used
+from invertible_attention.interop.wrappers import Foreign, flattened, used
 
 try:
     from normflows.flows import Flow
 except ImportError as error:
     raise missing("normflows", error) from error
 
-__all__ = ["NormflowsBijection", "NormflowsFlow", "from_normflows", "to_normflows"]
+__all__ = ["NormflowsFlow", "from_normflows", "to_normflows"]
 
 
 class NormflowsFlow(Flow):
@@ -48,22 +48,6 @@ class NormflowsFlow(Flow):
         return self.bijection.forward_and_logdet(z, **used(self.bijection, context))
 
 
-class NormflowsBijection(Foreign):
-    """A ``normflows`` flow as a bijection from data to latent.
-
-    Args:
-        flow: A flow with an inverse. One whose methods take a ``context`` receives it.
-    """
-
-    def __init__(self, flow: Flow) -> None:
-        super().__init__()
-        self.flow = flow
-        self.uses_context = "context" in inspect.signature(flow.forward).parameters
-
-    def _call(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Any]:
-        return (self.flow if inverse else self.flow.inverse)(x, **given(self, context=context))
-
-
 def to_normflows(bijection: Bijection, view: Sequence[int] | None = None) -> NormflowsFlow:
     """Return a bijection (data to latent) as a ``normflows.flows.Flow`` (latent to data).
 
@@ -80,9 +64,18 @@ def to_normflows(bijection: Bijection, view: Sequence[int] | None = None) -> Nor
         >>> model.log_prob(torch.randn(5, 2)).shape
         torch.Size([5])
     """
-    return NormflowsFlow(on_vectors(bijection, view))
+    return NormflowsFlow(flattened(bijection, view))
 
 
-def from_normflows(flow: Flow) -> NormflowsBijection:
-    """Return a ``normflows`` flow (latent to data) as a bijection (data to latent)."""
-    return NormflowsBijection(flow)
+def from_normflows(flow: Flow) -> Foreign:
+    """Return a ``normflows`` flow (latent to data) as a bijection (data to latent).
+
+    Args:
+        flow: A flow with an inverse. One whose methods take a ``context`` receives it.
+    """
+    return Foreign(_call, "context" in inspect.signature(flow.forward).parameters, flow=flow)
+
+
+def _call(flow: Flow, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Any]:
+    keywords = {} if context is None else {"context": context}
+    return (flow if inverse else flow.inverse)(x, **keywords)

@@ -10,7 +10,7 @@ from torch import Tensor
 from invertible_attention.bijection import Bijection
 from invertible_attention.interop._missing import missing
 from invertible_attention.interop.distributions import DistributionTransform
-from invertible_attention.interop.views import on_vectors
+from invertible_attention.interop.wrappers import flattened
 
 try:
     from pyro.distributions import ConditionalTransformModule, TransformModule
@@ -58,11 +58,11 @@ def to_pyro(
         >>> flow.log_prob(torch.randn(5, 2)).shape
         torch.Size([5])
     """
-    return PyroTransform(on_vectors(bijection, view), event_dim, **arguments)
+    return PyroTransform(flattened(bijection, view), event_dim, **arguments)
 
 
 def to_pyro_conditional(
     bijection: Bijection, event_dim: int = 1, *, view: Sequence[int] | None = None, **arguments: Any
 ) -> PyroConditionalTransform:
     """Return a bijection that uses a context as a conditional Pyro transform; arguments as in :func:`to_pyro`."""
-    return PyroConditionalTransform(on_vectors(bijection, view), event_dim=event_dim, **arguments)
+    return PyroConditionalTransform(flattened(bijection, view), event_dim=event_dim, **arguments)

@@ -15,14 +15,14 @@ from invertible_attention.interop.distributions import (
     call_and_logdet,
     from_distribution,
 )
-from invertible_attention.interop.views import Foreign, on_vectors, used
+from invertible_attention.interop.wrappers import Foreign, flattened, used
 
 try:
     from zuko.lazy import LazyTransform
 except ImportError as error:
     raise missing("zuko", error) from error
 
-__all__ = ["LazyTransformBijection", "ZukoTransform", "from_zuko", "to_zuko"]
+__all__ = ["ZukoTransform", "from_zuko", "to_zuko"]
 
 
 class ZukoTransform(LazyTransform):
@@ -41,24 +41,6 @@ class ZukoTransform(LazyTransform):
     def forward(self, c: Tensor | None = None) -> DistributionTransform:
         """Return the transformation given a context."""
         return DistributionTransform(self.bijection, **used(self.bijection, c), **self.arguments)
-
-
-class LazyTransformBijection(Foreign):
-    """A zuko lazy transformation as a bijection; it receives the context.
-
-    Args:
-        transform: The lazy transformation.
-        uses_context: Whether it was built for a context; otherwise it is given none.
-    """
-
-    def __init__(self, transform: LazyTransform, uses_context: bool = False) -> None:
-        super().__init__()
-        self.transform = transform
-        self.uses_context = uses_context
-
-    def _call(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        transform = self.transform(context)
-        return call_and_logdet(transform.inv if inverse else transform, x)
 
 
 def to_zuko(
@@ -82,11 +64,21 @@ def to_zuko(
         >>> flow().log_prob(torch.randn(5, 2)).shape
         torch.Size([5])
     """
-    return ZukoTransform(on_vectors(bijection, view), event_dim=event_dim, **arguments)
+    return ZukoTransform(flattened(bijection, view), event_dim=event_dim, **arguments)
 
 
 def from_zuko(transform: LazyTransform | Transform, uses_context: bool = False) -> Bijection:
-    """Return a zuko transformation, lazy or not, as a bijection; see :class:`LazyTransformBijection`."""
+    """Return a zuko transformation as a bijection.
+
+    Args:
+        transform: The transformation. A lazy one receives the context.
+        uses_context: Whether it was built for a context; otherwise it is given none.
+    """
     if isinstance(transform, LazyTransform):
-        return LazyTransformBijection(transform, uses_context)
+        return Foreign(_call, uses_context, transform=transform)
     return from_distribution(transform)
+
+
+def _call(lazy: LazyTransform, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    transform = lazy(context)
+    return call_and_logdet(transform.inv if inverse else transform, x)

@@ -19,7 +19,7 @@ LIBRARIES = {
 }
 
 
-def test_on_vectors_is_the_bijection_of_the_view():
+def test_flattened_bijection_is_the_bijection_of_the_view():
     layer = ia.InvertibleAttention(3, logdet=ia.Exact()).double()
     x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
     z, logdet = layer.forward_and_logdet(x)
@@ -34,7 +34,7 @@ def test_on_vectors_is_the_bijection_of_the_view():
     torch.testing.assert_close(inverse_logdet, -logdet)
 
 
-def test_on_vectors_with_another_shape_of_the_result():
+def test_flattened_bijection_with_another_output_shape():
     vectors = FlattenedBijection(ia.flows.Squeeze(2), (1, 4, 4), (4, 2, 2))
     x = torch.randn(3, 16)
     torch.testing.assert_close(vectors(x), ia.flows.Squeeze(2)(x.view(3, 1, 4, 4)).flatten(1))
@@ -44,7 +44,7 @@ def test_on_vectors_with_another_shape_of_the_result():
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 3, 2), (6,)])
-def test_on_vectors_names_what_it_cannot_view(shape):
+def test_flattened_bijection_refuses_vectors_of_another_size(shape):
     with pytest.raises(ValueError, match=str(shape[0])):
         FlattenedBijection(ia.InvertibleAttention(3), (3, 2))(torch.zeros(shape))
 

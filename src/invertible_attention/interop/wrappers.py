@@ -1,10 +1,10 @@
-"""Bijections that adapters need around others: another direction, and events seen as vectors."""
+"""Bijections that adapters need around others: another direction, events seen as vectors, other libraries' layers."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,28 +19,20 @@ __all__ = [
     "Foreign",
     "Inverse",
     "MaskInContext",
-    "on_vectors",
+    "Wrapper",
+    "flattened",
     "sum_over_event",
     "used",
 ]
 
+Call = Callable[[Any, Tensor, Tensor | None, bool], tuple[Tensor, Tensor | float | None]]
 
-class Inverse(Bijection):
-    r"""The inverse of a bijection, :math:`f^{-1}`, as a bijection.
 
-    Flow libraries differ in the direction they call forward, and a density that is trained by sampling wants the
-    cheap direction to be the one from latent to data. It takes a mask where :math:`f` does and keeps the shape.
+class Wrapper(Bijection):
+    """A bijection around another, which takes the same contexts and masks; subclasses say how it is called.
 
     Args:
-        bijection: :math:`f`.
-
-    Example:
-        >>> import torch, invertible_attention as ia
-        >>> from invertible_attention.interop import Inverse
-        >>> f = ia.flows.Logit(0.05)
-        >>> x = torch.tensor([[0.25]])
-        >>> torch.allclose(Inverse(f)(f(x)), x)
-        True
+        bijection: The other one.
     """
 
     def __init__(self, bijection: Bijection) -> None:
@@ -58,28 +50,78 @@ class Inverse(Bijection):
         return self.bijection.uses_mask
 
     def forward(self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Return ``f⁻¹(x)``."""
-        return self.bijection.inverse(x, **given(self, context=context, mask=mask))
+        """Return ``f(x)``."""
+        return self._call("forward", x, context, mask)
 
     def inverse(self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Return ``f(z)``."""
-        return self.bijection(z, **given(self, context=context, mask=mask))
+        """Return ``f⁻¹(z)``."""
+        return self._call("inverse", z, context, mask)
 
     def forward_and_logdet(
         self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return ``f⁻¹(x)`` and its log-determinant."""
-        return self.bijection.inverse_and_logdet(x, **given(self, context=context, mask=mask))
+        """Return ``f(x)`` and its log-determinant."""
+        return self._call("forward_and_logdet", x, context, mask)
 
     def inverse_and_logdet(
         self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return ``f(z)`` and its log-determinant."""
-        return self.bijection.forward_and_logdet(z, **given(self, context=context, mask=mask))
+        """Return ``f⁻¹(z)`` and its log-determinant."""
+        return self._call("inverse_and_logdet", z, context, mask)
+
+    @abstractmethod
+    def _call(self, method: str, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Any:
+        """Return what a method of this bijection returns."""
+
+    def _inner(self, method: str, x: Tensor, **given: Tensor | None) -> Any:
+        """Call a method of the inner bijection; ``forward`` with its hooks."""
+        refuse_unused(self.bijection, **given)
+        call = self.bijection if method == "forward" else getattr(self.bijection, method)
+        return call(x, **{name: value for name, value in given.items() if value is not None})
+
+
+class Inverse(Wrapper):
+    r"""The inverse of a bijection, :math:`f^{-1}`, as a bijection.
+
+    Flow libraries differ in the direction they call forward, and a density that is trained by sampling wants the
+    cheap direction to be the one from latent to data. It takes a mask where :math:`f` does and keeps the shape.
+
+    Args:
+        bijection: :math:`f`.
+
+    Example:
+        >>> import torch, invertible_attention as ia
+        >>> from invertible_attention.interop import Inverse
+        >>> f = ia.flows.Logit(0.05)
+        >>> x = torch.tensor([[0.25]])
+        >>> torch.allclose(Inverse(f)(f(x)), x)
+        True
+    """
+
+    def _call(self, method: str, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Any:
+        refuse_unused(self, context=context, mask=mask)
+        backwards, forwards = (
+            ("forward", "inverse") if method.startswith("inverse") else ("inverse", "forward")
+        )
+        return self._inner(method.replace(forwards, backwards), x, context=context, mask=mask)
 
 
 class Foreign(Bijection):
-    """A layer of another library as a bijection; subclasses say how it is called."""
+    """A layer of another library as a bijection.
+
+    Args:
+        call: Given the layer, a batch, a context and whether the direction is from latent to data, returns the
+            result and the log-determinant of the direction, over the event or not; ``None`` for zero.
+        uses_context: Whether the layer was built for a context; otherwise it is given none.
+        **layer: The layer, by the name that its parameters have in a ``state_dict``.
+    """
+
+    def __init__(self, call: Call, uses_context: bool = False, **layer: Any) -> None:
+        super().__init__()
+        self.uses_context = uses_context
+        self.call = call
+        ((self.name, found),) = layer.items()
+        setattr(self, self.name, found)
 
     def forward_and_logdet(
         self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
@@ -97,18 +139,12 @@ class Foreign(Bijection):
         self, x: Tensor, context: Tensor | None, mask: Tensor | None, *, inverse: bool
     ) -> tuple[Tensor, Tensor]:
         refuse_unused(self, context=context, mask=mask)
-        y, logdet = self._call(x, context, inverse=inverse)
+        y, logdet = self.call(getattr(self, self.name), x, context, inverse)
         logdet = logdet if isinstance(logdet, Tensor) else x.new_tensor(float(logdet or 0))
         return y, sum_over_event(logdet, x.shape[0])
 
-    @abstractmethod
-    def _call(
-        self, x: Tensor, context: Tensor | None, *, inverse: bool
-    ) -> tuple[Tensor, Tensor | float | None]:
-        """Return the result and the log-determinant of the direction, over the event or not; ``None`` for zero."""
 
-
-class FlattenedBijection(Bijection):
+class FlattenedBijection(Wrapper):
     """A bijection of images or sequences, applied to vectors ``(B, D)`` that hold them.
 
     Args:
@@ -130,50 +166,15 @@ class FlattenedBijection(Bijection):
     def __init__(
         self, bijection: Bijection, view: Sequence[int], output_view: Sequence[int] | None = None
     ) -> None:
-        super().__init__()
-        self.bijection = bijection
+        super().__init__(bijection)
         self.view = tuple(view)
         self.output_view = self.view if output_view is None else tuple(output_view)
         if math.prod(self.view) != math.prod(self.output_view):
             raise ValueError(f"views {self.view} and {self.output_view} differ in size")
 
-    @property
-    def uses_context(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the bijection uses a context."""
-        return self.bijection.uses_context
-
-    @property
-    def uses_mask(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the bijection uses a mask."""
-        return self.bijection.uses_mask
-
     def extra_repr(self) -> str:
         """Return the arguments that are not modules."""
         return str(self.view) if self.view == self.output_view else f"{self.view}, {self.output_view}"
-
-    def forward(self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Return ``(B, D)``."""
-        return self.bijection(_view(x, self.view), **self._given(context, mask)).flatten(1)
-
-    def inverse(self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Return ``(B, D)``."""
-        return self.bijection.inverse(_view(z, self.output_view), **self._given(context, mask)).flatten(1)
-
-    def forward_and_logdet(
-        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return ``(B, D)`` and the log-determinant."""
-        z, logdet = self.bijection.forward_and_logdet(_view(x, self.view), **self._given(context, mask))
-        return z.flatten(1), logdet
-
-    def inverse_and_logdet(
-        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return ``(B, D)`` and the log-determinant of the inverse."""
-        x, logdet = self.bijection.inverse_and_logdet(
-            _view(z, self.output_view), **self._given(context, mask)
-        )
-        return x.flatten(1), logdet
 
     def output_mask(self, mask: Bool[Tensor, "batch dim"]) -> Bool[Tensor, "batch dim"]:
         """Return the mask of the result's values."""
@@ -183,13 +184,15 @@ class FlattenedBijection(Bijection):
         values = _view(mask, self.view)
         return channelwise(values) if len(self.view) > 1 else values
 
-    def _given(self, context: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+    def _call(self, method: str, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Any:
         refuse_unused(self, context=context, mask=mask)
         mask = None if mask is None else self._positions(mask)
-        return given(self.bijection, context=context, mask=mask)
+        view = self.output_view if method.startswith("inverse") else self.view
+        result = self._inner(method, _view(x, view), context=context, mask=mask)
+        return result.flatten(1) if isinstance(result, Tensor) else (result[0].flatten(1), result[1])
 
 
-class MaskInContext(Bijection):
+class MaskInContext(Wrapper):
     """A bijection that takes a mask, given it as the last features of its context.
 
     Flow libraries pass a context on, but no mask. The last features of the context ``(B, K + N)``, one for each of
@@ -211,35 +214,15 @@ class MaskInContext(Bijection):
         True
     """
 
-    uses_context = True
+    uses_context = True  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+    uses_mask = False  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
 
     def __init__(self, bijection: Bijection) -> None:
-        super().__init__()
         if not bijection.uses_mask:
             raise ValueError(f"{type(bijection).__name__} takes no mask")
-        self.bijection = bijection
+        super().__init__(bijection)
 
-    def forward(self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Return ``f(x)``."""
-        return self.bijection(x, **self._split(x, context, mask))
-
-    def inverse(self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Return ``f⁻¹(z)``."""
-        return self.bijection.inverse(z, **self._split(z, context, mask))
-
-    def forward_and_logdet(
-        self, x: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return ``f(x)`` and its log-determinant."""
-        return self.bijection.forward_and_logdet(x, **self._split(x, context, mask))
-
-    def inverse_and_logdet(
-        self, z: Event, *, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        """Return ``f⁻¹(z)`` and its log-determinant."""
-        return self.bijection.inverse_and_logdet(z, **self._split(z, context, mask))
-
-    def _split(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+    def _call(self, method: str, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Any:
         refuse_unused(self, mask=mask)
         positions = x.shape[1:].numel() if x.ndim == 2 else x.shape[2:].numel()
         if context is None or context.ndim != 2 or context.shape[1] < positions:
@@ -249,11 +232,11 @@ class MaskInContext(Bijection):
             )
         features, valid = context.split([context.shape[1] - positions, positions], dim=1)
         own = features if features.shape[1] else None
-        return given(self.bijection, context=own, mask=valid > 0.5)
+        return self._inner(method, x, context=own, mask=valid > 0.5)
 
 
-def on_vectors(bijection: Bijection, view: Sequence[int] | None) -> Bijection:
-    """Return the bijection itself, or seen through ``view``.
+def flattened(bijection: Bijection, view: Sequence[int] | None) -> Bijection:
+    """Return the bijection itself, or its :class:`FlattenedBijection` if there is a view.
 
     Raises:
         ValueError: If it is not a bijection.
