@@ -44,6 +44,13 @@ def test_operators_of_a_convolution_block():
         assert operators(lambda: block(x)) <= 150
 
 
+def test_operators_of_a_training_step():
+    flow = flows.i_resnet(blocks=(16, 16, 16), hidden_channels=4)
+    x = torch.randint(0, 256, (2, 3, 32, 32))
+    flow.initialize(x)
+    assert operators(lambda: flow.bits_per_dim(x).mean().backward()) <= 10_200
+
+
 def test_operators_of_norms_do_not_grow_with_the_number_of_blocks():
     def norms(blocks: int) -> int:
         branches = [flows.LipschitzConvBranch(12, 16, (8, 8)) for _ in range(blocks)]

@@ -39,8 +39,8 @@ def test_a_module_in_half_precision_computes_in_single(half: torch.dtype):
 
 
 def test_what_has_no_batch_or_is_not_floating_point_is_refused():
-    for x in (torch.ones(()), torch.ones(2, 3, dtype=torch.int64)):
-        with pytest.raises(ValueError, match=r"expected a batch of a floating point type"):
+    for x in (torch.ones(()), torch.ones(2), torch.ones(2, 3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"expected a batch \(B, ...\) of a floating point type"):
             promote(torch.sin, x, ())
 
 

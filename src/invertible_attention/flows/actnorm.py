@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -125,7 +126,7 @@ class ActNorm(SetFromData, ClosedForm):
     def _logdet(self, z: Tensor, mask: Tensor | None) -> Float[Tensor, " batch"]:
         wide = raised(self.log_scale)
         if mask is None:
-            return (z[0, 0].numel() * wide.sum()).expand(z.shape[0])
+            return (math.prod(z.shape[2:]) * wide.sum()).expand(z.shape[0])
         valid = valid_values(mask, z)
         return torch.where(valid, self._broadcast(wide, z), 0.0).flatten(1).sum(1)
 

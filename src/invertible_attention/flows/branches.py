@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
@@ -17,7 +18,7 @@ from invertible_attention.bijection import refuse_unused
 from invertible_attention.flows.activations import make_activation
 from invertible_attention.lipschitz.bind import Bindable, original
 from invertible_attention.lipschitz.known import doubt
-from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound
+from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound, number_or_tensor
 from invertible_attention.lipschitz.parametrize import constrain, is_constrained
 
 __all__ = ["LipschitzBranch", "LipschitzConvBranch", "LipschitzLinearBranch"]
@@ -75,13 +76,11 @@ class LipschitzBranch(Bindable):
         if not all(is_constrained(original(layer), self.coefficient) for layer in self.layers):
             # Layers that were put in the place of those that were made here.
             return lipschitz_upper_bound(nn.Sequential(*self.layers, *self.activations))
+        bound = math.prod(number_or_tensor(activation) for activation in self.activations)
         # Rounded down, the product would be below what layers of rank one attain.
-        rounding = torch.finfo(torch.get_default_dtype()).eps
-        bound = torch.tensor(self.coefficient ** len(self.layers) * (1 + rounding))
-        for activation in self.activations:
-            if (factor := lipschitz_upper_bound(activation)) != 1:
-                bound = bound * factor * (1 + rounding)
-        return bound
+        rounding = 1 + (1 + len(self.activations)) * torch.finfo(torch.get_default_dtype()).eps
+        bound = self.coefficient ** len(self.layers) * rounding * bound
+        return bound.nan_to_num(nan=torch.inf) if isinstance(bound, Tensor) else torch.tensor(bound)
 
     def check_input(self, x: Tensor) -> None:
         """Raise :class:`ValueError` for an input that the bound does not hold for."""

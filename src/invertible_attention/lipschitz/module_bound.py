@@ -18,7 +18,7 @@ from invertible_attention.lipschitz.geometry import CONVOLUTIONS, Geometry
 from invertible_attention.lipschitz.known import class_of, doubt, watch
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
 
-__all__ = ["lipschitz_upper_bound", "register_lipschitz_bound"]
+__all__ = ["lipschitz_upper_bound", "number_or_tensor", "product", "register_lipschitz_bound"]
 
 Layer = TypeVar("Layer", bound=nn.Module)
 Bound = Callable[[Layer], float | Tensor]
@@ -58,15 +58,24 @@ def lipschitz_upper_bound(
         >>> lipschitz_upper_bound(branch)
         tensor(0.2507, grad_fn=<NanToNumBackward0>)
     """
+    bound = number_or_tensor(module, input_size, strict=strict)
+    return (
+        bound.nan_to_num(nan=torch.inf, posinf=torch.inf) if isinstance(bound, Tensor) else _rounded_up(bound)
+    )
+
+
+def number_or_tensor(
+    module: nn.Module, input_size: Sequence[int] | None = None, *, strict: bool = False
+) -> float | Tensor:
+    """Return :func:`lipschitz_upper_bound` as a number where it depends on no tensor."""
     try:
         if reason := doubt(module):
             raise _UnknownError(f"the Lipschitz constant of {type(module).__name__} is not known: {reason}")
-        bound, _ = _bound(module, _Values(None if input_size is None else tuple(input_size)))
+        return _bound(module, _Values(None if input_size is None else tuple(input_size)))[0]
     except _UnknownError as error:
         if strict:
             raise ValueError(str(error)) from None
-        return torch.tensor(torch.inf)
-    return bound.nan_to_num(nan=torch.inf, posinf=torch.inf)
+        return math.inf
 
 
 @overload
@@ -145,7 +154,7 @@ class _Values:
 _registered: dict[type[nn.Module], Callable[..., float | Tensor]] = {}
 
 
-def _bound(module: nn.Module, values: _Values) -> tuple[Tensor, _Values]:
+def _bound(module: nn.Module, values: _Values) -> tuple[float | Tensor, _Values]:
     """Return the bound of a module, and what is known of its output."""
     cls = class_of(module)
     if cls in _registered:
@@ -162,8 +171,6 @@ def _bound(module: nn.Module, values: _Values) -> tuple[Tensor, _Values]:
     if cls not in _CONSTANTS:
         raise _UnknownError(f"the Lipschitz constant of {cls.__name__} is not known: {module}")
     constant = _CONSTANTS[cls](module)
-    if not isinstance(constant, Tensor):
-        constant = _rounded_up(constant)
     if getattr(module, "inplace", False) and values.shared:
         raise _UnknownError(f"{module} changes the input in place")
     if cls in _RESHAPING:
@@ -177,16 +184,24 @@ def _has_own_bound(module: nn.Module) -> bool:
     return "lipschitz_bound" in vars(module) or hasattr(type(module), "lipschitz_bound")
 
 
-def _composition(layers: Any, values: _Values) -> tuple[Tensor, _Values]:
-    bound = torch.ones(())
+def _composition(layers: Any, values: _Values) -> tuple[float | Tensor, _Values]:
+    bound: float | Tensor = 1.0
     for layer in layers:
         factor, values = _bound(layer, values)
-        bound = bound * factor
-        bound = bound * (1 + torch.finfo(bound.dtype).eps)  # the product may have been rounded down
+        bound = product(bound, factor)
     return bound, values
 
 
-def _affine(module: Any, values: _Values) -> tuple[Tensor, _Values]:
+def product(a: float | Tensor, b: float | Tensor) -> float | Tensor:
+    """Return the product of two bounds, rounded up."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        a, b = (factor if isinstance(factor, Tensor) else _rounded_up(factor) for factor in (a, b))
+    bound = a * b
+    eps = torch.finfo(bound.dtype if isinstance(bound, Tensor) else torch.float64).eps
+    return bound * (1 + eps)
+
+
+def _affine(module: Any, values: _Values) -> tuple[float | Tensor, _Values]:
     weight = module.weight
     # Other kinds of tensors, such as quantized ones, have products of their own.
     if type(weight) not in (Tensor, nn.Parameter) or weight.layout is not torch.strided:
@@ -208,16 +223,20 @@ def _affine(module: Any, values: _Values) -> tuple[Tensor, _Values]:
     return bound, _Values(size, shared=False)
 
 
-def _check(bound: float | Tensor, cls: type[nn.Module]) -> Tensor:
-    """Return a bound that a class gives as a tensor.
+def _check(bound: float | Tensor, cls: type[nn.Module]) -> float | Tensor:
+    """Return a bound that a class gives.
 
     Raises:
         ValueError: If it is negative, no scalar, or NaN as a number.
     """
-    given = bound if isinstance(bound, Tensor) else _rounded_up(bound)
-    if given.ndim or bool((plain(given) < 0).any()) or (given is not bound and math.isnan(bound)):
+    if bound.ndim or _least(bound) < 0 if isinstance(bound, Tensor) else not bound >= 0:
         raise ValueError(f"the Lipschitz bound of {cls.__name__} must be a scalar of at least 0, got {bound}")
-    return given
+    return bound
+
+
+def _least(bound: Tensor) -> float:
+    values = plain(bound)
+    return (values.amin() if values.ndim else values).item()
 
 
 def _rounded_up(value: float) -> Tensor:

@@ -18,8 +18,9 @@ from invertible_attention.logdet.probes import (
     check_probes,
     draw_probe,
     inner_product,
+    sample_norm,
 )
-from invertible_attention.logdet.remainder import as_number, remaining, sample_norm
+from invertible_attention.logdet.remainder import as_number, remaining
 from invertible_attention.logdet.series import Expansion, Gradient, check_gradient, estimate
 from invertible_attention.solvers.batched import wide_dtype
 

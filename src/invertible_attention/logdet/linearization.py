@@ -54,11 +54,15 @@ def full_precision(x: Tensor) -> Iterator[None]:
 @contextmanager
 def unhooked() -> Iterator[None]:
     """Keep what a graph saves as it is: hooks would have it computed again, or moved, for every product."""
-    if functional_transforms_active():
+    if functional_transforms_active() or not _hooks_are_set():
         yield
         return
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
         yield
+
+
+def _hooks_are_set() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def promote(
@@ -67,10 +71,12 @@ def promote(
     """Raise whatever is in half precision to ``float32``: the weights of a module, the point, the arguments.
 
     Raises:
-        ValueError: If ``x`` is not of a floating point type, or has no batch axis.
+        ValueError: If ``x`` is not of a floating point type, or is no batch of arrays.
     """
-    if not x.is_floating_point() or x.ndim == 0:
-        raise ValueError(f"expected a batch of a floating point type, got shape {tuple(x.shape)}, {x.dtype}")
+    if not x.is_floating_point() or x.ndim < 2:
+        raise ValueError(
+            f"expected a batch (B, ...) of a floating point type, got shape {tuple(x.shape)}, {x.dtype}"
+        )
     args = tuple(None if arg is None else raised(arg) for arg in args)
     if isinstance(branch, nn.Module):
         state = dict((*branch.named_parameters(), *branch.named_buffers()))

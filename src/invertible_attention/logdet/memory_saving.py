@@ -13,7 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.utils import get_total_norm
 
 from invertible_attention.logdet.linearization import Linearization, LinearPart, full_precision
-from invertible_attention.logdet.probes import inner_product
+from invertible_attention.logdet.probes import average, inner_product
 
 __all__ = ["captured_tensors", "recomputed_gradient", "surrogate"]
 
@@ -32,14 +32,13 @@ def surrogate(
 
     Where there is a linear part, less :math:`w_0^\top J_0 v`, and with its log-determinant.
     """
-    products = [
-        inner_product(linear.vjp(w, differentiable=True), v) for w, v in zip(left, right, strict=True)
-    ]
-    slope = torch.stack(products).mean(0)
+    slope = average(
+        [inner_product(linear.vjp(w, differentiable=True), v) for w, v in zip(left, right, strict=True)]
+    )
     if part is None or not reference:
         return slope
     known = [inner_product(part.apply(w, transposed=True), v) for w, v in zip(reference, right, strict=True)]
-    return slope - torch.stack(known).mean(0) + part.log_determinant()
+    return slope - average(known) + part.log_determinant()
 
 
 def recomputed_gradient(
@@ -76,11 +75,11 @@ def recomputed_gradient(
     where = [i for i, arg in enumerate(args) if arg is not None]
     value = linear.value.detach()
     counts = (len(left), len(reference), len(right))
-    record = _Record(
-        _AsItIs(branch), len(args), where, captured, counts, _fingerprint(value, right[0], captured)
-    )
+    fingerprint = _fingerprint(value, right[0], captured)
+    tolerance = _SAME * torch.stack([torch.linalg.vector_norm(value), fingerprint[1]])
+    record = _Record(_AsItIs(branch), len(args), where, captured, counts, (fingerprint, tolerance))
     constants = (*left, *reference, *right)
-    return _Recompute.apply(record, (value, logdet.detach()), x, *constants, *tensors, *captured)
+    return _Recompute.apply(record, (value, logdet), x, *constants, *tensors, *captured)
 
 
 class _AsItIs(nn.Module):
@@ -137,7 +136,7 @@ def captured_tensors(value: Tensor, named: Sequence[Tensor], excluded: Sequence[
 def _reached(values: Sequence[Tensor], ends: Sequence[Tensor], excluded: Sequence[Tensor]) -> list[Tensor]:
     """Return the leaves in the graph of ``values`` and those of ``ends``, behind which it is not searched."""
     known = {_edge(t): t for t in ends}
-    seen = {_edge(t) for t in excluded}
+    seen: set[tuple[object, int]] = set()
     found: list[Tensor] = []
     stack = [value.grad_fn for value in values if value.grad_fn is not None]
     while stack:
@@ -147,7 +146,8 @@ def _reached(values: Sequence[Tensor], ends: Sequence[Tensor], excluded: Sequenc
             seen.add((node, output))
             end = known.get((node, output), getattr(node, "variable", None))
             if isinstance(end, Tensor):
-                found.append(end)
+                if not any(end is t for t in excluded):
+                    found.append(end)
             else:
                 stack.append(node)
     return found
@@ -158,26 +158,24 @@ def _edge(tensor: Tensor) -> tuple[object, int]:
     return edge.node, edge.output_nr
 
 
-def _fingerprint(
-    value: Tensor, probe: Tensor, captured: Sequence[Tensor]
-) -> tuple[Float[Tensor, "2 batch"], Float[Tensor, ""]]:
-    """Return what another value of the branch, or other weights, would change: three numbers for all of them."""
-    sizes = torch.stack([inner_product(value, value), inner_product(value, probe)])
-    return sizes, get_total_norm([t.detach() for t in captured])
+@torch.no_grad()
+def _fingerprint(value: Tensor, probe: Tensor, captured: Sequence[Tensor]) -> Float[Tensor, "2"]:
+    """Return what another value of the branch would change, and what other weights; computed ones are nobody else's."""
+    norm = get_total_norm([t for t in captured if t.grad_fn is None])
+    return torch.stack([torch.sum(value * probe), norm.to(value.device)])
 
 
-def _refuse_changes(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+def _refuse_changes(found: Tensor, expected: Tensor, tolerance: Tensor) -> None:
     """Raise at the end of the backward pass if a fingerprint is another, so that a device is waited for once.
 
     Tensors count the changes made to them, but not those that go through ``.data`` or another view of the storage, and
     nothing counts what was drawn at random.
     """
-    scale = torch.stack([expected[0][0], expected[0][0].sqrt()])
-    close = ((found[0] - expected[0]).abs() <= _SAME * scale) | ~expected[0].isfinite()
-    same = close.all() & torch.isclose(found[1], expected[1], rtol=_SAME, equal_nan=True)
+    # What was not finite is not compared.
+    changed = ((found - expected).abs() > tolerance).any()
 
     def check() -> None:
-        if not bool(same):
+        if bool(changed):
             raise RuntimeError(
                 "the branch is not what it was in the forward pass, so the gradients of this backward pass are wrong: "
                 "its weights were changed in between (also through .data), or it is random, as with dropout. Call "
@@ -196,7 +194,7 @@ class _Record:
     where: Sequence[int]
     captured: Sequence[Tensor]
     counts: tuple[int, int, int]
-    fingerprint: tuple[Tensor, Tensor]
+    fingerprint: tuple[Tensor, Tensor]  # and how far another may be from it
 
 
 class _Recompute(torch.autograd.Function):
@@ -228,27 +226,25 @@ class _Recompute(torch.autograd.Function):
         for i, tensor, need in zip(record.where, tensors, needed, strict=False):
             args[i] = tensor.detach().requires_grad_(need)
         with torch.enable_grad(), full_precision(x):
-            linear = Linearization(record.branch.evaluate, x.detach(), args, attached=False)
-            fingerprint = _fingerprint(linear.value.detach(), right[0], record.captured)
-            _refuse_changes(fingerprint, record.fingerprint)
+            linear = Linearization(record.branch.evaluate, x, args, attached=False)
+            _refuse_changes(_fingerprint(linear.value, right[0], record.captured), *record.fingerprint)
             part = record.branch.linear_part(linear.point, *args) if reference else None
-            weighted = (surrogate(linear, part, left, reference, right) * grad_logdet).sum()
+            slope = surrogate(linear, part, left, reference, right)
             inputs = [linear.point, *(args[i] for i in record.where), *record.captured]
             wanted = [ctx.needs_input_grad[2], *needed]
-            return None, None, *_gradients(linear.value, grad_value, weighted, inputs, wanted, skipped)
+            outputs = ((linear.value, grad_value), (slope, grad_logdet))
+            return None, None, *_gradients(outputs, inputs, wanted, skipped)
 
 
 def _gradients(
-    value: Tensor,
-    grad_value: Tensor,
-    weighted: Tensor,
+    outputs: Sequence[tuple[Tensor, Tensor]],
     inputs: Sequence[Tensor],
     wanted: Sequence[bool],
     constants: int,
 ) -> list[Tensor | None]:
     """Differentiate both outputs at once; the gap after ``x`` is for the probes, which need no gradient."""
     chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
-    pairs = [(out, grad) for out, grad in ((value, grad_value), (weighted, None)) if out.requires_grad]
+    pairs = [(out, grad) for out, grad in outputs if out.requires_grad]
     found: list[Tensor | None] = [None] * len(chosen)
     if pairs and chosen:
         outs, grads = zip(*pairs, strict=True)

@@ -2,13 +2,24 @@ r"""Random vectors :math:`v` with :math:`\mathbb{E}[v v^\top] = I`, for Hutchins
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["ProbeDistribution", "check_generator", "check_probes", "draw_probe", "inner_product"]
+from invertible_attention._precision import raised
+
+__all__ = [
+    "ProbeDistribution",
+    "average",
+    "check_generator",
+    "check_probes",
+    "draw_probe",
+    "inner_product",
+    "sample_norm",
+]
 
 ProbeDistribution = Literal["gaussian", "rademacher"]
 
@@ -51,7 +62,17 @@ def draw_probe(x: Tensor, distribution: ProbeDistribution, generator: torch.Gene
     return (2 * signs - 1).to(device=x.device, dtype=x.dtype)
 
 
+def average(values: Sequence[Tensor]) -> Tensor:
+    """Return the mean of what the probes give."""
+    return values[0] if len(values) == 1 else torch.stack(list(values)).mean(0)
+
+
 def inner_product(a: Tensor, b: Tensor) -> Float[Tensor, " batch"]:
     """Sum ``a · b`` over every axis but the first, in ``float32`` or better."""
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return (a.to(wide) * b.to(wide)).flatten(1).sum(1)
+    product = raised(a) * raised(b)
+    return product.sum(tuple(range(1, product.ndim)))
+
+
+def sample_norm(v: Tensor) -> Float[Tensor, " batch"]:
+    """Return the Euclidean norm of each sample, without a graph."""
+    return torch.linalg.vector_norm(v.detach(), dim=tuple(range(1, v.ndim)))

@@ -18,15 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention._mapped import plain
 from invertible_attention.logdet.linearization import Linearization, LinearPart
-from invertible_attention.logdet.probes import inner_product
+from invertible_attention.logdet.probes import inner_product, sample_norm
 from invertible_attention.logdet.series import Expand, Expansion
 
-__all__ = ["ShortSeries", "as_number", "remaining", "sample_norm"]
+__all__ = ["ShortSeries", "as_number", "remaining"]
 
 # Nats. What remains is about the norm of the last term's vector, so this decides what is worth another product.
 _SMALL = 0.05
@@ -101,11 +100,9 @@ def remaining(linear: Linearization, part: LinearPart, solved: Tensor, different
     return linear.vjp(solved, differentiable=differentiable) - part.apply(solved, transposed=True)
 
 
-def sample_norm(v: Tensor) -> Float[Tensor, " batch"]:
-    """Return the Euclidean norm of each sample, without a graph."""
-    return torch.linalg.vector_norm(v.detach().flatten(1), dim=1)
-
-
 def as_number(values: float | Tensor) -> float:
     """Return the largest entry as a number, over all that a function transform makes of it."""
-    return plain(values).detach().amax().item() if isinstance(values, Tensor) else values
+    if not isinstance(values, Tensor):
+        return values
+    values = plain(values)
+    return (values.amax() if values.ndim else values).item()

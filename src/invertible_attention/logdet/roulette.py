@@ -146,8 +146,10 @@ class RussianRoulette(LogDetEstimator):
         wanted = torch.is_grad_enabled() and self.gradient == "neumann"
         exact = self.exact_terms if training else max(self.exact_terms, self.evaluation_exact_terms)
 
+        c = _as_float(lipschitz)
+
         def tail() -> list[float]:
-            return [1 / self.survival(k, lipschitz) for k in range(1, self._draw_tail(lipschitz) + 1)]
+            return [1 / self.survival(k, c) for k in range(1, self._draw_tail(c) + 1)]
 
         def expansion() -> Expand:
             weights = [1.0] * exact + tail()
@@ -191,7 +193,8 @@ class RussianRoulette(LogDetEstimator):
 
 def _any(scalar: Tensor) -> float:
     """Return a scalar as a number; of those that ``vmap(randomness="different")`` makes of it, one."""
-    return plain(scalar).flatten()[0].item()
+    scalar = plain(scalar)
+    return (scalar.flatten()[0] if scalar.ndim else scalar).item()
 
 
 def _as_float(lipschitz: float | Tensor | None) -> float:

@@ -18,7 +18,7 @@ from invertible_attention.logdet.linearization import (
     promote,
 )
 from invertible_attention.logdet.memory_saving import recomputed_gradient, surrogate
-from invertible_attention.logdet.probes import inner_product
+from invertible_attention.logdet.probes import average, inner_product
 
 __all__ = ["Expansion", "Gradient", "Terms", "TruncatedSeries", "check_gradient", "estimate"]
 
@@ -70,7 +70,8 @@ class TruncatedSeries(NamedTuple):
         self, linear: Linearization, part: LinearPart | None, probe: Tensor, *, differentiable: bool
     ) -> Expansion:
         """Evaluate every term that has a weight."""
-        value = inner_product(probe, torch.zeros_like(probe))
+        # The terms are added up before they meet the probe.
+        total = torch.zeros_like(probe)
         product, left = probe, probe
         known, reference = probe, probe
         for k, (c_value, c_neumann) in enumerate(
@@ -78,14 +79,14 @@ class TruncatedSeries(NamedTuple):
         ):
             product = linear.vjp(product, differentiable=differentiable)
             sign = -1.0 if k % 2 else 1.0
-            trace = inner_product(product, probe)
-            left = left + (sign * c_neumann) * product.detach()
+            left = left.add(product, alpha=sign * c_neumann)
+            difference = product
             if part is not None:
                 known = part.apply(known, transposed=True)
-                trace = trace - inner_product(known, probe)
-                reference = reference + (sign * c_neumann) * known.detach()
-            value = value - (sign * c_value / k) * trace
-        return Expansion(value, left, None if part is None else reference)
+                reference = reference.add(known, alpha=sign * c_neumann)
+                difference = product - known
+            total = total.add(difference, alpha=-sign * c_value / k)
+        return Expansion(inner_product(total, probe), left, None if part is None else reference)
 
 
 def check_gradient(gradient: str) -> None:
@@ -151,7 +152,7 @@ def estimate(
                 expand(linear, part, probe, differentiable=autograd)
                 for expand, probe in zip(expansions, probes, strict=True)
             ]
-            logdet = torch.stack([expansion.value for expansion in found]).mean(0)
+            logdet = average([expansion.value for expansion in found])
             if part is not None:
                 logdet = logdet + part.log_determinant()
         if not differentiate:
