@@ -152,14 +152,14 @@ def finished(browser: Any, address: str, tmp_path_factory: pytest.TempPathFactor
 def test_results_appear(finished: Any) -> None:
     verdicts = texts(finished, ".ia-verdict")
     assert "Certified: the picture came back" in verdicts[0]
-    assert "authors’ released setting" in verdicts[1]
+    assert "The authors’ code" in verdicts[1]
     headings = [*texts(finished, ".ia-results h2"), *texts(finished, ".ia-results h3")]
     assert headings == [
         "There and back",
         "What is promised, and what was measured",
         "How the inverse is found",
         "Certified",
-        "The authors’ released setting",
+        "The authors’ code",
     ]
     images = finished.find_elements("css selector", ".ia-results img")
     assert len(images) == 11

@@ -142,14 +142,14 @@ def test_words_say_what_the_numbers_say(outcome: Outcome, constraint: str) -> No
         assert "Nothing promises it" in said[0]
         assert "FAILED" in said[1]
         assert "another picture" in said[1]
-        assert "not solved (relative residual ∞)" in said[2]
+        assert "has not converged (relative residual ∞)" in said[2]
     assert "no promise" in {row[0]: row[2] for row in table(outcome)}.values()
 
 
 def test_training_that_ends_early_is_said(outcome: Outcome) -> None:
     assert "training ended" not in honesty(outcome)
     early = replace(outcome, other=replace(outcome.other, steps=1))
-    assert "1 steps (authors’ released; training ended" in honesty(early)
+    assert "1 steps (authors’ code; training ended" in honesty(early)
 
 
 def test_a_pixel_belongs_to_its_block() -> None:

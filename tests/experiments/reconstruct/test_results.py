@@ -46,7 +46,7 @@ def test_repeats_are_together_and_ours_comes_last() -> None:
     results = {"configuration": {"epochs": 2, "train_images": 5}, "cells": cells}
     (entries,) = groups(results).values()
     assert [(group.constraint, len(group.cells)) for group in entries] == [("released", 1), ("certified", 2)]
-    assert labels(results) == ["released", "certified"]
+    assert labels(results) == ["authors’ code", "certified"]
     certified = entries[1]
     assert certified.seen == 10
     assert certified.mean("reconstruction", "mse") == 2e-9
@@ -58,7 +58,7 @@ def test_normalisations_are_named_where_there_are_several() -> None:
     cells += [cell("certified", 1, 1.0, normalization=name) for name in ("column", "row")]
     settings = {"epochs": 1, "train_images": 1}
     assert labels({"configuration": settings, "cells": cells}) == [
-        "released",
+        "authors’ code",
         "certified, column",
         "certified, row",
     ]

@@ -12,6 +12,7 @@ from invertible_attention.cli import main
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.published import TABLE_2, TABLE_3, TABLE_4, TABLE_5
 from invertible_attention.experiments.reconstruct import overview
+from invertible_attention.experiments.reconstruct.results import groups
 from invertible_attention.experiments.report.render import STYLES
 from invertible_attention.experiments.report.results import find_results
 from invertible_attention.experiments.report.sources import Source, describe
@@ -138,6 +139,33 @@ def test_titles_of_the_picture_of_all_errors_do_not_reach_into_each_other(
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
+def test_the_picture_of_all_errors_shows_the_smallest_and_none_at_all(
+    monkeypatch: pytest.MonkeyPatch, reconstructions: Path
+) -> None:
+    drawn = []
+    monkeypatch.setattr(overview, "render_png", lambda canvas: drawn.append(canvas) or b"")
+    (result,), _ = find_results([reconstructions / "cifar10"])
+    smallest = {"gaussian": 3e-14, "concatenation": 0.0}
+    for cell in result.content["cells"]:
+        cell["reconstruction"]["mse"] = smallest.get(cell["response"], 1.0)
+    entries = {
+        response: [("", group) for group in found] for response, found in groups(result.content).items()
+    }
+    overview.draw_errors({"CIFAR-10": (None, entries)})
+    (axes,) = (axes for axes in drawn[0].axes if axes.get_title())
+    low, high = axes.get_xlim()
+    points = [x for line in axes.lines if line.get_marker() != "None" for x in line.get_xdata()]
+    assert min(points) == low
+    assert any(abs(point - 3e-14) < 1e-20 for point in points)
+    assert max(points) < high
+
+
+def test_a_shorter_run_is_not_called_the_papers_table(reconstructions: Path) -> None:
+    (result,), _ = find_results([reconstructions / "cifar10"])
+    result.content["configuration"]["epochs"] = 2
+    assert "After Table 2, 2 of 100 epochs: CIFAR-10" in Page(build_page([result])).text
+
+
 def test_measured_numbers_are_those_of_the_files(page: Page, reconstructions: Path) -> None:
     (result,), _ = find_results([reconstructions / "cifar10"])
     for entry in result.content["summary"]:
@@ -174,7 +202,7 @@ def test_measured_numbers_are_those_of_the_files(page: Page, reconstructions: Pa
 
 
 def test_numbers_come_with_commit_seed_and_machine(page: Page) -> None:
-    assert "density-study: commit 0123456789ab, seed 0–2, 5, A processor, 1 thread, 2026-01-02" in page.text
+    assert "density-study: commit 0123456789ab, seeds 0–2, 5, A processor, 1 thread, 2026-01-02" in page.text
     sources = {row[0] for row in page.tables[-1][1:]}
     assert sources >= {
         "density",

@@ -21,7 +21,7 @@ The output folder gets benchmark.json and attention.png."""
 def benchmark(
     output: Output = Path("runs/benchmark"),
     authors_code: Annotated[
-        Path | None, typer.Option(help="Checkout of the authors' released code, to time beside.")
+        Path | None, typer.Option(help="Checkout of the authors' code, to time beside.")
     ] = None,
     device: Device = "cpu",
     quick: Quick = False,

@@ -63,5 +63,5 @@ def _panel(axes: Any, results: dict[str, Any], kind: str, response: str) -> None
                 color="black",
                 ms=7,
                 ls="none",
-                label="released code",
+                label="authors’ code",
             )

@@ -114,5 +114,5 @@ def _released(folder: Path, say: Callable[[str], None]) -> list[Record]:
         repeats = 1 if response == "concatenation" else 3
         found = measure_released(folder, response, PAPER_SIZE, repeats=repeats)
         records.append({"response": response, "tokens": PAPER_TOKENS} | found)
-        say(f"{response}, released code: {found['seconds']:.2f} s, {found['bytes'] / 1e9:.2f} GB")
+        say(f"{response}, authors’ code: {found['seconds']:.2f} s, {found['bytes'] / 1e9:.2f} GB")
     return records

@@ -82,7 +82,7 @@ def claims(results: dict[str, Any], tokens: int = PAPER_TOKENS) -> list[dict[str
         ours = _seconds(results, record["response"], "auto", record["tokens"], backward=False)
         if ours:
             limit = 1000.0 if record["response"] == "concatenation" else 1.0
-            words = f"{record['response']}: forward, times faster than the released code"
+            words = f"{record['response']}: forward, times faster than the authors’ code"
             claim(words, record["seconds"] / ours, limit, at_least=True)
     for record in results["memory"]:
         kind = (

@@ -147,7 +147,7 @@ def _released(content: dict[str, Any], source: Source) -> Table:
         (f"{TITLES[record['response']]}, {record['tokens']:,} tokens", record, "")
         for record in content["released"]
     ]
-    caption = "The authors' released code, forward, from their own checkout."
+    caption = "The authors’ code, forward, from their own checkout."
     return tabulate("released", caption, columns, {"": lines}, (source,))
 
 

@@ -13,7 +13,7 @@ __all__ = ["COMMAND", "demo"]
 HELP = """Try invertible attention on your own pictures, on a page served on this machine only.
 
 The page shows the latent, the reconstruction and its error, how the residual falls, where a pixel attends, and the \
-certificate beside the measured Lipschitz constant; and the same picture under the authors' released setting."""
+certificate beside the measured Lipschitz constant; and the same picture under the authors' code."""
 
 
 def demo(

@@ -12,7 +12,7 @@ __all__ = ["CONSTRAINTS", "NORMALIZATIONS", "SIZES", "STEPS", "Options"]
 CONSTRAINTS = {
     "certified": "Certified: the inverse exists, whatever the weights",
     "relaxed": "Relaxed: the paper’s Section 2.4, no promise",
-    "released": "Released: the authors’ code, no promise",
+    "released": "The authors’ code, no promise",
 }
 NORMALIZATIONS = {
     "column": "Column: what a pixel block gives adds up to 1 (the paper)",

@@ -37,7 +37,7 @@ KEPT_SECONDS = 3600
 
 INTRODUCTION = """# Attention that can be inverted
 A picture goes through an attention block and back. Choose how the block is made and press **Run**: the same picture \
-also goes through the setting of the authors’ released code, which promises nothing.
+also goes through the authors’ code, which promises nothing.
 
 Everything is computed on this machine; no picture leaves it."""
 
@@ -142,7 +142,7 @@ def _choices() -> tuple[Any, Any, list[Any]]:
         [(title, name) for name, title in NORMALIZATIONS.items()],
         value="column",
         label="Normalization",
-        info="The released code has its own.",
+        info="The authors’ code has its own.",
         elem_id="normalization",
     )
     with gr.Accordion("More", open=False):

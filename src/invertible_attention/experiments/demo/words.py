@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "TITLES", "attention_words", "headline", "honesty", "table"]
 
-NAMES = {"certified": "certified", "relaxed": "relaxed", "released": "authors’ released"}
+NAMES = {"certified": "certified", "relaxed": "relaxed", "released": "authors’ code"}
 """What the networks are called within a sentence."""
 
-TITLES = {"certified": "Certified", "relaxed": "Relaxed", "released": "The authors’ released setting"}
+TITLES = {"certified": "Certified", "relaxed": "Relaxed", "released": "The authors’ code"}
 """What they are called above their results."""
 
 ALMOST_EVEN = 0.01
@@ -52,7 +52,7 @@ def _happened(side: Side) -> str:
             "same latent, to within the solver’s tolerance: the latent does not tell which of the two it was."
         )
     return (
-        f"{name}: FAILED. After {side.evaluations} evaluations the equation is not solved (relative residual "
+        f"{name}: FAILED. After {side.evaluations} evaluations the iteration has not converged (relative residual "
         f"{format_number(side.residual, 2)}) and what came back is not the picture ({error})."
     )
 
@@ -73,7 +73,7 @@ def honesty(outcome: Outcome) -> str:
         f"Both networks: one attention block ({RESPONSES[options.response]}) on the picture’s 2×2 blocks, {start}. "
         "Training is that of the paper’s reconstruction experiment, towards a fixed random tensor, but on this "
         f"one picture of {options.size}×{options.size} pixels and much shorter; these are not the paper’s networks. "
-        f"Seed {options.seed} decides weights, noise and target, the same for both. The released setting normalises by "
+        f"Seed {options.seed} decides weights, noise and target, the same for both. The authors’ code normalizes by "
         "row with a factor of 2/3, whatever is chosen."
     )
 
@@ -88,7 +88,7 @@ def table(outcome: Outcome) -> list[tuple[str, str, str]]:
     return [
         row("mean squared error, 0–255", *(format_number(side.mse) for side in sides)),
         row("recovered (error below 10)", *("yes" if side.recovered else "no" for side in sides)),
-        row("inverse solved", *("yes" if side.converged else "no" for side in sides)),
+        row("inverse converged", *("yes" if side.converged else "no" for side in sides)),
         row("evaluations", *(str(side.evaluations) for side in sides)),
         row("relative residual", *(format_number(side.residual, 2) for side in sides)),
         row("distance to the true inverse, at most", *(_promised(side.error_bound) for side in sides)),

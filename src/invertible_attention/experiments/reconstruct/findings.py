@@ -58,7 +58,7 @@ def _scores(released: dict[str, Group]) -> str:
         f"{RESPONSES[name]} {group.mean('reconstruction', 'v_score'):.1f} %"
         for name, group in released.items()
     ]
-    return f"V-scores of the authors' code, rerun: {_join(listed)}."
+    return f"V-scores of the authors’ code: {_join(listed)}."
 
 
 def _signed(group: Group) -> str:
@@ -69,14 +69,14 @@ def _signed(group: Group) -> str:
     above = 100 * (group.mean("study", "local_lipschitz", "above_one_share") or 0)
     if cancellation is not None and cancellation < HARMLESS_CANCELLATION:
         return (
-            f"{RESPONSES[group.response]}, released: {share('negative_share')} of the trained network's weights "
+            f"{RESPONSES[group.response]}, authors’ code: {share('negative_share')} of the trained network's weights "
             "are negative, but in every sum nearly all have one sign, which drops out of the quotient (the terms' "
             f"absolute values add up to at most {format_number(cancellation)} times their sum). By the luck of "
             "its initial weights this network behaves as one with positive weights does; its largest local "
             f"Lipschitz constant is {_local(group)}."
         )
     return (
-        f"{RESPONSES[group.response]}, released: ELU is negative below zero; {share('negative_share')} of the "
+        f"{RESPONSES[group.response]}, authors’ code: ELU is negative below zero; {share('negative_share')} of the "
         f"trained network's weights are negative, and {share('mixed_share')} of the sums they are divided by "
         "mix both signs. In the worst sum the terms' absolute values add up to "
         f"{format_number(cancellation, missing='∞')} times what is left of them (1 where signs agree); by so "
@@ -91,7 +91,7 @@ def _positive(entries: list[Group]) -> list[str]:
         return []
     names = _join([RESPONSES[group.response] for group in entries])
     return [
-        f"{names}, released: weights are positive and nothing cancels. The largest local Lipschitz constants "
+        f"{names}, authors’ code: weights are positive and nothing cancels. The largest local Lipschitz constants "
         f"are {_join([_local(group) for group in entries])}; nothing in the code keeps them below 1."
     ]
 

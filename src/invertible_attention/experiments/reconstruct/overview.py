@@ -15,13 +15,14 @@ __all__ = ["draw_errors"]
 ERRORS = FigureKind(
     "errors",
     "Mean squared error of reconstructed test images, published and measured. Rings: weights normalized by row "
-    "instead of by column. Dashed: the V-score's limit of 10. Errors that are not finite are drawn at the right edge.",
+    "instead of by column. Dashed: the V-score's limit of 10. Errors that are not finite are drawn at the right edge, "
+    "and none at all at the left.",
     "Points on a logarithmic axis, a panel per data set and a row per response; the numbers are in the tables that "
     "follow.",
 )
 
-WORST = 1e12
-"""Where errors that are not finite are drawn."""
+BEST, WORST = 1e-12, 1e12
+"""Between which errors are drawn: further to the left where they are smaller, and at the right edge if not finite."""
 
 Panels = dict[str, tuple[dict[str, Any] | None, dict[str, list[tuple[str, Group]]]]]
 
@@ -39,6 +40,13 @@ def draw_errors(panels: Panels) -> Figure:
     from matplotlib.figure import Figure as Canvas
     from matplotlib.lines import Line2D
 
+    shown = [
+        value
+        for published, entries in panels.values()
+        for response in RESPONSES
+        for _, _, value in _points(published, entries.get(response, ()), response)
+    ]
+    least = min((value for value in shown if 0 < value < BEST), default=BEST)
     with plot_style():
         columns = min(3, len(panels))
         rows = -(-len(panels) // columns)
@@ -51,10 +59,10 @@ def draw_errors(panels: Panels) -> Figure:
             for place, response in enumerate(RESPONSES):
                 points = _points(published, entries.get(response, ()), response)
                 for kind, normalization, value in points:
-                    _mark(axes, value, place, kind, hollow=normalization == "row")
+                    _mark(axes, max(value, least / 3), place, kind, hollow=normalization == "row")
             axes.set_yticks(range(len(RESPONSES)), list(RESPONSES.values()))
             axes.set_ylim(len(RESPONSES) - 0.5, -0.5)
-            axes.set_xlim(1e-12, 3 * WORST)
+            axes.set_xlim(least / 3, 3 * WORST)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes in grid[-1]:
@@ -110,4 +118,4 @@ def _color(kind: str) -> str:
 
 
 def _legend(kind: str) -> str:
-    return {"paper": "published", "released": "authors' code, rerun"}.get(kind, kind)
+    return {"paper": "published", "released": "authors’ code"}.get(kind, kind)

@@ -152,8 +152,8 @@ def _grouped(cells: Sequence[dict[str, Any]]) -> dict[str, list[Group]]:
     several = len({key[2] for key in found if key[1] != Constraint.RELEASED}) > 1
     by_response: dict[str, list[Group]] = {}
     for key, members in found.items():
-        told_apart = several and key[1] != Constraint.RELEASED
-        label = f"{key[1]}, {key[2]}" if told_apart else key[1]
+        own = key[1] == Constraint.RELEASED
+        label = "authors’ code" if own else f"{key[1]}, {key[2]}" if several else key[1]
         by_response.setdefault(key[0], []).append(Group(*key, tuple(members), label))
     for entries in by_response.values():
         entries.sort(key=lambda group: ORDER.index(Constraint(group.constraint)))

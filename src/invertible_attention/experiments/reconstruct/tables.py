@@ -25,7 +25,7 @@ from ..report import (
     stored_pictures,
     tabulate,
 )
-from .configuration import SolverName
+from .configuration import Configuration, SolverName
 from .figures import FIGURES, SOLVERS
 from .findings import findings, headline
 from .overview import draw_errors
@@ -33,8 +33,8 @@ from .results import ORDER, SCHEMA, Group, groups
 
 __all__ = ["DEFINITION"]
 
-SOLVED = 1e-6
-"""Relative residual at which a sample counts as solved."""
+CONVERGED = 1e-6
+"""Relative residual at which a sample counts as converged."""
 
 COMMAND = "invertible-attention reconstruct"
 
@@ -108,12 +108,24 @@ def _section(members: list[Result]) -> Section:
         for result, source in zip(members, sources, strict=True)
     ]
     return Section(
-        (f"{published['table']}: " if published else "Reconstruction: ") + _data(first),
+        f"{_what(members)}: {_data(first)}",
         lead=_said(members, lambda content: [headline(content)]),
         tables=[table for table in tables if table.groups],
         pictures=lambda: [picture for read in pictures for picture in read()],
         findings=_said(members, findings),
         notes=[*notes, *METHOD],
+    )
+
+
+def _what(members: list[Result]) -> str:
+    """Return which of the paper's tables the folders are about, unless all trained for less than the paper."""
+    published = _published(members)
+    if not published:
+        return "Reconstruction"
+    paper = Configuration.choose(size=members[0].content["data"]["size"]).epochs
+    epochs = max(result.content["configuration"]["epochs"] for result in members)
+    return (
+        published["table"] if epochs >= paper else f"After {published['table']}, {epochs} of {paper} epochs"
     )
 
 
@@ -183,7 +195,7 @@ def _entries(members: list[Result]) -> Entries:
 
 def _label(group: Group) -> str:
     if group.constraint == "released":
-        return "authors’ code, rerun"
+        return "authors’ code"
     return f"{group.constraint}, {group.normalization}"
 
 
@@ -303,15 +315,17 @@ def _solvers(entries: Entries, sources: tuple[Source, ...]) -> Table:
         def text(group: Group) -> str:
             # Of several repeats the first: the median is over its images.
             trace = group.cells[0]["study"]["solvers"][solver]["median"]
-            solved = (n for n, residual in enumerate(trace, 1) if residual is not None and residual <= SOLVED)
-            return str(next(solved, f"> {len(trace)}"))
+            converged = (
+                n for n, residual in enumerate(trace, 1) if residual is not None and residual <= CONVERGED
+            )
+            return str(next(converged, f"> {len(trace)}"))
 
         return text
 
     columns = [Column(name, needed(solver)) for solver, name in SOLVERS.items()]
     caption = (
         f"Evaluations of the branch until the median relative residual of the studied images is below "
-        f"{format_number(SOLVED, 1)}, of the first repeat; products with the Jacobian count as one each."
+        f"{format_number(CONVERGED, 1)}, of the first repeat; products with the Jacobian count as one each."
     )
     return tabulate("solvers", caption, columns, _lines(entries, lambda g: "study" in g.cells[0]), sources)
 

@@ -85,9 +85,17 @@ class Source:
 
     @property
     def conditions(self) -> str:
-        """Commit, seeds, machine and day."""
+        """Commits, seeds, machine and day.
+
+        Example:
+            >>> Source("a", "", ("abc", "def+"), (0,), "a machine", "2026-01-02T03:04:05").conditions
+            'commits abc and def with uncommitted changes, seed 0, a machine, 2026-01-02'
+        """
         day = f", {self.time[:10]}" if self.time else ""
-        return f"commit {self.commit}, seed {self.seed}, {self.machine}{day}"
+        words = [one.replace("+", " with uncommitted changes") for one in self.commits] or ["not recorded"]
+        commits = " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+        plural = "s" if len(self.commits) > 1 else ""
+        return f"commit{plural} {commits}, seed{'s' if len(self.seeds) > 1 else ''} {self.seed}, {self.machine}{day}"
 
 
 def describe(sources: Sequence[Source]) -> list[str]:
