@@ -28,8 +28,6 @@ extensions = [
     "sphinx_copybutton",
     "public_api",
     "references",
-    "results_tables",
-    "code_tables",
 ]
 exclude_patterns = ["_build", "_extensions", "figures", "jupyter_execute", "**/.ipynb_checkpoints"]
 

@@ -13,7 +13,7 @@ PARTS = {
     "experiments": ("src/invertible_attention/experiments", "*.py"),
     "templates": ("src/invertible_attention/experiments", "*.html"),
     "documentation's extension": ("docs/_extensions", "*.py"),
-    "README's script": ("scripts", "update_readme.py"),
+    "script of the tables": ("scripts", "update_tables.py"),
     "tests": ("tests", "*.py"),
 }
 

@@ -1,0 +1,71 @@
+"""The tables of the README and the documentation are those of the files under results/, whatever is there of them."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="needs the extra experiments")
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = runpy.run_path(str(ROOT / "scripts" / "update_tables.py"), run_name="script")
+PAGES = [page for page in SCRIPT["pages"]() if page.is_file()]
+PLACES = [(page, found) for page in PAGES for found in SCRIPT["PLACE"].finditer(page.read_text("utf-8"))]
+
+needs_results = pytest.mark.skipif(not SCRIPT["RESULTS"].is_dir(), reason="results/ is not part of this copy")
+
+
+@needs_results
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tables_are_current(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert SCRIPT["update"](text) == text, "run python scripts/update_tables.py"
+
+
+@needs_results
+def test_every_place_has_a_table() -> None:
+    assert len(PLACES) > 20
+    for page, found in PLACES:
+        assert "| --- |" in found[0], (page, found[1])
+    begun = sum(page.read_text("utf-8").count("\n<!-- end -->") for page in PAGES)
+    assert begun == len(PLACES)
+
+
+def test_an_absent_folder_names_the_command(tmp_path: Path) -> None:
+    from invertible_attention.experiments.report.kinds import kinds
+
+    commands = {kind.name: kind.command for kind in kinds().values()}
+    for _, found in PLACES:
+        if found[2] != "code":
+            text = SCRIPT["render"](found[3], found[4].split(), tmp_path / "nothing")
+            assert commands[found[3].partition(".")[0]] in text
+            assert "|" not in text
+
+
+@needs_results
+@pytest.mark.parametrize(
+    ("table", "words"), [("novelty.rows", "no results of kind"), ("logdet.novelty", "no table")]
+)
+def test_what_does_not_exist_is_named(table: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SCRIPT["render"](table)
+
+
+@needs_results
+def test_folders_are_chosen_by_name(tmp_path: Path) -> None:
+    content = json.loads((ROOT / "results" / "logdet" / "results.json").read_text(encoding="utf-8"))
+    for name, calls in (("one", 11111), ("two-times", 22222)):
+        content["rows"][0]["calls"] = calls
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+
+    def shown(*patterns: str) -> list[bool]:
+        text = SCRIPT["render"]("logdet.estimators", patterns, tmp_path)
+        return ["11111" in text, "22222" in text]
+
+    assert shown() == [True, True]
+    assert shown("one") == [True, False]
+    assert shown("!*-times") == [True, False]
