@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,8 +18,13 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 import invertible_attention as ia
 from invertible_attention import flows
 from invertible_attention.flows import i_resnet
+from invertible_attention.lipschitz import (
+    Geometry,
+    SpectralNormConstraint,
+    constrain,
+    convolution_norm_upper_bound,
+)
 from invertible_attention.lipschitz import bind as module_under_test
-from invertible_attention.lipschitz import constrain
 from invertible_attention.lipschitz.bind import bind
 from invertible_attention.logdet import RussianRoulette
 
@@ -83,6 +89,16 @@ def test_no_norm_exceeds_its_bound(count: int, scale: float, seed: int):
     for weight in weights:
         matrix = nn.functional.conv2d(basis, weight.detach().double(), padding=1).flatten(1)
         assert torch.linalg.matrix_norm(matrix, 2) <= 0.9
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"input_size": (5, 4)}, {"geometry": Geometry(groups=2), "iterations": 5}]
+)
+def test_norms_with_other_settings_than_of_constrain(settings: dict[str, Any]):
+    layer = nn.Conv2d(4, 6, 3, padding=1, groups=settings.get("geometry", Geometry()).groups)
+    norm = partial(convolution_norm_upper_bound, **settings)
+    parametrize.register_parametrization(layer, "weight", SpectralNormConstraint(0.1, norm))
+    torch.testing.assert_close(bind(layer).weight, layer.weight)
 
 
 def test_a_zero_weight_among_others_stays_zero():

@@ -28,11 +28,6 @@ def dense_norm(layer: nn.Module, channels: int, size: tuple[int, ...]) -> float:
         return torch.linalg.matrix_norm(layer(inputs).flatten(1), 2).item()
 
 
-def arguments(layer: nn.Module) -> dict:
-    geometry = Geometry.of(layer)
-    return {"padding": geometry.padding, "dilation": geometry.dilation, "groups": geometry.groups}
-
-
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     """A convolution of any layout, and the size of an input it takes."""
@@ -79,7 +74,7 @@ def test_bound_is_never_below_the_dense_norm(layer_and_size, iterations, finer):
     for weight in (layer.weight, layer.weight.float()):
         for at in (size, None):
             for options in ({"iterations": iterations}, {"grid_size": grid_size}):
-                bound = convolution_norm_upper_bound(weight, at, **arguments(layer), **options)
+                bound = convolution_norm_upper_bound(weight, at, geometry=Geometry.of(layer), **options)
                 assert bound.item() >= norm * (1 - 1e-13)  # the dense norm is rounded too
 
 
@@ -88,10 +83,7 @@ def test_bound_is_never_below_the_dense_norm(layer_and_size, iterations, finer):
 def test_estimate_is_never_above_the_dense_norm(layer_and_size, iterations):
     layer, size = layer_and_size
     layer = layer.double()
-    pads = Geometry.of(layer).pads
-    estimate = convolution_norm_estimate(
-        layer.weight, size, iterations, pads=pads, stride=layer.stride, **arguments(layer)
-    )
+    estimate = convolution_norm_estimate(layer.weight, size, iterations, geometry=Geometry.of(layer))
     assert estimate.item() <= dense_norm(layer, layer.in_channels, size) * (1 + 1e-12)
 
 
@@ -103,7 +95,7 @@ def test_circular_padding_is_tight_on_the_exact_grid(axes, size, dilation):
         4, 3, 3, padding=dilation, dilation=dilation, bias=False, padding_mode="circular"
     ).double()
     norm = dense_norm(layer, 4, size)
-    bound = convolution_norm_upper_bound(layer.weight, size, **arguments(layer)).item()
+    bound = convolution_norm_upper_bound(layer.weight, size, geometry=Geometry.of(layer)).item()
     assert norm <= bound <= 1.01 * norm
 
 
@@ -135,9 +127,8 @@ def test_kernel_reshaped_to_a_matrix_is_not_the_norm():
     # the mistake behind a widely reported bug: the norm of a box filter is its sum, not its root mean square
     box = torch.ones(1, 1, 3, 3)
     assert spectral_norm_of_reshaped(box) == pytest.approx(3)
-    assert convolution_norm_upper_bound(box, (16, 16), padding="circular").item() == pytest.approx(
-        9, rel=1e-4
-    )
+    bound = convolution_norm_upper_bound(box, (16, 16), geometry=Geometry("circular"))
+    assert bound.item() == pytest.approx(9, rel=1e-4)
 
 
 def spectral_norm_of_reshaped(weight: torch.Tensor) -> float:
@@ -155,10 +146,10 @@ def test_one_by_one_kernel_is_its_matrix():
 @given(st.floats(-37, 37), st.booleans())
 def test_scale_does_not_matter(exponent, circular):
     weight = torch.randn(2, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    padding = "circular" if circular else "zeros"
-    bound = convolution_norm_upper_bound(weight, (9,), padding=padding)
+    geometry = Geometry("circular" if circular else "zeros")
+    bound = convolution_norm_upper_bound(weight, (9,), geometry=geometry)
     scaled = (weight * 10**exponent).float()
-    ratio = convolution_norm_upper_bound(scaled, (9,), padding=padding).double() / 10**exponent / bound
+    ratio = convolution_norm_upper_bound(scaled, (9,), geometry=geometry).double() / 10**exponent / bound
     assert abs(ratio - 1) < 1e-4
 
 
@@ -166,7 +157,7 @@ def test_derivatives():
     weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def bound(weight: torch.Tensor) -> torch.Tensor:
-        return convolution_norm_upper_bound(weight, (6, 6), groups=3)
+        return convolution_norm_upper_bound(weight, (6, 6), geometry=Geometry(groups=3))
 
     assert torch.autograd.gradcheck(bound, weight.requires_grad_(), check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(bound, weight, fast_mode=True)
@@ -220,15 +211,15 @@ def test_low_precision_is_computed_in_float32():
 def test_estimate_converges_and_starts_warm(padding):
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 4, 3, padding=1, stride=2, bias=False, padding_mode=padding).double()
-    options = {"padding": padding, "stride": 2}
-    estimate, vector = convolution_power_iteration(layer.weight, (8, 8), 1000, **options)
+    geometry = Geometry(padding, stride=2)
+    estimate, vector = convolution_power_iteration(layer.weight, (8, 8), 1000, geometry=geometry)
     norm = dense_norm(layer, 3, (8, 8))
     assert estimate.item() == pytest.approx(norm, rel=1e-6)
-    again, _ = convolution_power_iteration(layer.weight, (8, 8), 0, vector=vector, **options)
+    again, _ = convolution_power_iteration(layer.weight, (8, 8), 0, vector=vector, geometry=geometry)
     torch.testing.assert_close(again, estimate)
 
 
-def test_what_is_not_said_is_as_in_a_convolution_of_pytorch():
+def test_convolution_defaults_match_torch():
     layer = nn.Conv2d(2, 3, 3, padding=1, bias=False).double()
     norm = dense_norm(layer, 2, (5, 6))
     generator = torch.Generator().manual_seed(0)
@@ -238,9 +229,9 @@ def test_what_is_not_said_is_as_in_a_convolution_of_pytorch():
     ]
     for estimate in estimates:
         assert estimate.item() == pytest.approx(norm, rel=1e-6)
-    said = {"padding": "zeros", "stride": 1, "dilation": 1, "groups": 1}
+    geometry = Geometry("zeros", stride=1, dilation=1, groups=1)
     bound = convolution_norm_upper_bound(layer.weight, (5, 6))
-    assert bound == convolution_norm_upper_bound(layer.weight, (5, 6), **said)
+    assert bound == convolution_norm_upper_bound(layer.weight, (5, 6), geometry=geometry)
     assert bound >= norm
 
 
@@ -250,10 +241,10 @@ def test_what_is_not_said_is_as_in_a_convolution_of_pytorch():
         ({"weight": torch.ones(2, 2)}, r"\(2, 2\)"),
         ({"weight": torch.ones(2, 0, 3)}, r"\(2, 0, 3\)"),
         ({"weight": torch.ones(2, 2, 3, dtype=torch.int64)}, "int64"),
-        ({"padding": "reflect"}, "reflect"),
-        ({"groups": 3}, "3"),
-        ({"dilation": (1, 2)}, r"\(1, 2\)"),
-        ({"stride": 0}, "0"),
+        ({"geometry": Geometry("reflect")}, "reflect"),
+        ({"geometry": Geometry(groups=3)}, "3"),
+        ({"geometry": Geometry(dilation=(1, 2))}, r"\(1, 2\)"),
+        ({"geometry": Geometry(stride=0)}, "stride.*0"),
         ({"input_size": (8, 8)}, r"\(8, 8\)"),
         ({"input_size": (0,)}, r"\(0,\)"),
         ({"grid_size": 2}, "2"),
@@ -271,9 +262,21 @@ def test_bad_input_is_named(change, message):
     [
         ({"iterations": -1}, "-1"),
         ({"vector": torch.ones(1, 2, 7)}, r"\(1, 2, 7\)"),
-        ({"padding": "replicate"}, "replicate"),
+        ({"geometry": Geometry("replicate")}, "replicate"),
     ],
 )
 def test_bad_input_of_the_estimate_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         convolution_norm_estimate(**({"weight": torch.ones(2, 2, 3), "input_size": (8,)} | change))
+
+
+def test_parts_of_a_geometry_one_by_one_warn():
+    weight = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
+    parts = {"padding": "circular", "dilation": 2, "groups": 2}
+    for function in (convolution_norm_upper_bound, convolution_norm_estimate):
+        start = {} if function is convolution_norm_upper_bound else {"vector": torch.ones(1, 4, 9)}
+        with pytest.warns(
+            DeprecationWarning, match=r"geometry=Geometry\(padding='circular', dilation=2, groups=2\)"
+        ):
+            found = function(weight, (9,), **parts, **start)
+        assert found == function(weight, (9,), geometry=Geometry(**parts), **start)

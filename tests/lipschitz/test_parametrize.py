@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from invertible_attention.lipschitz import (
+    Geometry,
     SpectralNormConstraint,
     SpectralNormEstimate,
     constrain,
@@ -271,5 +272,7 @@ def test_any_matrix_can_be_constrained():
 
 def test_convolution_uses_the_norm_of_its_own_layout():
     layer = constrain(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), 0.5, input_size=(4, 4))
-    bound = convolution_norm_upper_bound(layer.weight.double(), (4, 4), padding="circular", iterations=12)
+    bound = convolution_norm_upper_bound(
+        layer.weight.double(), (4, 4), geometry=Geometry("circular"), iterations=12
+    )
     assert 0.5 / 1.01 <= bound.item() <= 0.5 * 1.001

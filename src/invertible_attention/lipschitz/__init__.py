@@ -11,6 +11,7 @@ from invertible_attention.lipschitz.convolution import (
     convolution_norm_upper_bound,
     convolution_power_iteration,
 )
+from invertible_attention.lipschitz.geometry import Geometry
 from invertible_attention.lipschitz.local import local_lipschitz_estimate, smallest_stretch_estimate
 from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound, register_lipschitz_bound
 from invertible_attention.lipschitz.norms import (
@@ -31,6 +32,7 @@ from invertible_attention.lipschitz.report import AuditReport
 __all__ = [
     "AdversarialLipschitz",
     "AuditReport",
+    "Geometry",
     "SecondPreimage",
     "SpectralNormConstraint",
     "SpectralNormEstimate",

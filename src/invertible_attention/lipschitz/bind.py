@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from invertible_attention._precision import raised
-from invertible_attention.lipschitz.convolution import convolution_norm_upper_bound, norm_upper_bounds
+from invertible_attention.lipschitz.convolution import PLAIN, convolution_norm_upper_bound, norm_upper_bounds
 from invertible_attention.lipschitz.gram import working_dtype
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
 from invertible_attention.lipschitz.parametrize import SpectralNormConstraint, limit_norm
@@ -21,6 +21,11 @@ from invertible_attention.lipschitz.symbols import Symbols
 __all__ = ["Bindable", "bind", "bind_together", "is_bound", "original", "replicate"]
 
 Module = TypeVar("Module", bound=nn.Module)
+
+_SETTINGS = {
+    convolution_norm_upper_bound: {"input_size", "geometry", "grid_size", "iterations"},
+    spectral_norm_upper_bound: {"iterations"},
+}
 
 
 class Bindable(nn.Module):
@@ -135,18 +140,19 @@ def _kind(parametrizations: Any) -> object:
     hooked = parametrizations._forward_hooks or first._forward_hooks or first._forward_pre_hooks
     if others or hooked or type(first) is not SpectralNormConstraint or not isinstance(norm, partial):
         return None
-    if norm.func not in (convolution_norm_upper_bound, spectral_norm_upper_bound):
+    # Others than those of constrain() are called as they are.
+    if norm.args or set(norm.keywords) != _SETTINGS.get(norm.func):
         return None
     original = parametrizations.original
     # A kernel and its transpose have the same norm.
     out, into, *kernel = original.shape
     shape = (max(out, into), min(out, into), *kernel) if _transposes(norm) else original.shape
     settings = tuple(sorted(norm.keywords.items()))
-    return norm.func, norm.args, settings, first.coefficient, shape, original.dtype, original.device
+    return norm.func, settings, first.coefficient, shape, original.dtype, original.device
 
 
 def _transposes(norm: Any) -> bool:
-    return norm.keywords.get("groups", 1) == 1
+    return norm.keywords.get("geometry", PLAIN).groups == 1
 
 
 class _Stack(NamedTuple):
@@ -177,10 +183,10 @@ class _Stack(NamedTuple):
 
     def operator(self) -> Tensor | Symbols:
         """Return what the norms are of."""
-        if math.prod(self.weights.shape[3:]) == 1 and self.settings.get("groups", 1) == 1:
+        geometry = self.settings.get("geometry", PLAIN)
+        if math.prod(self.weights.shape[3:]) == 1 and geometry.groups == 1:
             return self.weights.flatten(2).to(working_dtype(self.weights))
-        settings = {name: value for name, value in self.settings.items() if name != "iterations"}
-        return Symbols.of(self.weights, settings.pop("input_size"), **settings)
+        return Symbols.of(self.weights, self.settings["input_size"], geometry, self.settings["grid_size"])
 
     def place(self, norms: Tensor) -> None:
         """Put the constrained tensors where they belong."""

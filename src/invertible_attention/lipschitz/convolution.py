@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,27 +14,50 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention._differentiation import functional_transforms_active, is_differentiated
-from invertible_attention.lipschitz.geometry import PaddingMode, Pads, check_kernel, per_axis, same_pads
+from invertible_attention.lipschitz.geometry import Geometry, per_axis, same_pads
 from invertible_attention.lipschitz.gram import exact_arithmetic, gram_bounds, working_dtype
 from invertible_attention.lipschitz.symbols import Symbols
 
 __all__ = [
     "convolution_norm_estimate",
     "convolution_norm_upper_bound",
-    "convolution_norm_upper_bounds",
     "convolution_power_iteration",
     "norm_upper_bounds",
 ]
 
+PLAIN = Geometry()
+"""Padding with zeros that keeps the size, without stride, dilation or groups."""
 
+_PARTS = tuple(field.name for field in fields(Geometry))
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _takes_geometry(function: Function) -> Function:
+    """Let a function take the parts of a geometry one by one, as before, for one release."""
+
+    @wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        parts = {name: keywords.pop(name) for name in _PARTS if name in keywords}
+        if parts:
+            warnings.warn(
+                f"{function.__name__} takes geometry=Geometry({', '.join(f'{k}={v!r}' for k, v in parts.items())}); "
+                f"{', '.join(parts)} as arguments of their own go with the next release",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            keywords["geometry"] = Geometry(**parts)
+        return function(*arguments, **keywords)
+
+    return cast(Function, call)
+
+
+@_takes_geometry
 def convolution_norm_upper_bound(
     weight: Float[Tensor, "out_channels in_channels *kernel"],
     input_size: Sequence[int] | None = None,
     *,
-    padding: PaddingMode = "zeros",
-    stride: int | Sequence[int] = 1,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
+    geometry: Geometry = PLAIN,
     grid_size: int | None = None,
     iterations: int = 7,
 ) -> Float[Tensor, ""]:
@@ -72,10 +98,8 @@ def convolution_norm_upper_bound(
     Args:
         weight: The kernel as PyTorch stores it, ``in_channels`` per group.
         input_size: Spatial size of the input, ``None`` for a bound that holds for every size.
-        padding: ``"zeros"`` (any amount, also none) or ``"circular"`` (at most the kernel's extent in all).
-        stride: Any; does not change the bound.
-        dilation: Per axis or one for all.
-        groups: Number of groups.
+        geometry: Layout of the convolution. The bound holds for any amount of zeros, for circular padding of at most
+            the kernel's extent in all, and for every stride.
         grid_size: Frequencies per axis ``N``; by default ``8 (k − 1)``, which costs at most 1.95 % per axis.
         iterations: Gram products.
 
@@ -91,34 +115,11 @@ def convolution_norm_upper_bound(
 
     Example:
         >>> box = torch.ones(1, 1, 3)
-        >>> convolution_norm_upper_bound(box, (32,), padding="circular", grid_size=32)
+        >>> convolution_norm_upper_bound(box, (32,), geometry=Geometry("circular"), grid_size=32)
         tensor(3.0000)
     """
-    settings: dict[str, Any] = {"padding": padding, "stride": stride, "dilation": dilation, "groups": groups}
-    settings |= {"grid_size": grid_size, "iterations": iterations}
-    return convolution_norm_upper_bounds(weight[None], input_size, **settings)[0]
-
-
-def convolution_norm_upper_bounds(
-    weights: Float[Tensor, "layers out_channels in_channels *kernel"],
-    input_size: Sequence[int] | None = None,
-    *,
-    padding: PaddingMode = "zeros",
-    stride: int | Sequence[int] = 1,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    grid_size: int | None = None,
-    iterations: int = 7,
-) -> Float[Tensor, " layers"]:
-    """Bound the norms of several convolutions that differ in nothing but their weights, all at once.
-
-    See :func:`convolution_norm_upper_bound`, also for the errors it raises.
-    """
-    symbols = Symbols.of(
-        weights, input_size, padding=padding, dilation=dilation, groups=groups, grid_size=grid_size
-    )
-    per_axis(stride, weights.ndim - 3, "stride")
-    return norm_upper_bounds([symbols], iterations=iterations)[0]
+    symbols = Symbols.of(weight[None], input_size, geometry, grid_size)
+    return norm_upper_bounds([symbols], iterations=iterations)[0][0]
 
 
 def norm_upper_bounds(
@@ -158,16 +159,13 @@ def norm_upper_bounds(
         ]
 
 
+@_takes_geometry
 def convolution_power_iteration(
     weight: Float[Tensor, "out_channels in_channels *kernel"],
     input_size: Sequence[int],
     iterations: int,
     *,
-    padding: PaddingMode = "zeros",
-    pads: Pads | None = None,
-    stride: int | Sequence[int] = 1,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
+    geometry: Geometry = PLAIN,
     vector: Float[Tensor, "1 channels *spatial"] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "1 channels *spatial"]]:
@@ -179,11 +177,7 @@ def convolution_power_iteration(
         weight: The kernel as PyTorch stores it.
         input_size: Spatial size of the input.
         iterations: Updates of the vector; zero evaluates the start.
-        padding: ``"zeros"`` or ``"circular"``.
-        pads: Entries added before and after every axis; ``None`` keeps the size at stride 1.
-        stride: Per axis or one for all.
-        dilation: Per axis or one for all.
-        groups: Number of groups.
+        geometry: Layout of the convolution.
         vector: Where to start, for example from the previous call; ``None`` draws it.
         generator: Source of the random start.
 
@@ -193,16 +187,15 @@ def convolution_power_iteration(
     Raises:
         ValueError: Shapes, sizes or a padding that make no sense, with the offending value.
     """
-    kernel = check_kernel(weight, padding, input_size, groups)
-    strides = per_axis(stride, len(kernel), "stride")
-    dilations = per_axis(dilation, len(kernel), "dilation")
+    kernel = geometry.check(weight, input_size)
+    strides, dilations = (per_axis(v, len(kernel), "") for v in (geometry.stride, geometry.dilation))
     if iterations < 0:
         raise ValueError(f"iterations must not be negative, got {iterations}")
-    pads = same_pads(kernel, dilations) if pads is None else pads
-    mode = "constant" if padding == "zeros" else "circular"
+    pads = same_pads(kernel, dilations) if geometry.pads is None else geometry.pads
+    mode = "constant" if geometry.padding == "zeros" else "circular"
     widths = [width for before_after in reversed(pads) for width in before_after]
     apply = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 1]
-    shape = (1, weight.shape[1] * groups, *input_size)
+    shape = (1, weight.shape[1] * geometry.groups, *input_size)
     with exact_arithmetic(weight):
         weight = weight.to(working_dtype(weight))
         if vector is None:
@@ -211,7 +204,7 @@ def convolution_power_iteration(
             raise ValueError(f"expected a start of shape {shape}, got {tuple(vector.shape)}")
 
         def convolve(v: Tensor, weight: Tensor) -> Tensor:
-            return apply(F.pad(v, widths, mode), weight, None, strides, 0, dilations, groups)
+            return apply(F.pad(v, widths, mode), weight, None, strides, 0, dilations, geometry.groups)
 
         v = _unit(vector.detach().to(weight.dtype))
         for _ in range(iterations):
@@ -222,16 +215,13 @@ def convolution_power_iteration(
         return torch.linalg.vector_norm(convolve(v, weight)), v
 
 
+@_takes_geometry
 def convolution_norm_estimate(
     weight: Float[Tensor, "out_channels in_channels *kernel"],
     input_size: Sequence[int],
     iterations: int = 30,
     *,
-    padding: PaddingMode = "zeros",
-    pads: Pads | None = None,
-    stride: int | Sequence[int] = 1,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
+    geometry: Geometry = PLAIN,
     vector: Float[Tensor, "1 channels *spatial"] | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
@@ -245,16 +235,7 @@ def convolution_norm_estimate(
         tensor(1.)
     """
     return convolution_power_iteration(
-        weight,
-        input_size,
-        iterations,
-        padding=padding,
-        pads=pads,
-        stride=stride,
-        dilation=dilation,
-        groups=groups,
-        vector=vector,
-        generator=generator,
+        weight, input_size, iterations, geometry=geometry, vector=vector, generator=generator
     )[0]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from torch import Tensor, nn
 
-__all__ = ["CONVOLUTIONS", "Geometry", "PaddingMode", "check_kernel", "per_axis", "same_pads"]
+__all__ = ["CONVOLUTIONS", "Geometry", "PaddingMode", "per_axis", "same_pads"]
 
 PaddingMode = Literal["zeros", "circular"]
 Pads = tuple[tuple[int, int], ...]
@@ -17,23 +17,25 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Geometry:
-    """Layout of one convolution layer.
+    """Layout of a convolution: what of an ``nn.Conv*d`` its norm depends on besides the weight.
 
-    Attributes:
-        kernel: Kernel size per axis.
-        padding: What the border is filled with.
-        pads: Entries added before and after every axis.
-        stride: Per axis.
-        dilation: Per axis.
+    Args:
+        padding: What the border is filled with, ``"zeros"`` or ``"circular"``.
+        stride: Per axis or one for all.
+        dilation: Likewise.
         groups: Number of groups.
+        pads: Entries added before and after every axis; ``None`` keeps the size at stride 1.
+
+    Example:
+        >>> Geometry.of(nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular")).pads
+        ((1, 1),)
     """
 
-    kernel: tuple[int, ...]
-    padding: PaddingMode
-    pads: Pads
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
+    padding: PaddingMode = "zeros"
+    stride: int | tuple[int, ...] = 1
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+    pads: Pads | None = None
 
     @staticmethod
     def of(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, weight: Tensor | None = None) -> Geometry:
@@ -63,24 +65,49 @@ class Geometry:
         if module.padding_mode == "circular" and used != tuple(end for pad in reversed(pads) for end in pad):
             raise ValueError(f"padding is {module.padding}, but {used} is used")
         padding = cast(PaddingMode, module.padding_mode)
-        return Geometry(kernel, padding, pads, module.stride, dilation, module.groups)
+        return Geometry(padding, module.stride, dilation, module.groups, pads)
 
-    def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
+    @property
+    def of_norm(self) -> Geometry:
+        """What an upper bound of the norm depends on: neither the stride nor the amount of padding."""
+        return replace(self, stride=1, pads=None)
+
+    def check(self, weight: Tensor, input_size: Sequence[int] | None) -> tuple[int, ...]:
+        """Return the kernel's size per axis after checking what belongs to it.
+
+        Raises:
+            ValueError: With the offending value.
+        """
+        if weight.ndim not in (3, 4, 5) or weight.numel() == 0:
+            shape = tuple(weight.shape)
+            raise ValueError(f"expected a kernel (out, in, *kernel) of 1 to 3 axes, got {shape}")
+        if self.groups < 1 or weight.shape[0] % self.groups:
+            raise ValueError(f"groups must divide {weight.shape[0]} output channels, got {self.groups}")
+        if self.padding not in ("zeros", "circular"):
+            raise ValueError(f"padding must be 'zeros' or 'circular', got {self.padding!r}")
+        kernel = tuple(weight.shape[2:])
+        per_axis(self.stride, len(kernel), "stride")
+        per_axis(self.dilation, len(kernel), "dilation")
+        if input_size is not None and (len(input_size) != len(kernel) or min(input_size) < 1):
+            raise ValueError(f"input_size must be {len(kernel)} positive integers, got {tuple(input_size)}")
+        return kernel
+
+    def output_size(self, input_size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
         """Return the spatial size of the output.
 
         Raises:
             ValueError: If the kernel does not fit into the padded input.
         """
-        if len(input_size) != len(self.kernel):
-            raise ValueError(f"expected {len(self.kernel)} spatial sizes, got {tuple(input_size)}")
+        if len(input_size) != len(kernel):
+            raise ValueError(f"expected {len(kernel)} spatial sizes, got {tuple(input_size)}")
+        strides, dilations = (per_axis(v, len(kernel), "stride") for v in (self.stride, self.dilation))
+        pads = same_pads(kernel, dilations) if self.pads is None else self.pads
         output = tuple(
             (n + sum(p) - d * (k - 1) - 1) // s + 1
-            for n, p, d, k, s in zip(
-                input_size, self.pads, self.dilation, self.kernel, self.stride, strict=True
-            )
+            for n, p, d, k, s in zip(input_size, pads, dilations, kernel, strides, strict=True)
         )
         if min(output) < 1:
-            raise ValueError(f"kernel {self.kernel} does not fit into an input of size {tuple(input_size)}")
+            raise ValueError(f"kernel {tuple(kernel)} does not fit into an input of size {tuple(input_size)}")
         return output
 
 
@@ -100,23 +127,3 @@ def per_axis(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...
     if len(values) != axes or min(values) < 1:
         raise ValueError(f"{name} must be one positive integer or {axes} of them, got {value}")
     return values
-
-
-def check_kernel(
-    weight: Tensor, padding: str, input_size: Sequence[int] | None, groups: int
-) -> tuple[int, ...]:
-    """Return the kernel's size per axis after checking what belongs to it.
-
-    Raises:
-        ValueError: With the offending value.
-    """
-    if weight.ndim not in (3, 4, 5) or weight.numel() == 0:
-        raise ValueError(f"expected a kernel (out, in, *kernel) of 1 to 3 axes, got {tuple(weight.shape)}")
-    if groups < 1 or weight.shape[0] % groups:
-        raise ValueError(f"groups must divide {weight.shape[0]} output channels, got {groups}")
-    if padding not in ("zeros", "circular"):
-        raise ValueError(f"padding must be 'zeros' or 'circular', got {padding!r}")
-    kernel = tuple(weight.shape[2:])
-    if input_size is not None and (len(input_size) != len(kernel) or min(input_size) < 1):
-        raise ValueError(f"input_size must be {len(kernel)} positive integers, got {tuple(input_size)}")
-    return kernel

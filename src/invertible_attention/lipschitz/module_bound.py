@@ -216,10 +216,8 @@ def _affine(module: Any, values: _Values) -> tuple[float | Tensor, _Values]:
         geometry = Geometry.of(module)
     except ValueError as error:
         raise _UnknownError(str(error)) from None
-    bound = convolution_norm_upper_bound(
-        weight, values.size, padding=geometry.padding, dilation=geometry.dilation, groups=geometry.groups
-    )
-    size = None if values.size is None else geometry.output_size(values.size)
+    bound = convolution_norm_upper_bound(weight, values.size, geometry=geometry)
+    size = None if values.size is None else geometry.output_size(values.size, module.kernel_size)
     return bound, _Values(size, shared=False)
 
 

@@ -149,15 +149,7 @@ class SpectralNormEstimate(nn.Module):
         if self.geometry is None or self.input_size is None:
             return power_iteration(weight, iterations, vector=vector)
         return convolution_power_iteration(
-            weight,
-            self.input_size,
-            iterations,
-            padding=self.geometry.padding,
-            pads=self.geometry.pads,
-            stride=self.geometry.stride,
-            dilation=self.geometry.dilation,
-            groups=self.geometry.groups,
-            vector=vector,
+            weight, self.input_size, iterations, geometry=self.geometry, vector=vector
         )
 
 
@@ -196,13 +188,10 @@ def constrain(
         True
     """
     if _is_kernel(module, name):
-        geometry = Geometry.of(module)
         norm: Norm = partial(
             convolution_norm_upper_bound,
             input_size=None if input_size is None else tuple(input_size),
-            padding=geometry.padding,
-            dilation=geometry.dilation,
-            groups=geometry.groups,
+            geometry=Geometry.of(module).of_norm,
             grid_size=grid_size,
             iterations=iterations,
         )
@@ -228,9 +217,7 @@ def is_constrained(module: nn.Module, coefficient: float) -> bool:
     if _is_kernel(module, "weight"):
         # The shape is that of what is constrained; the weight itself would be computed for it.
         geometry = Geometry.of(module, cast(Any, module).parametrizations.weight.original)
-        layout = (geometry.padding, geometry.dilation, geometry.groups)
-        fits = function is convolution_norm_upper_bound
-        fits = fits and (settings["padding"], settings["dilation"], settings["groups"]) == layout
+        fits = function is convolution_norm_upper_bound and settings.get("geometry") == geometry.of_norm
     else:
         fits = function is spectral_norm_upper_bound
     return fits and bound.coefficient <= coefficient

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from invertible_attention.lipschitz.geometry import PaddingMode, check_kernel, per_axis
+from invertible_attention.lipschitz.geometry import Geometry, PaddingMode, per_axis
 from invertible_attention.lipschitz.gram import exact_arithmetic, gram_bounds, repeated_twice, working_dtype
 
 __all__ = ["Symbols"]
@@ -43,10 +43,7 @@ class Symbols:
     def of(
         weights: Float[Tensor, "layers out_channels in_channels *kernel"],
         input_size: Sequence[int] | None,
-        *,
-        padding: PaddingMode,
-        dilation: int | Sequence[int],
-        groups: int,
+        geometry: Geometry,
         grid_size: int | None,
     ) -> Symbols:
         """Return the symbols of kernels, after checking what belongs to them; see :func:`convolution_norm_upper_bound`.
@@ -54,12 +51,12 @@ class Symbols:
         Raises:
             ValueError: With the offending value.
         """
-        kernel = check_kernel(weights[0], padding, input_size, groups)
-        dilations = per_axis(dilation, len(kernel), "dilation")
+        kernel = geometry.check(weights[0], input_size)
+        dilations = per_axis(geometry.dilation, len(kernel), "dilation")
         sizes = [None] * len(kernel) if input_size is None else list(input_size)
         counts, correction = [], 1.0
         for k, n, d in zip(kernel, sizes, dilations, strict=True):
-            count, factor = _frequencies(k, n, d, padding, grid_size)
+            count, factor = _frequencies(k, n, d, geometry.padding, grid_size)
             counts.append(count)
             correction *= factor
         with exact_arithmetic(weights):
@@ -69,7 +66,7 @@ class Symbols:
             weights = weights / peak.reshape(-1, *[1] * (weights.ndim - 1))
             taps = weights.flatten(3).permute(3, 0, 1, 2).flatten(1)
             phases = None if math.prod(counts) == 1 else _phases(kernel, counts, weights)
-        return Symbols(weights, peak, taps, phases, groups, correction)
+        return Symbols(weights, peak, taps, phases, geometry.groups, correction)
 
     @property
     def fits(self) -> bool:
