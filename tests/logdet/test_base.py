@@ -10,7 +10,7 @@ import invertible_attention as ia
 ESTIMATORS = {
     "exact": ia.Exact(),
     "power series": ia.PowerSeries(terms=60),
-    "roulette": ia.RussianRoulette(evaluation_exact_terms=40),
+    "roulette": ia.RussianRoulette(evaluation_exact_terms=40, exact_dimensions=0),
 }
 
 

@@ -13,7 +13,7 @@ import invertible_attention as ia
 from invertible_attention.logdet import LogDetEstimator, PowerSeries, RussianRoulette, remainder
 
 RESPONSES = ["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
-ROULETTE = RussianRoulette()
+ROULETTE = RussianRoulette(exact_dimensions=0)
 CHANNELS, SIZE, BATCH = 4, 3, 32
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from torch.utils.checkpoint import checkpoint
 
 from invertible_attention.logdet import Exact, PowerSeries, RussianRoulette
 
+# Samples are small here, and what is tested is the estimate.
+roulette = partial(RussianRoulette, exact_dimensions=0)
 ESTIMATORS = [
-    RussianRoulette(exact_terms=2, continuation=0.6),
-    RussianRoulette(exact_terms=0, continuation=0.7, distribution="rademacher"),
-    RussianRoulette(exact_terms=3, tail="poisson", rate=3.0),
-    RussianRoulette(exact_terms=1, continuation=0.6, probes=3),
+    roulette(exact_terms=2, continuation=0.6),
+    roulette(exact_terms=0, continuation=0.7, distribution="rademacher"),
+    roulette(exact_terms=3, tail="poisson", rate=3.0),
+    roulette(exact_terms=1, continuation=0.6, probes=3),
 ]
 GRADIENTS = {
     "memory-saving": {"gradient": "neumann", "memory_saving": True},
@@ -62,7 +65,7 @@ def test_gradient_is_unbiased(block, assert_mean, estimator, gradient):
 def test_training_value_is_a_log_likelihood(assert_mean, gradient):
     """Peers return the surrogate of the Neumann gradient: 4/3 here, where the truth is 4 log 1.5 = 1.62."""
     torch.manual_seed(4)
-    estimator = RussianRoulette(continuation=0.6, distribution="rademacher", **GRADIENTS[gradient])
+    estimator = roulette(continuation=0.6, distribution="rademacher", **GRADIENTS[gradient])
     x = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
     draws = torch.cat([estimator(lambda x: 0.5 * x, x, training=True)[1] for _ in range(4000)]).detach()
     assert_mean(draws, torch.tensor(4 * math.log(1.5), dtype=torch.float64), precision=0.05)
@@ -74,7 +77,7 @@ def test_mean_where_a_peer_was_off(assert_mean):
     diagonal = torch.tensor([0.8, 0.6, 0.5, 0.169], dtype=torch.float64)
     truth = torch.log1p(diagonal).sum()
     assert truth.item() == pytest.approx(1.62, abs=5e-3)
-    estimator = RussianRoulette(exact_terms=2, continuation=0.75)
+    estimator = roulette(exact_terms=2, continuation=0.75)
     x = torch.zeros(512, 4, dtype=torch.float64)
     draws = torch.stack([estimator(lambda x: diagonal * x, x, training=True)[1].mean() for _ in range(1500)])
     assert_mean(draws, truth, precision=0.05)
@@ -91,7 +94,7 @@ def test_every_sample_counts_with_its_own_weight(block, gradient):
     def gradient_of(rows, weights):
         # the same probe for a sample, whether it comes alone or in the batch
         generator = torch.Generator().manual_seed(6)
-        estimator = RussianRoulette(generator=generator, **GRADIENTS[gradient])
+        estimator = roulette(generator=generator, **GRADIENTS[gradient])
         _, logdet = estimator(lambda x: branch(x), x, training=True)
         return torch.autograd.grad(logdet[rows] @ weights, weight)[0]
 
@@ -107,7 +110,7 @@ def test_memory_saving_changes_neither_value_nor_gradient(block):
     results = []
     for memory_saving in (True, False):
         torch.manual_seed(8)
-        estimator = RussianRoulette(probes=2, memory_saving=memory_saving)
+        estimator = roulette(probes=2, memory_saving=memory_saving)
         value, logdet = estimator(branch, x, training=True)
         loss = value.sin().sum() + logdet @ torch.tensor([0.3, -2.0], dtype=torch.float64)
         results.append((value, logdet, *torch.autograd.grad(loss, [x, *branch.parameters()])))
@@ -117,7 +120,7 @@ def test_memory_saving_changes_neither_value_nor_gradient(block):
 @pytest.mark.parametrize("tail", [{"continuation": 0.7}, {"tail": "poisson", "rate": 1.5}])
 def test_survival_is_that_of_the_numbers_drawn(tail):
     torch.manual_seed(9)
-    estimator = RussianRoulette(**tail)
+    estimator = roulette(**tail)
     drawn = torch.tensor([estimator._draw_tail(None) for _ in range(20_000)])
     for k in range(7):
         expected = estimator.survival(k)
@@ -128,20 +131,20 @@ def test_survival_is_that_of_the_numbers_drawn(tail):
 def test_poisson_survival_is_accurate_far_out():
     k = torch.arange(1.0, 40.0, dtype=torch.float64)
     expected = torch.special.gammainc(k, torch.full_like(k, 2.0))
-    found = torch.tensor([RussianRoulette(tail="poisson").survival(int(i)) for i in k], dtype=torch.float64)
+    found = torch.tensor([roulette(tail="poisson").survival(int(i)) for i in k], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
 def test_default_tail_follows_the_certificate():
-    estimator = RussianRoulette()
+    estimator = roulette()
     for c in (0.3, 0.729, 0.9, 0.98):
         assert estimator.has_finite_variance(c)
         assert estimator.has_finite_variance(torch.tensor(c))
     assert estimator.survival(1) == 0.5
     assert estimator.survival(1, 0.9) == pytest.approx(0.9**1.5)
     assert estimator.survival(1, math.inf) == 0.5
-    assert not RussianRoulette(continuation=0.5).has_finite_variance(0.9)
-    assert not RussianRoulette(tail="poisson").has_finite_variance(0.1)
+    assert not roulette(continuation=0.5).has_finite_variance(0.9)
+    assert not roulette(tail="poisson").has_finite_variance(0.1)
     assert not estimator.has_finite_variance(1.0)
 
 
@@ -149,7 +152,7 @@ def test_default_tail_follows_the_certificate():
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 def test_a_bound_just_below_one_costs_a_thousand_terms_on_average(c, kind):
     torch.manual_seed(15)
-    estimator = RussianRoulette()
+    estimator = roulette()
     most = estimator.survival(1, kind(c))
     assert most / (1 - most) <= 1000
     drawn = torch.tensor([float(estimator._draw_tail(kind(c))) for _ in range(4000)])
@@ -162,7 +165,7 @@ def test_unbiased_with_a_bound_just_below_one(assert_mean):
     torch.manual_seed(16)
     diagonal = torch.tensor([0.99, -0.9, 0.5, 0.1], dtype=torch.float64)
     x = torch.zeros(512, 4, dtype=torch.float64)
-    estimator = RussianRoulette(exact_terms=0)
+    estimator = roulette(exact_terms=0)
     draws = torch.stack(
         [estimator(lambda x: diagonal * x, x, lipschitz=0.99999, training=True)[1].mean() for _ in range(60)]
     )
@@ -177,7 +180,7 @@ def test_more_exact_terms_in_evaluation():
         x.register_hook(lambda _: calls.append(1))
         return 0.1 * x
 
-    estimator = RussianRoulette(exact_terms=2, evaluation_exact_terms=9, continuation=1e-9)
+    estimator = roulette(exact_terms=2, evaluation_exact_terms=9, continuation=1e-9)
     for training, expected in ((True, 2), (False, 9)):
         calls.clear()
         with torch.no_grad():
@@ -188,20 +191,18 @@ def test_more_exact_terms_in_evaluation():
 def test_seed_and_generator_determine_the_result(block):
     branch, sample = block
     torch.manual_seed(10)
-    first = RussianRoulette()(branch, sample)[1]
+    first = roulette()(branch, sample)[1]
     torch.manual_seed(10)
-    assert torch.equal(first, RussianRoulette()(branch, sample)[1])
-    assert not torch.equal(first, RussianRoulette()(branch, sample)[1])
+    assert torch.equal(first, roulette()(branch, sample)[1])
+    assert not torch.equal(first, roulette()(branch, sample)[1])
 
     state = torch.get_rng_state()
-    one, two = (
-        RussianRoulette(generator=torch.Generator().manual_seed(1))(branch, sample)[1] for _ in range(2)
-    )
+    one, two = (roulette(generator=torch.Generator().manual_seed(1))(branch, sample)[1] for _ in range(2))
     assert torch.equal(one, two)
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("estimator", [RussianRoulette(), PowerSeries(), Exact()], ids=str)
+@pytest.mark.parametrize("estimator", [roulette(), PowerSeries(), Exact()], ids=str)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpointed_estimate_has_the_gradient_of_its_value(block, estimator, reentrant):
     branch, sample = block
@@ -233,7 +234,7 @@ def test_a_checkpoint_around_a_generator_is_refused(block, estimator, reentrant)
 
 def test_a_hook_may_evaluate_with_a_generator(block):
     branch, sample = block
-    estimator = RussianRoulette(generator=torch.Generator().manual_seed(0))
+    estimator = roulette(generator=torch.Generator().manual_seed(0))
     x, seen = sample.clone().requires_grad_(), []
 
     def hook(_):
@@ -250,7 +251,7 @@ def test_vmap_shares_the_number_of_terms(block, assert_mean, randomness):
     branch, sample = block
     torch.manual_seed(14)
     full = Exact()(branch, sample)[1].detach()
-    estimator = RussianRoulette(exact_terms=1, continuation=0.7)
+    estimator = roulette(exact_terms=1, continuation=0.7)
     x = sample.expand(64, *sample.shape)
     with torch.no_grad():
         draws = torch.stack(
@@ -272,7 +273,7 @@ def test_autocast_does_not_lower_the_precision():
     for enabled in (False, True):
         torch.manual_seed(12)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            value, logdet = RussianRoulette()(linear, x, training=True)
+            value, logdet = roulette()(linear, x, training=True)
             assert logdet.dtype == torch.float32
             # backward inside autocast evaluates the branch again
             grads = torch.autograd.grad(logdet.sum() + value.sum(), [x, linear.weight])
@@ -295,4 +296,21 @@ def test_autocast_does_not_lower_the_precision():
 )
 def test_bad_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
-        RussianRoulette(**arguments)
+        roulette(**arguments)
+
+
+def test_few_dimensions_are_exact_in_evaluation():
+    diagonal = torch.tensor([0.5, -0.3, 0.8])
+    x = torch.randn(4, 3, requires_grad=True)
+
+    def branch(x):
+        return (diagonal * x).sin()
+
+    value, logdet = RussianRoulette()(branch, x)
+    expected_value, expected = Exact()(branch, x)
+    torch.testing.assert_close((value, logdet), (expected_value, expected))
+    torch.testing.assert_close(torch.autograd.grad(logdet.sum(), x), torch.autograd.grad(expected.sum(), x))
+    assert torch.equal(logdet, RussianRoulette()(branch, x)[1])
+    for estimator, training in ((RussianRoulette(), True), (RussianRoulette(exact_dimensions=2), False)):
+        first, second = (estimator(branch, x, training=training)[1] for _ in range(2))
+        assert not torch.equal(first, second)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from invertible_attention._mapped import plain
 from invertible_attention.logdet.base import LogDetEstimator
+from invertible_attention.logdet.exact import Exact
 from invertible_attention.logdet.probes import (
     ProbeDistribution,
     check_generator,
@@ -36,6 +37,9 @@ TailDistribution = Literal["geometric", "poisson"]
 # Of the default tail, so that a thousand terms are evaluated on average at most, however near to 1 the bound is.
 _MOST_LIKELY = 0.999
 
+# Product by product, as the series is: branches need not support torch.vmap.
+_EXACT = Exact(chunk_size=1)
+
 
 @dataclass(frozen=True)
 class RussianRoulette(LogDetEstimator):
@@ -54,6 +58,9 @@ class RussianRoulette(LogDetEstimator):
     series is that of what is left, which one or two terms tell up to a remainder that is rarely worth estimating. It
     needs no more than the series above to be unbiased; see :mod:`invertible_attention.logdet.remainder`.
 
+    In evaluation samples of few dimensions get the log-determinant itself, from the whole Jacobian: that takes no more
+    products than the estimate does, and leaves nothing to chance.
+
     The variance is finite where :math:`c^2` is below the probability to continue, :math:`c` being the
     Lipschitz constant of the branch. With ``continuation=None`` a geometric tail continues with probability
     :math:`\max(1/2, c^{3/2})` where :math:`c` is known, between the smallest that keeps the variance finite,
@@ -65,6 +72,7 @@ class RussianRoulette(LogDetEstimator):
     Args:
         exact_terms: :math:`m` in training.
         evaluation_exact_terms: :math:`m` in evaluation, where fewer surprises are worth more work.
+        exact_dimensions: In evaluation, most dimensions of a sample that is not left to chance; 0 for none.
         tail: ``"geometric"`` or ``"poisson"``.
         continuation: Of a geometric tail, the probability to continue after each term; 1/2 where neither it nor
             a Lipschitz constant is known.
@@ -88,7 +96,7 @@ class RussianRoulette(LogDetEstimator):
         >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> x = torch.zeros(5000, 3)
-        >>> value, logdet = RussianRoulette(evaluation_exact_terms=9)(lambda x: 0.5 * x, x)
+        >>> value, logdet = RussianRoulette(exact_terms=9)(lambda x: 0.5 * x, x, training=True)
         >>> round(logdet.mean().item(), 1)  # the truth is 3 log 1.5 = 1.2164
         1.2
     """
@@ -104,9 +112,10 @@ class RussianRoulette(LogDetEstimator):
     memory_saving: bool = True
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
     control_variate: bool = True
+    exact_dimensions: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("exact_terms", "evaluation_exact_terms"):
+        for name in ("exact_terms", "evaluation_exact_terms", "exact_dimensions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.tail not in get_args(TailDistribution):
@@ -142,6 +151,8 @@ class RussianRoulette(LogDetEstimator):
         training: bool = False,
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
         """Return ``g(x)`` and an unbiased log-determinant. See :class:`LogDetEstimator`."""
+        if not training and x.ndim > 1 and math.prod(x.shape[1:]) <= self.exact_dimensions:
+            return _EXACT(branch, x, args)
         check_generator(self.generator)
         wanted = torch.is_grad_enabled() and self.gradient == "neumann"
         exact = self.exact_terms if training else max(self.exact_terms, self.evaluation_exact_terms)
