@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import invertible_attention as ia
 from invertible_attention import flows
 from invertible_attention.lipschitz import bind as module_under_test
+from invertible_attention.solvers import Solver
 
 
 class Count(TorchDispatchMode):
@@ -49,6 +50,21 @@ def test_operators_of_a_training_step():
     x = torch.randint(0, 256, (2, 3, 32, 32))
     flow.initialize(x)
     assert operators(lambda: flow.bits_per_dim(x).mean().backward()) <= 10_200
+
+
+@pytest.mark.parametrize(
+    ("solver", "most"), [(ia.Anderson(), 145), (ia.FixedPoint(), 68), (ia.NewtonKrylov(), 210)], ids=str
+)
+def test_operators_of_a_solver_per_evaluation(solver: Solver, most: int):
+    matrix = torch.randn(20, 20)
+    matrix = 0.8 * matrix / torch.linalg.matrix_norm(matrix, 2)
+    z = torch.randn(8, 20)
+    solutions = []
+    with torch.no_grad():
+        count = operators(
+            lambda: solutions.append(solver.solve(lambda x: torch.tanh(x @ matrix), z, lipschitz=0.9))
+        )
+    assert count / solutions[0].evaluations.max() <= most
 
 
 def test_operators_of_norms_do_not_grow_with_the_number_of_blocks():

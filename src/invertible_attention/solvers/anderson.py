@@ -29,7 +29,7 @@ class _State:
         x_differences: differences of successive iterates, each divided by the norm of its residual difference.
         residual_differences: differences of successive residuals, scaled to norm 1: the least-squares problem
             is then well scaled however far the residuals have fallen.
-        gram: inner products of the residual differences.
+        gram: inner products of the residual differences, regularised; those in use are apart from the others.
         valid: which of the differences are in use.
         cursor: where the next difference goes, the same for all samples.
         x: the iterate the next difference is taken from.
@@ -123,7 +123,7 @@ class Anderson(Solver):
         return _State(
             x_differences=z.new_zeros(batch, self.memory, features),
             residual_differences=z.new_zeros(batch, self.memory, features),
-            gram=torch.zeros(batch, self.memory, self.memory, **wide),
+            gram=torch.eye(self.memory, **wide).repeat(batch, 1, 1),
             valid=torch.zeros(batch, self.memory, dtype=torch.bool, device=z.device),
             cursor=0,
             x=z,
@@ -139,25 +139,28 @@ class Anderson(Solver):
         self, problem: Problem, state: _State, progress: Progress, budget: Int[Tensor, " active"]
     ) -> Step:
         """Return the accelerated iterate, or the Picard step from the best one where acceleration fails."""
-        state, products = _remember(state, progress)
+        state, products = self._remember(state, progress)
         state, fallback = self._judge(state, progress, problem.contraction)
         # The first Picard step from an iterate is a full one; when the sample comes back to it, half as long.
-        damping = torch.pow(2.0, -state.picard_steps).to(problem.z.dtype)
-        gamma = self._coefficients(state, products).to(problem.z.dtype)[:, None]
-        explained = (gamma @ state.residual_differences)[:, 0]
+        damping = torch.exp2(-state.picard_steps.to(problem.z.dtype))
+        gamma, _ = torch.linalg.solve_ex(state.gram, products)
+        # With regularization=0 the system can be singular: then the sample takes a plain Picard step.
+        gamma = torch.nan_to_num(gamma, nan=0.0, posinf=0.0, neginf=0.0).to(problem.z.dtype)[:, None]
+        explained = torch.bmm(gamma, state.residual_differences)[:, 0]
         x = progress.x - progress.residual
-        x -= (gamma @ state.x_differences)[:, 0] - explained
+        x -= torch.bmm(gamma, state.x_differences)[:, 0] - explained
         if problem.has_preconditioner:
             remainder = progress.residual - explained
             x = choose(state.preconditioned, x + (remainder - problem.precondition(remainder)), x)
-        x = choose(fallback, progress.best_x - damping[:, None] * progress.best_residual, x)
+        forgets = fallback[:, None]
+        x = torch.where(forgets, progress.best_x - damping[:, None] * progress.best_residual, x)
         preconditioned = state.preconditioned & ~fallback
         extrapolated = (state.valid.any(dim=1) | preconditioned) & ~fallback
         state = replace(
             state,
-            x=choose(fallback, progress.best_x, progress.x),
-            residual=choose(fallback, progress.best_residual, progress.residual),
-            valid=state.valid & ~fallback[:, None],
+            x=torch.where(forgets, progress.best_x, progress.x),
+            residual=torch.where(forgets, progress.best_residual, progress.residual),
+            valid=state.valid & ~forgets,
             best=progress.best_norm,
             extrapolated=extrapolated,
             preconditioned=preconditioned,
@@ -175,34 +178,26 @@ class Anderson(Solver):
         unimproved = torch.where(improved, 0, state.unimproved + 1)
         picard_steps = torch.where(improved, 0, state.picard_steps)
         fallback = state.extrapolated & (unimproved >= patience) & (picard_steps == 0)
-        fallback |= (progress.norm > _GROWTH * progress.best_norm) | progress.norm.isinf()
+        fallback |= (progress.norm > _GROWTH * progress.best_norm) | (progress.norm == math.inf)
         unimproved = torch.where(fallback, 0, unimproved)
         return replace(state, unimproved=unimproved, picard_steps=picard_steps), fallback
 
-    def _coefficients(
-        self, state: _State, products: Float[Tensor, "active memory"]
-    ) -> Float[Tensor, "active memory"]:
-        """Return the coefficients of the least-squares problem, 0 for differences not in use."""
-        valid = state.valid.to(state.gram.dtype)
-        gram = state.gram * valid[:, :, None] * valid[:, None, :]
-        system = gram + torch.diag_embed(1 - valid + self.regularization)
-        gamma, _ = torch.linalg.solve_ex(system, (products * valid)[..., None])
-        # With regularization=0 the system can be singular: then the sample takes a plain Picard step.
-        return torch.nan_to_num(gamma[..., 0], nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _remember(state: _State, progress: Progress) -> tuple[_State, Float[Tensor, "active memory"]]:
-    """Put the newest difference in place of the oldest; return the products of all with the newest residual."""
-    difference = progress.residual - state.residual
-    norm = sample_norm(difference)
-    usable = (norm > 0) & torch.isfinite(norm) & torch.isfinite(state.best)
-    scale = torch.where(usable, norm, 1.0).to(difference.dtype)[:, None]
-    newest = choose(usable, difference / scale, 0.0)
-    cursor = state.cursor
-    # The history is large: it is the one thing that is updated in place.
-    state.x_differences[:, cursor] = choose(usable, (progress.x - state.x) / scale, 0.0)
-    state.residual_differences[:, cursor] = newest
-    state.valid[:, cursor] = usable
-    products = inner_products(state.residual_differences, torch.stack([newest, progress.residual], dim=1))
-    state.gram[:, cursor] = state.gram[:, :, cursor] = products[:, :, 0]
-    return replace(state, cursor=(cursor + 1) % state.valid.shape[1]), products[:, :, 1]
+    def _remember(self, state: _State, progress: Progress) -> tuple[_State, Float[Tensor, "active memory"]]:
+        """Put the newest difference in place of the oldest; return the products of all with the newest residual."""
+        difference = progress.residual - state.residual
+        norm = sample_norm(difference)
+        usable = (norm > 0) & (norm < math.inf) & (state.best < math.inf)
+        absent = ~usable[:, None]
+        scale = norm[:, None].masked_fill(absent, 1.0).to(difference.dtype)
+        newest = (difference / scale).masked_fill_(absent, 0.0)
+        cursor = state.cursor
+        # The history is large: it is the one thing that is updated in place.
+        state.x_differences[:, cursor] = ((progress.x - state.x) / scale).masked_fill_(absent, 0.0)
+        state.residual_differences[:, cursor] = newest
+        state.valid[:, cursor] = usable
+        products = inner_products(state.residual_differences, torch.stack([newest, progress.residual], dim=1))
+        products *= state.valid[:, :, None]
+        column = products[:, :, 0]
+        column[:, cursor] += self.regularization
+        state.gram[:, cursor] = state.gram[:, :, cursor] = column
+        return replace(state, cursor=(cursor + 1) % self.memory), products[:, :, 1]

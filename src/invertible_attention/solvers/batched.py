@@ -28,13 +28,11 @@ def inner_products(
 ) -> Float[Tensor, "batch columns vectors"]:
     """Return inner products per sample, in the wide dtype: ``float32`` would lose nearly dependent columns."""
     wide = wide_dtype(columns.device)
-    total = torch.zeros(
-        columns.shape[0], columns.shape[1], vectors.shape[1], dtype=wide, device=columns.device
-    )
+    if columns.shape[2] <= _CHUNK:
+        return torch.bmm(columns.to(wide), vectors.to(wide).mT)
     # In pieces: a wide copy of the whole would double its memory.
-    for a, b in zip(columns.split(_CHUNK, dim=2), vectors.split(_CHUNK, dim=2), strict=True):
-        total += a.to(wide) @ b.to(wide).mT
-    return total
+    pieces = zip(columns.split(_CHUNK, dim=2), vectors.split(_CHUNK, dim=2), strict=True)
+    return sum(torch.bmm(a.to(wide), b.to(wide).mT) for a, b in pieces)  # pyright: ignore[reportReturnType]
 
 
 def choose(

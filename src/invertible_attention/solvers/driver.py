@@ -125,7 +125,7 @@ class _Run:
         self.record.trace(self.active, evaluations, residual)
 
     def step(self) -> Tensor:
-        """Let the solver propose the next iterate, and return it."""
+        """Let the solver propose the next iterate, and return it for the samples that are not stuck."""
         status = self.status
         step = self.solver.step(self.problem, self.state, self.progress, status.limit - status.evaluations)
         self.state = step.state
@@ -133,9 +133,10 @@ class _Run:
             status,
             evaluations=status.evaluations + (0 if step.evaluations is None else step.evaluations),
             iterations=status.iterations + (1 if step.iterations is None else step.iterations),
-            done=torch.zeros_like(status.done) if step.stuck is None else step.stuck,
+            done=status.done if step.stuck is None else step.stuck,
         )
-        return step.x
+        # Only a solver that has samples that are stuck says so: what was done before the step has left.
+        return step.x if step.stuck is None else self.release(step.x)
 
     def release(self, x: Float[Tensor, "active features"]) -> Float[Tensor, "kept features"]:
         """Let the samples that are done leave the batch, and return what is left of ``x``."""
@@ -184,5 +185,5 @@ def drive(
         run.evaluate(x)
         x = run.release(x)
         if run.active.numel() > 0:
-            x = run.release(run.step())
+            x = run.step()
     return record.solution()

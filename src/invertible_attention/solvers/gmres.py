@@ -55,7 +55,7 @@ def gmres(
     most = int(limit.max()) if batch else 0
     products = torch.zeros(batch, dtype=torch.int64, device=device)
     residual = torch.where(norm > 0, 1.0, 0.0).to(wide)
-    basis = [b / torch.where(norm > 0, norm, 1.0).to(b.dtype)[:, None]]
+    basis = (b / torch.where(norm > 0, norm, 1.0).to(b.dtype)[:, None])[:, None]
     triangle = torch.zeros(batch, most, most, dtype=wide, device=device)
     cosine, sine = (torch.zeros(batch, most, dtype=wide, device=device) for _ in range(2))
     right = torch.zeros(batch, most + 1, dtype=wide, device=device)
@@ -67,9 +67,7 @@ def gmres(
     for column in range(most):
         if working.numel() == 0:
             break
-        vector, coefficients = _orthogonalise(
-            product(basis[-1][working], working), torch.stack([v[working] for v in basis], dim=1)
-        )
+        vector, coefficients = _orthogonalise(product(basis[working, -1], working), basis[working])
         length = sample_norm(vector)
         products[working] += 1
         finite = torch.isfinite(length)
@@ -86,13 +84,12 @@ def gmres(
         grows = length > least
         following = torch.zeros_like(b)
         following[working] = vector / torch.where(length > 0, length, 1.0).to(b.dtype)[:, None]
-        basis.append(following)
+        basis = torch.cat([basis, following[:, None]], dim=1)
         unsolved = (residual[working] > tolerance[working]) & (products[working] < limit[working]) & grows
         working = working[unsolved]
-    coefficients = _back_substitute(triangle, right)
-    x = torch.zeros_like(b)
-    for column, vector in enumerate(basis[:most]):
-        x += coefficients[:, column, None].to(b.dtype) * vector
+    columns = basis.shape[1] - 1
+    coefficients = _back_substitute(triangle[:, :columns, :columns], right[:, :columns])
+    x = torch.bmm(coefficients.to(b.dtype)[:, None], basis[:, :columns])[:, 0]
     return LinearSolution(x, residual, products)
 
 
@@ -104,7 +101,7 @@ def _orthogonalise(
     # Twice is enough: one pass leaves components of the size of the rounding it cancelled.
     for _ in range(2):
         components = inner_products(basis, vector[:, None])
-        vector = vector - (components.to(vector.dtype).mT @ basis)[:, 0]
+        vector = vector - torch.bmm(components.to(vector.dtype).mT, basis)[:, 0]
         total = total + components[:, :, 0]
     return vector, total
 
@@ -132,13 +129,11 @@ def _rotate(
 
 
 def _back_substitute(
-    triangle: Float[Tensor, "batch most most"], right: Float[Tensor, "batch rows"]
-) -> Float[Tensor, "batch most"]:
+    triangle: Float[Tensor, "batch columns columns"], right: Float[Tensor, "batch columns"]
+) -> Float[Tensor, "batch columns"]:
     """Solve the triangular systems, leaving out columns that are zero: unused, or where ``A`` is singular."""
-    solution = torch.zeros(triangle.shape[:2], dtype=triangle.dtype, device=triangle.device)
-    for row in reversed(range(triangle.shape[1])):
-        pivot = triangle[:, row, row]
-        remainder = right[:, row] - (triangle[:, row] * solution).sum(dim=1)
-        usable = pivot > 0
-        solution[:, row] = torch.where(usable, remainder / torch.where(usable, pivot, 1.0), 0.0)
-    return solution
+    usable = triangle.diagonal(dim1=1, dim2=2) > 0
+    # The others have the equation that their coefficient is zero.
+    system = torch.where(usable[:, :, None], triangle, 0.0) + torch.diag_embed(~usable)
+    right = torch.where(usable, right, 0.0)
+    return torch.linalg.solve_triangular(system, right[:, :, None], upper=True)[:, :, 0]

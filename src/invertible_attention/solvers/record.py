@@ -114,10 +114,12 @@ class Record:
     def _assemble_trace(self) -> Float[Tensor, "evaluations batch"]:
         most = int(self._evaluations.max()) if self._evaluations.numel() else 0
         trace = self._norm.new_full((most, self._norm.shape[0]), torch.nan)
-        for samples, evaluations, residual in self._trace:
-            trace[evaluations - 1, samples] = residual
-        rows = torch.arange(1, most + 1, device=trace.device)
-        for row in range(1, most):
-            repeat = trace[row].isnan() & (rows[row] <= self._evaluations)
-            trace[row] = torch.where(repeat, trace[row - 1], trace[row])
-        return trace
+        if not self._trace:
+            return trace
+        samples, evaluations, residual = map(torch.cat, zip(*self._trace, strict=True))
+        rows = torch.arange(most, device=trace.device)[:, None]
+        # Where each row was last noted, at or before it.
+        noted = torch.zeros_like(trace, dtype=torch.int64)
+        noted[evaluations - 1, samples] = evaluations - 1
+        trace[evaluations - 1, samples] = residual
+        return trace.gather(0, noted.cummax(0).values).masked_fill(rows >= self._evaluations, torch.nan)
