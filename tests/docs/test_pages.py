@@ -43,7 +43,7 @@ def test_the_paper_page_names_an_object_for_every_table_and_algorithm():
     ):
         row = next(line for line in text.splitlines() if line.startswith("|") and item in line)
         assert ROLE.search(row), row
-    for item in ("Tables 2 and 5", "Table 3", "Table 4", "Figures 3 and 4", "Figure 5", "Figures 6 and 7"):
+    for item in ("Tables 2 and 5", "Table 3", "Table 4", "Figures 3 and 4", "Figure 5", "Figures 6 to 8"):
         row = next(line for line in text.splitlines() if line.startswith("|") and item in line)
         assert ROLE.search(row), row
 
@@ -67,3 +67,29 @@ def test_the_quick_start_runs(tmp_path: Path):
     script = tmp_path / "quickstart.py"
     script.write_text("\n".join(blocks))
     runpy.run_path(str(script))
+
+
+def test_the_commands_that_reproduce_the_paper_exist(capsys):
+    from invertible_attention.cli import main
+
+    text = (DOCS / "paper.md").read_text(encoding="utf-8")
+    section = text.partition("## How do I reproduce Table N?")[2].partition("\n## ")[0]
+    for item in (
+        "Table 2",
+        "Table 3",
+        "Table 4",
+        "Table 5",
+        "Figures 3 and 4",
+        "Figure 5",
+        "Figures 6, 7 and 8",
+    ):
+        assert re.search(rf"^\|[^|]*{item}\b", section, re.MULTILINE), item
+    commands = re.findall(r"^\|[^|]*\| `invertible-attention ([^`]*)`", section, re.MULTILINE)
+    assert len(commands) > 10
+    for command in commands:
+        words = command.split()
+        path = words[: 2 if words[0] in ("density", "camouflage") else 1]
+        assert main([*path, "--help"]) == 0
+        shown = capsys.readouterr().out
+        missing = [word for word in words if word.startswith("--") and word not in shown]
+        assert not missing, command
