@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from invertible_attention.experiments.data import folder_splits, image_files
+from invertible_attention.experiments.data.folder import describe_folder
 from invertible_attention.experiments.errors import ExperimentError
 
 
@@ -118,3 +119,25 @@ def test_links_are_followed_and_every_image_counts_once(tmp_path: Path) -> None:
     (root / "back").symlink_to(root, target_is_directory=True)
     (root / "c.png").symlink_to(root / "b.png")
     assert image_files(root) == [root / "b.png", root / "linked" / "a.png"]
+
+
+def test_what_is_skipped_and_how_it_is_divided_is_said(tmp_path: Path) -> None:
+    for name in (
+        "a.png",
+        "b.JPG",
+        "masks/a.png",
+        ".hidden.png",
+        "read me.txt",
+        *(f"{i}.pdf" for i in range(9)),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (12, 12)).save(tmp_path / name, format="PNG")
+    said = describe_folder(tmp_path, folder_splits(tmp_path))
+    assert said.startswith("2 images, divided into training and test at random, by the seed; skipped")
+    assert said.endswith("0.pdf, 1.pdf, 2.pdf, 3.pdf, 4.pdf and 6 more.")
+    for part in ("train", "test"):
+        (tmp_path / "own" / part).mkdir(parents=True)
+        Image.new("RGB", (12, 12)).save(tmp_path / "own" / part / "x.png")
+    own = tmp_path / "own"
+    said = describe_folder(own, folder_splits(own))
+    assert said == "2 images, divided into training and test as its folders say; no file is skipped."

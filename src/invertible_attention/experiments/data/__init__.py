@@ -5,7 +5,7 @@ from __future__ import annotations
 from .datasets import DATASETS, Dataset, open_splits
 from .folder import ImageFolder, folder_splits, image_files
 from .hub import HubImages, hub_splits, parquet_splits
-from .images import Images, draw_images, fit_counts
+from .images import Images, draw_images, fit_counts, whole_test_images
 from .photographs import PHOTOGRAPHS, BundledPhotographs, bundled_photograph
 from .preparation import dequantize, quantize, to_pixels, to_tensor
 from .source import ImageSource, decode, open_image
@@ -33,4 +33,5 @@ __all__ = [
     "quantize",
     "to_pixels",
     "to_tensor",
+    "whole_test_images",
 ]

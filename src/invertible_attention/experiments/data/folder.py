@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -11,13 +11,24 @@ from PIL import Image
 from ..errors import ExperimentError
 from .source import ImageSource, open_image
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFolder", "folder_splits", "folders_in", "image_files", "split_of"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageFolder",
+    "describe_folder",
+    "folder_splits",
+    "folders_in",
+    "image_files",
+    "split_of",
+]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MASK_FOLDERS = frozenset({"gt", "mask", "masks", "edge", "edges", "annotations"})
 CELEBA_IMAGES = "img_align_celeba"
 CELEBA_PARTITION = "list_eval_partition.txt"
 CELEBA_SPLITS = {"0": "train", "1": "valid", "2": "test"}
+
+NAMED = 5
+"""How many skipped files are named."""
 
 SPLIT = re.compile(
     r"(?i:(train|test)(?:val|ing)?(?:dataset|data|set|images?|imgs?|masks?)?)(?![a-z]).*|.*[-_](?i:(tr|te)(?:ain|st)?)"
@@ -86,6 +97,30 @@ def folder_splits(root: Path) -> dict[str, ImageSource]:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise ExperimentError(f"{root} holds no images (files ending in {known})")
     return {split: ImageFolder(paths) for split, paths in found.items()}
+
+
+def describe_folder(root: Path, splits: Mapping[str, ImageSource]) -> str:
+    """Say how the images of a folder are divided, and which of its files are skipped.
+
+    Args:
+        root: the folder.
+        splits: what :func:`folder_splits` found in it.
+    """
+    found = [path for source in splits.values() if isinstance(source, ImageFolder) for path in source.paths]
+    count = f"{len(found)} image{'s' if len(found) != 1 else ''}"
+    if {"train", "test"} <= set(splits):
+        division = f"{count}, divided into training and test as its folders say"
+    else:
+        division = f"{count}, divided into training and test at random, by the seed"
+    used = {path.resolve() for path in found}
+    files = (path for folder in folders_in(root) for path in sorted(folder.iterdir()) if path.is_file())
+    skipped = [path.name for path in files if path.resolve() not in used and not path.name.startswith(".")]
+    if not skipped:
+        return f"{division}; no file is skipped."
+    more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+    return (
+        f"{division}; skipped, for they are no images or lie among masks: {', '.join(skipped[:NAMED])}{more}."
+    )
 
 
 def split_of(name: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,22 @@ from torch import Tensor
 
 from ..errors import ExperimentError
 from .datasets import DATASETS, open_splits
+from .folder import describe_folder
+from .hub import parquet_files
 from .preparation import random_crop, to_tensor
 from .source import ImageSource
 
-__all__ = ["Images", "draw_images", "fit_counts"]
+__all__ = ["Images", "draw_images", "fit_counts", "whole_test_images"]
 
 
 @dataclass(frozen=True)
 class Images:
-    """Train and test images, 0–255, all of one size, and what to call them."""
+    """Train and test images, 0–255, all of one size, what to call them, and what else there is to say of them."""
 
     train: UInt8[Tensor, "train 3 height width"]
     test: UInt8[Tensor, "test 3 height width"]
     title: str
+    about: str = ""
 
     def fingerprint(self) -> str:
         """Return a digest of every pixel, by which a resumed run knows its data."""
@@ -82,7 +85,27 @@ def draw_images(
             random = np.random.default_rng([seed, 2, part])
             prepare = _cropped(inner, shape, random)
         parts.append(_read(source, indices, size, prepare))
-    return Images(*parts, title=title or dataset.title)
+    if name != "folder" or data_dir is None or parquet_files(data_dir):
+        return Images(*parts, title=title or dataset.title)
+    named = f"Folder {data_dir.resolve().name}"
+    return Images(*parts, title=title or named, about=describe_folder(data_dir, splits))
+
+
+def whole_test_images(
+    name: str, *, train: int, test: int, seed: int = 0, data_dir: Path | None = None
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield the test images that :func:`draw_images` draws without random crops, at their own size, with their names.
+
+    Args:
+        name: as in :func:`draw_images`, as are the other arguments.
+        train: number of training images.
+        test: number of test images.
+        seed: of the draw.
+        data_dir: local data instead of the hub.
+    """
+    _, (source, indices) = _choose(open_splits(name, data_dir), (train, test), seed, repeat=False)
+    for index in indices:
+        yield source.name(index), source[index]
 
 
 def fit_counts(

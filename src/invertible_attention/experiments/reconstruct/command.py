@@ -55,6 +55,13 @@ def reconstruct(
             show_default=False,
         ),
     ] = None,
+    own_size: Annotated[
+        bool,
+        typer.Option(
+            "--own-size",
+            help="Invert the test images at their own size too, and write the result as PNG; training is at --size.",
+        ),
+    ] = False,
     responses: Annotated[
         list[Response] | None, typer.Option(help="Responses.", show_default="all four")
     ] = None,
@@ -112,6 +119,7 @@ def reconstruct(
             title=title,
             size=size,
             random_crops=random_crops,
+            own_size=own_size,
             responses=responses,
             constraints=constraints,
             normalizations=normalization,

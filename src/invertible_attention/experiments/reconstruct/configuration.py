@@ -77,6 +77,7 @@ class Configuration:
         title: what the data are called in reports, ``None`` for the dataset's own name.
         size: height and width, both even: the network squeezes 2×2 pixels into channels.
         random_crops: draw several random crops per image, ``None`` for the dataset's habit.
+        own_size: invert the test images at their own size too, and write what came back as PNG.
         responses, constraints, normalizations: whose product gives the cells.
         train_images, test_images: how many are drawn.
         epochs: passes over the training images.
@@ -99,6 +100,7 @@ class Configuration:
     title: str | None = None
     size: tuple[int, int] = (32, 32)
     random_crops: bool | None = None
+    own_size: bool = False
     responses: tuple[str, ...] = tuple(Response)
     constraints: tuple[str, ...] = tuple(Constraint)
     normalizations: tuple[str, ...] = (Normalization.COLUMN,)
@@ -132,6 +134,8 @@ class Configuration:
             raise ValueError(f"size must be two even numbers of at least 12, got {height} {width}")
         if not 0 < self.coefficient < 1:
             raise ValueError(f"coefficient must be between 0 and 1, got {self.coefficient}")
+        if self.own_size and (self.random_crops or self.dataset == Dataset.PHOTOS):
+            raise ValueError("own_size is for whole images, got random crops: choose another dataset")
         for name in ("learning_rate", "tolerance"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -164,6 +168,13 @@ class Configuration:
         known = {field.name for field in fields(cls)}
         given = {name: value for name, value in given.items() if value is not None and name in known}
         chosen: dict[str, Any] = {}
+        if given.get("own_size"):
+            # The others take a matrix of all pairs of pixels, or promise nothing.
+            chosen |= {
+                "responses": (Response.CONCATENATION,),
+                "constraints": (Constraint.CERTIFIED,),
+                "repeats": 1,
+            }
         if max(given.get("size", (32, 32))) > 64:
             chosen |= {"epochs": 1, "batch_size": 1, "studied_images": 2}
         if quick:

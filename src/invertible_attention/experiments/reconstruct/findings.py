@@ -28,10 +28,11 @@ def headline(results: dict[str, Any]) -> str:
             "images per network."
         )
     spent = [value for group in certified for value in group.values("inverse", "evaluations_mean")]
+    least, most = f"{min(spent):.1f}", f"{max(spent):.1f}"
     return (
         f"Under the certificate every one of the {images} test images comes back, for {names}: V-score 100 %, "
         f"mean squared error at most {format_number(max(errors), 2)} on the scale 0–255, after "
-        f"{min(spent):.1f} to {max(spent):.1f} evaluations on average."
+        f"{least if least == most else f'{least} to {most}'} evaluations on average."
     )
 
 

@@ -52,7 +52,12 @@ def histogram(mse: Float[Tensor, " images"]) -> dict[str, Any]:
 
 
 def collect(
-    cells: Sequence[dict[str, Any]], configuration: Configuration, *, title: str, device: torch.device
+    cells: Sequence[dict[str, Any]],
+    configuration: Configuration,
+    *,
+    title: str,
+    about: str = "",
+    device: torch.device,
 ) -> dict[str, Any]:
     """Return the content of results.json."""
     table = reconstruction_table(configuration.dataset, configuration.size)
@@ -62,7 +67,7 @@ def collect(
     return {
         "schema": SCHEMA,
         "configuration": configuration.to_json(),
-        "data": {"title": title, "size": list(configuration.size)},
+        "data": {"title": title, "size": list(configuration.size)} | ({"about": about} if about else {}),
         "run": run_metadata(device),
         "published": published,
         "summary": [group.summary() for entries in _grouped(cells).values() for group in entries],

@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from ...flows import Sequential
-from ..data import Images, draw_images, fit_counts
+from ..data import Images, draw_images, fit_counts, whole_test_images
 from ..errors import ExperimentError
 from ..files import atomic_path, read_json, write_json
 from ..metadata import run_metadata
@@ -26,6 +26,7 @@ from .configuration import Cell, Configuration
 from .evaluation import Evaluation, evaluate
 from .figures import draw_figures
 from .network import build_network, choose_micro_batch, initialize
+from .pictures import recover
 from .results import collect, histogram
 from .study import study
 from .training import train
@@ -34,6 +35,7 @@ __all__ = ["run", "run_cell"]
 
 RESULT = "result.json"
 MODEL = "model.safetensors"
+PICTURES = "pictures"
 OWNED = ("cells", "figures", "report.html", "results.json")
 
 
@@ -71,19 +73,20 @@ def run(
     folder = OutputFolder(output, configuration.to_json(), resume=resume, overwrite=overwrite, owned=OWNED)
     with folder:
         cells = list(configuration.cells())
-        finished, title = [], ""
+        finished, title, about = [], "", ""
         images: dict[int, Images] = {}
         with RunProgress(len(cells), console) as progress:
             for cell in cells:
                 if cell.repeat not in images:
                     progress.stage("loading images", None)
                     images = {cell.repeat: _draw(configuration, cell.repeat, data_dir)}
-                title = images[cell.repeat].title
+                title, about = images[cell.repeat].title, images[cell.repeat].about
                 result = run_cell(
                     cell,
                     images[cell.repeat],
                     configuration,
                     folder=output / "cells" / cell.folder,
+                    data_dir=data_dir,
                     device=place,
                     progress=progress,
                     reevaluate=reevaluate,
@@ -91,11 +94,14 @@ def run(
                 finished.append(result)
                 progress.finish_cell(_line(cell, result))
             progress.stage("writing the report", None)
-            results = collect(finished, configuration, title=title, device=place)
+            results = collect(finished, configuration, title=title, about=about, device=place)
             write_json(output / "results.json", results)
             save_figures(output / "figures", draw_figures(output, results))
             write_run_page(output / "report.html", results)
         print_run(console, results, output, ["errors"])
+        if configuration.own_size:
+            pictures = output / "cells" / "*" / PICTURES
+            console.print(f"Recovered pictures: {pictures}", highlight=False, soft_wrap=True)
         console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
     return results
 
@@ -159,6 +165,7 @@ def run_cell(
     configuration: Configuration,
     *,
     folder: Path,
+    data_dir: Path | None = None,
     device: torch.device,
     progress: RunProgress,
     reevaluate: bool = False,
@@ -196,6 +203,17 @@ def run_cell(
     )
     progress.stage("comparing solvers", None)
     details = study(network, images.test, configuration, seed=seed, device=device)
+    pictures = {}
+    if configuration.own_size:
+        whole = whole_test_images(
+            configuration.dataset,
+            train=configuration.train_images,
+            test=configuration.test_images,
+            seed=seed,
+            data_dir=data_dir,
+        )
+        report = progress.stage("inverting at own size", configuration.test_images)
+        pictures = {"pictures": recover(network, whole, folder / PICTURES, device=device, report=report)}
     result = {
         "response": cell.response,
         "constraint": cell.constraint,
@@ -207,6 +225,7 @@ def run_cell(
         "reconstruction": evaluation.scores.summary() | {"histogram": histogram(evaluation.scores.mse)},
         "inverse": evaluation.inverse,
         "study": details,
+        **pictures,
         "run": run_metadata(device) | {"seconds": trained + time.perf_counter() - start},
     }
     _store(folder, network, evaluation, result)

@@ -21,6 +21,7 @@ from ..report import (
     format_number,
     format_percent,
     format_spread,
+    format_value,
     settings_table,
     stored_pictures,
     tabulate,
@@ -100,6 +101,7 @@ def _section(members: list[Result]) -> Section:
         _images(entries, sources),
         _training(entries, sources),
         _weights(entries, sources),
+        _pictures(entries, sources),
         _beside(entries, published, sources, first["data"]["title"]),
         settings_table({result.name: result.content["configuration"] for result in members}, sources),
     ]
@@ -162,6 +164,7 @@ def _protocol(result: Result) -> str:
         f"{epochs} epoch{'s' if epochs != 1 else ''} of batches of {settings['batch_size']}, coefficient "
         f"{settings['coefficient']}, solver {settings['solver']} to {format_number(settings['tolerance'], 1)}, "
         f"{repeats} repeat{'s' if repeats != 1 else ''}."
+        + f" {result.content['data'].get('about', '')}".rstrip()
     )
 
 
@@ -388,6 +391,37 @@ def _weights(entries: Entries, sources: tuple[Source, ...]) -> Table:
     )
     lines = _lines(entries, lambda group: "weights" in group.cells[0].get("study", {}))
     return tabulate("weights", caption, columns, lines, sources)
+
+
+PICTURES = (
+    Column("height × width", lambda p: "{} × {}".format(*p["size"])),
+    Column("MSE", lambda p: format_number(p["mse"], missing="∞")),
+    Column("largest error", lambda p: format_number(p["error_max"], missing="∞")),
+    Column("SSIM", lambda p: format_number(p["ssim"])),
+    Column("pixels recovered %", lambda p: format_number(100 * p["equal_share"], 6)),
+    Column("converged", lambda p: format_value(p["converged"])),
+    Column("evaluations", lambda p: str(p["evaluations"])),
+    Column("seconds", lambda p: format_number(p["seconds"])),
+    Column("file", lambda p: p["file"]),
+)
+
+
+def _pictures(entries: Entries, sources: tuple[Source, ...]) -> Table:
+    lines: dict[str, list[Line]] = {}
+    for response, members in entries.items():
+        for label, group in members:
+            for cell in group.cells:
+                title = f"{RESPONSES[response]}, {label}" + (
+                    f", seed {cell['seed']}" if len(group.cells) > 1 else ""
+                )
+                lines[title] = [(p["picture"], p, group.constraint) for p in cell.get("pictures", ())]
+    caption = (
+        "The test images at their own size, through the network that was trained on small ones, and back: errors on "
+        "0–255 as they are, and the share of pixels that are the same in the PNG that was written, in the folder "
+        "pictures of the network."
+    )
+    shown = {title: members for title, members in lines.items() if members}
+    return tabulate("pictures", caption, PICTURES, shown, sources, label="picture")
 
 
 def _beside(
