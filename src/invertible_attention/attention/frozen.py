@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from invertible_attention.attention.branch import AttentionBranch
-from invertible_attention.attention.constraints import Constraint, Unconstrained
+from invertible_attention.attention.constraints import Unconstrained
 from invertible_attention.attention.context import ContextTokens
 from invertible_attention.attention.evaluation import Evaluation, Norms, Scale
 from invertible_attention.lipschitz.certificate import Normalization, ScoreBounds
@@ -44,25 +44,17 @@ class FrozenAttentionBranch(Evaluation):
         super().__init__()
         if not bool(branch.initialized):
             raise ValueError("call the layer once on data first: its radius is not set")
-        self.constraint: Constraint = Unconstrained()
+        vars(self).update(vars(bake_parametrizations(copy.deepcopy(branch))))
+        del self.log_radius, self.initialized
         with torch.no_grad():
             bound = branch.bind()
             scale = bound.scale
-            self.value_weight = nn.Parameter(bound.value_weight.clone())
-            self.value_bias = None if bound.value_bias is None else nn.Parameter(bound.value_bias.clone())
             norms = scale.norms if _scale_depends_on_what_is_seen(branch) else None
-            gain = branch.constraint.gain(scale.log_bound)
-            if norms is not None:
-                gain, self.constraint = 1.0, branch.constraint
+            if norms is None:
+                self.constraint = Unconstrained()
+                self.out_weight = nn.Parameter(bound.out_weight * branch.constraint.gain(scale.log_bound))
             self.register_buffer("norms", None if norms is None else _pack(norms))
-            self.out_weight = nn.Parameter((bound.out_weight * gain).clone())
-            self.out_bias = None if bound.out_bias is None else nn.Parameter(bound.out_bias.clone())
             self.register_buffer("radius", None if scale.radius is None else scale.radius.clone())
-        self.response = bake_parametrizations(copy.deepcopy(branch.response))
-        self.position_prior = copy.deepcopy(branch.position_prior)
-        self.context = copy.deepcopy(branch.context)
-        self.normalization, self.heads, self.causal = branch.normalization, branch.heads, branch.causal
-        self.implementation = branch.implementation
 
     def compute_scale(self) -> Scale:
         """Return the scale that is left: none, or that of the norms that are kept."""
