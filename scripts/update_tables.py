@@ -29,7 +29,7 @@ from invertible_attention.experiments.report.summary import build_sections
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 
-PLACE = re.compile(r"(<!-- (results|table|code): (\S+)((?: \S+)*) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- (results|table|code): (\S+)((?: \S+)*) -->)\n.*?(?<=\n)(<!-- end -->)", re.DOTALL)
 
 
 def pages() -> list[Path]:
@@ -43,7 +43,7 @@ def update(text: str) -> str:
     def write(found: re.Match[str]) -> str:
         start, form, table, patterns, end = found.groups()
         written = CODE[table]() if form == "code" else render(table, patterns.split(), alone=form == "table")
-        return f"{start}\n{written}{end}"
+        return f"{start}\n\n{written}\n{end}"
 
     return PLACE.sub(write, text)
 

@@ -34,6 +34,14 @@ def test_every_place_has_a_table() -> None:
     assert begun == len(PLACES)
 
 
+def test_a_place_that_is_still_empty_leaves_what_follows_it() -> None:
+    text = "<!-- code: commands -->\n<!-- end -->\n\nkept\n\n<!-- code: commands -->\n<!-- end -->\n"
+    parts = SCRIPT["update"](text).split("\n\nkept\n\n")
+    assert len(parts) == 2
+    assert parts[0] + "\n" == parts[1]
+    assert "| --- |" in parts[0]
+
+
 def test_an_absent_folder_names_the_command(tmp_path: Path) -> None:
     from invertible_attention.experiments.report.kinds import kinds
 
