@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import typer
+import cyclopts
 
 from invertible_attention.experiments.benchmark.command import benchmark
 
 if __name__ == "__main__":
-    typer.run(benchmark)
+    cyclopts.run(benchmark)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
 
 from .._install import install_line
 
@@ -27,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(arguments)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
+    except ImportError as error:
+        missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        package = (getattr(missing, "name", None) or "").partition(".")[0]
         if package in {"", "invertible_attention"}:
             raise
         return _complain(f"this needs the package {package!r}: {install_line(_extra(arguments))}")
@@ -37,39 +37,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    import typer
+    from cyclopts import CycloptsError
 
-    from ..experiments.errors import ExperimentError
+    from ..experiments.errors import ExperimentError, UsageError
     from ..experiments.packages import require
     from .application import build
-    from .commands import known
+    from .commands import requested
 
-    usage_error = cast(type[Exception], typer.BadParameter.__base__)
+    command = requested(arguments)
+    app = build(command)
     try:
-        if known(arguments) and not {"--help", "-h"} & set(arguments):
-            require(_extra(arguments))
-        status = build(arguments)(args=arguments, prog_name="invertible-attention", standalone_mode=False)
-    except usage_error as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else " ".join(["invertible-attention", *known(arguments)])
-        message = cast(Any, error).format_message().replace("Value error, ", "")
-        # Without a command the help has been shown, and there is nothing to add.
-        return _complain(f"{message} (see {command} --help)", status=2) if message else 2
-    except typer.Abort:
-        return _complain("interrupted", status=130)
+        if command is not None and not {"--help", "-h"} & set(arguments):
+            require(command.extra)
+        app(arguments, exit_on_error=False, print_error=False)
+    except (CycloptsError, UsageError) as error:
+        part = " ".join(["invertible-attention", *app.parse_commands(arguments)[0]])
+        return _complain(f"{error} (see {part} --help)", status=2, cause=error)
     except ExperimentError as error:
         return _complain(str(error), cause=error)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}", cause=error)
-    return int(status or 0)
+    # Without a command the help has been shown, and there is nothing to add.
+    return 0 if arguments else 2
 
 
 def _extra(arguments: list[str]) -> str:
-    from .commands import COMMANDS, requested
+    from .commands import requested
 
-    name = requested(arguments)
-    return next((command.extra for command in COMMANDS if command.name == name), "experiments")
+    command = requested(arguments)
+    return "experiments" if command is None else command.extra
 
 
 def _complain(message: str, *, status: int = 1, cause: Exception | None = None) -> int:

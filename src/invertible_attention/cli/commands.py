@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
-__all__ = ["COMMANDS", "Command", "known", "requested"]
+__all__ = ["COMMANDS", "Command", "requested"]
 
 EXPERIMENTS = "invertible_attention.experiments"
 
@@ -19,8 +17,7 @@ EXPERIMENTS = "invertible_attention.experiments"
 class Command:
     """A subcommand: its name, one line of help, and where it is.
 
-    ``target`` is ``module:attribute`` of a function, an :class:`~.arguments.Implementation` (a function and
-    how its arguments are read) or a ``typer.Typer`` with commands of its own.
+    ``target`` is ``module:attribute`` of a function or of an application with commands of its own.
     """
 
     name: str
@@ -28,17 +25,12 @@ class Command:
     target: str
     extra: str = "experiments"
 
-    def load(self) -> Any:
-        """Import the implementation."""
-        module, _, attribute = self.target.partition(":")
-        return getattr(import_module(module), attribute)
-
 
 COMMANDS = (
     Command(
         "reconstruct",
         "Train invertible attention on images, invert it, and measure what comes back (Tables 2 and 5).",
-        f"{EXPERIMENTS}.reconstruct.command:COMMAND",
+        f"{EXPERIMENTS}.reconstruct.command:reconstruct",
     ),
     Command(
         "density",
@@ -54,32 +46,28 @@ COMMANDS = (
     Command(
         "audit",
         "Measure whether a trained network is really invertible, or search for a layer above its bound.",
-        f"{EXPERIMENTS}.audit.command:COMMAND",
+        f"{EXPERIMENTS}.audit.command:audit",
     ),
     Command(
         "benchmark",
         "Time attention and measure its memory against the N×N form and PyTorch's own, in one run.",
-        f"{EXPERIMENTS}.benchmark.command:COMMAND",
+        f"{EXPERIMENTS}.benchmark.command:benchmark",
     ),
     Command(
         "report",
         "Put result folders on one page, beside the paper's tables and figures.",
-        f"{EXPERIMENTS}.report.command:COMMAND",
+        f"{EXPERIMENTS}.report.command:report",
     ),
     Command(
         "demo",
         "Try invertible attention on your own pictures, on a page served on this machine only.",
-        f"{EXPERIMENTS}.demo.command:COMMAND",
+        f"{EXPERIMENTS}.demo.command:demo",
         extra="demo",
     ),
 )
 
 
-def requested(arguments: Sequence[str]) -> str | None:
-    """Return the subcommand's name among ``arguments``, the first that is not an option."""
-    return next((argument for argument in arguments if not argument.startswith("-")), None)
-
-
-def known(arguments: Sequence[str]) -> list[str]:
-    """Return the requested subcommand in a list, which is empty if there is no such command."""
-    return [command.name for command in COMMANDS if command.name == requested(arguments)]
+def requested(arguments: Sequence[str]) -> Command | None:
+    """Return the subcommand among ``arguments``: the first that is not an option, if there is such a command."""
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    return next((command for command in COMMANDS if command.name == name), None)

@@ -49,12 +49,12 @@ def test_a_checkpoint(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "give a CHECKPOINT to audit, or --attack"),
-        (["--attack", "--resume", "--overwrite"], "give one of them"),
+        (["--attack", "--resume", "--overwrite"], "Mutually exclusive arguments: {--resume, --overwrite}"),
         (["run", "--jobs", "2"], "are for --attack without a CHECKPOINT"),
         (["run", "--configurations", "5"], "are for --attack without a CHECKPOINT"),
         (["--attack", "--configurations", "0", "--networks", "0"], "nothing to search"),
-        (["--attack", "--configurations", "-1"], "should be greater than or equal to 0"),
-        (["--attack", "--seed", "x"], "should be a valid integer"),
+        (["--attack", "--configurations", "-1"], "Must be >= 0."),
+        (["--attack", "--seed", "x"], 'unable to convert "x" into int'),
     ],
 )
 def test_arguments_that_make_no_sense(

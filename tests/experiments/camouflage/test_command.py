@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("typer")
+pytest.importorskip("cyclopts")
 pytest.importorskip("transformers")
 pytest.importorskip("py_sod_metrics")
 
@@ -166,9 +166,9 @@ def test_images_skipped_of_a_networks_scores_are_reported_and_stored(dataset, tm
 def test_files_that_cannot_be_written_are_reported_before_anything_is_scored(
     maps_and_masks, tmp_path, capsys, monkeypatch
 ) -> None:
-    from invertible_attention.experiments.camouflage import apply_command
+    from invertible_attention.experiments.camouflage import applying
 
-    monkeypatch.delattr(apply_command, "match_folders")
+    monkeypatch.delattr(applying, "match_folders")
     (tmp_path / "file").touch()
     below = tmp_path / "file" / "more" / "scores.json"
     for output, reason in ((below, f"{tmp_path / 'file'} is not a folder"), (tmp_path, "it is a folder")):
@@ -183,13 +183,17 @@ def test_files_that_cannot_be_written_are_reported_before_anything_is_scored(
     [
         (["train", "--data", "nowhere"], "there is no folder nowhere"),
         (["train", "--size", "16"], "--size"),
-        (["train", "--levels", "7"], "levels must be among 1, 2, 3 and 4, got (7,)"),
+        (["train", "--levels", "7"], 'Invalid value "(7,)" for --levels. It must be among 1, 2, 3 and 4.'),
         (["train", "--model", "convolution"], "convolution"),
+        (
+            ["train", "--data", "x", "--train-images", "5"],
+            "train_images is for generated images, not for --data, got 5",
+        ),
         (
             ["train", "--batch-size", "3", "--devices", "2"],
             "--batch-size 3 cannot be shared evenly by 2 devices",
         ),
-        (["train", "--resume", "--overwrite"], "give one of them"),
+        (["train", "--resume", "--overwrite"], "Mutually exclusive arguments: {--resume, --overwrite}"),
         (["evaluate"], "give --checkpoint with --data, or --predictions with --masks"),
         (["evaluate", "--predictions", "x"], "give --checkpoint with --data, or --predictions with --masks"),
         (
@@ -197,7 +201,7 @@ def test_files_that_cannot_be_written_are_reported_before_anything_is_scored(
             "--predictions are scored against --masks alone: --data and --test-data go with --checkpoint",
         ),
         (["evaluate", "--checkpoint", "x"], "--data or --test-data is needed"),
-        (["predict"], "--checkpoint is needed"),
+        (["predict"], "--checkpoint requires an argument"),
         (["predict", "--checkpoint", "x"], "--data or --images is needed"),
         (["predict", "--checkpoint", "x", "--images", "y"], "there is no folder y"),
     ],

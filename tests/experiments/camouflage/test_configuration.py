@@ -28,7 +28,7 @@ def test_without_data_images_are_generated() -> None:
 
 
 def test_what_is_given_is_kept() -> None:
-    c = Configuration.choose(generated=False, quick=True, size=64, epochs=None, train_images=5)
+    c = Configuration.choose(generated=False, quick=True, size=64)
     assert (c.size, c.backbone, c.train_images) == (64, "tiny", None)
 
 

@@ -68,15 +68,19 @@ def test_study_compares_variants_trained_in_processes(
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["train", "--resume", "--overwrite"], 2, "give one of them"),
-        (["train", "--coefficient", "1.5"], 2, "coefficient must be between 0 and 1, got 1.5"),
+        (["train", "--resume", "--overwrite"], 2, "Mutually exclusive arguments: {--resume, --overwrite}"),
+        (
+            ["train", "--coefficient", "1.5"],
+            2,
+            'Invalid value "1.5" for --coefficient. It must be between 0 and 1.',
+        ),
         (["train", "--attention-after", "top"], 2, "got 'top'"),
-        (["train", "--data-dir", "/nowhere"], 1, "there is no folder /nowhere"),
+        (["train", "--data-dir", "/nowhere"], 2, '"/nowhere" does not exist.'),
         (["train", "--train-images", "9999"], 1, "there are 1797"),
         (["train", "--size", "16", "16"], 1, "the digits are 8×8"),
         (["train", "--blocks", "1", "1", "1", "1"], 1, "this model does not fit the images"),
         (["evaluate"], 1, "holds no trained density"),
-        (["evaluate", "--estimator", "power-series"], 2, "a truncated series is biased"),
+        (["evaluate", "--estimator", "power-series"], 2, 'Choose from: "roulette", "exact".'),
         (["study", "--variants", "magic"], 1, "'magic', which means nothing"),
     ],
 )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from invertible_attention.experiments.density.configuration import Configuration, Model, parse_places
+from invertible_attention.experiments.density.configuration import Configuration, parse_places
 
 
 def test_defaults_are_the_paper_s_for_cifar10() -> None:
@@ -44,7 +44,7 @@ def test_a_short_run_warms_up_and_forgets_in_proportion() -> None:
 
 
 def test_survives_json() -> None:
-    configuration = Configuration.choose(blocks=[1, 2], attention_after=["0:0", "1:-1"], model=Model.I_RESNET)
+    configuration = Configuration.choose(blocks=[1, 2], attention_after=["0:0", "1:-1"], model="i-resnet")
     again = Configuration.from_json(json.loads(json.dumps(configuration.to_json())))
     assert again == configuration
     assert type(again.model) is str
@@ -78,7 +78,7 @@ def test_names_tell_variants_apart(given: dict, name: str) -> None:
         ({"average": 1.0}, "average must be between 0 and 1, got 1.0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
         ({"minutes": -1.0}, "minutes must be positive, got -1.0"),
-        ({"warmup": -1}, "warmup must not be negative, got -1"),
+        ({"warmup": -1}, "warmup must be at least 0, got -1"),
         ({"blocks": ()}, r"blocks must be positive numbers, got \(\)"),
         ({"attention_after": ("last",)}, "scale:block such as 0:-1, got 'last'"),
         ({"model": "maf", "attention": "gaussian"}, "residual models only, got model maf"),

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from invertible_attention.experiments.density import run as density_run
 from invertible_attention.experiments.density.configuration import Configuration
-from invertible_attention.experiments.density.options import choose
 from invertible_attention.experiments.density.run import evaluate_run, sample_run, train_run
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.files import read_json, write_tensors
@@ -117,6 +116,9 @@ def test_what_is_left_open_is_chosen_by_the_data() -> None:
 
 
 def test_a_truncated_series_has_five_terms_where_none_are_given() -> None:
+    choose = Configuration.choose
     assert choose(estimator="power-series").terms == 5
+    choose = Configuration.choose
     assert choose(estimator="power-series", terms=3).terms == 3
-    assert choose(estimator="roulette").terms == Configuration.choose(estimator="roulette").terms
+    choose = Configuration.choose
+    assert choose(estimator="roulette").terms == Configuration().terms

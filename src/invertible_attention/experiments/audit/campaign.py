@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..errors import ExperimentError
+from ..errors import ExperimentError, UsageError
 from ..files import read_json, write_json, write_tensors
 from ..metadata import run_metadata
 from ..output import OutputFolder
@@ -44,7 +44,7 @@ class Campaign:
         budget: what is spent on a group.
 
     Raises:
-        ValueError: for a negative number, or nothing to search.
+        UsageError: for a negative number, or nothing to search.
     """
 
     configurations: int = 2000
@@ -55,9 +55,9 @@ class Campaign:
     def __post_init__(self) -> None:
         for name in ("configurations", "networks", "seed"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.configurations + self.networks == 0:
-            raise ValueError("configurations and networks are both 0: there is nothing to search")
+            raise UsageError("configurations and networks are both 0: there is nothing to search")
 
     @property
     def groups(self) -> int:

@@ -5,62 +5,54 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-from ...cli.arguments import DataDir, Implementation, Output, Overwrite, Quick, Resume, Seed
-from ...cli.checks import check_folders, check_resume
+from ...cli.options import DataDir, Output, Overwrite, Quick, Resume, Seed, flag, number
+from ..errors import UsageError
 
-__all__ = ["COMMAND", "audit"]
+__all__ = ["audit"]
 
-HELP = """Measure whether a trained network is really invertible, or attack the certificate itself.
-
-audit CHECKPOINT looks at every residual block of what reconstruct, density or camouflage wrote: round-trip error, \
-local Lipschitz constant, certificate, evaluations, second preimages.
-
-audit --attack searches random layers of every kind, scale and precision for one that exceeds its bound, and \
-audit CHECKPOINT --attack does the same from trained weights.
-
-The output folder gets results.json, report.html and the figures."""
-
-QUICK = (500, 3)
+QUICK = {"configurations": 500, "networks": 3}
 
 
 def audit(
     checkpoint: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="CHECKPOINT",
-            help="model.safetensors, the folder it is in, or a run's folder.",
-            show_default=False,
-        ),
+        Path | None, Parameter(help="model.safetensors, the folder it is in, or a run's folder.")
     ] = None,
+    /,
+    *,
     output: Output = Path("runs/audit"),
-    attack: Annotated[
-        bool, typer.Option("--attack", help="Search for a local Lipschitz constant above its bound.")
-    ] = False,
+    attack: Annotated[bool, flag("Search for a local Lipschitz constant above its bound.")] = False,
     configurations: Annotated[
-        int | None, typer.Option(min=0, help="Random layers to attack.", show_default="10000")
+        int | None, number("Random layers to attack.", 0, show_default="10000; with --quick 500")
     ] = None,
     networks: Annotated[
-        int | None, typer.Option(min=0, help="Random residual networks to attack.", show_default="20")
+        int | None, number("Random residual networks to attack.", 0, show_default="20; with --quick 3")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each gradient ascent of an attack.")] = 40,
-    samples: Annotated[int, typer.Option(min=1, help="Inputs per trained network.")] = 8,
+    steps: Annotated[int, number("Steps of each gradient ascent of an attack.")] = 40,
+    samples: Annotated[int, number("Inputs per trained network.")] = 8,
     data_dir: DataDir = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes of the search.")] = 1,
+    jobs: Annotated[int, number("Processes of the search.")] = 1,
     seed: Seed = 0,
     quick: Quick = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Audit or attack as the options say."""
+    """Measure whether a trained network is really invertible, or attack the certificate itself.
+
+    ``audit CHECKPOINT`` looks at every residual block of what reconstruct, density or camouflage wrote: round-trip
+    error, local Lipschitz constant, certificate, function evaluations, second preimages.
+
+    ``audit --attack`` searches random layers of every kind, scale and precision for one that exceeds its bound, and
+    ``audit CHECKPOINT --attack`` does the same from trained weights.
+
+    The output folder gets results.json, report.html and the figures.
+    """
     if checkpoint is None and not attack:
-        raise typer.BadParameter("give a CHECKPOINT to audit, or --attack to search random layers")
-    check_resume(resume, overwrite)
-    check_folders(data_dir)
+        raise UsageError("give a CHECKPOINT to audit, or --attack to search random layers")
     if checkpoint is not None:
         if configurations is not None or networks is not None or resume or jobs != 1:
-            raise typer.BadParameter(
+            raise UsageError(
                 "--configurations, --networks, --jobs and --resume are for --attack without a CHECKPOINT"
             )
         from .checkpoint_audit import audit_checkpoint
@@ -78,17 +70,11 @@ def audit(
     from .campaign import Campaign, run_campaign
     from .search import Budget
 
-    chosen = QUICK if quick else (10_000, 20)
-    try:
-        campaign = Campaign(
-            chosen[0] if configurations is None else configurations,
-            chosen[1] if networks is None else networks,
-            seed,
-            Budget.of_steps(steps),
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    fewer = QUICK if quick else {}
+    campaign = Campaign(
+        fewer.get("configurations", 10_000) if configurations is None else configurations,
+        fewer.get("networks", 20) if networks is None else networks,
+        seed,
+        Budget.of_steps(steps),
+    )
     run_campaign(campaign, output=output, jobs=jobs, resume=resume, overwrite=overwrite)
-
-
-COMMAND = Implementation(audit, help=HELP)

@@ -5,37 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-from ...cli.arguments import Device, Implementation, Output, Quick
-from .run import run
+from ...cli.options import Device, Output, Quick
 
-__all__ = ["COMMAND", "benchmark"]
-
-HELP = """Measure time and memory of attention (the four responses, 64 to 65,536 tokens) against the N×N matrix \
-and PyTorch's fused attention in the same run.
-
-The output folder gets benchmark.json and attention.png."""
+__all__ = ["benchmark"]
 
 
 def benchmark(
+    *,
     output: Output = Path("runs/benchmark"),
     authors_code: Annotated[
-        Path | None, typer.Option(help="Checkout of the authors' code, to time beside.")
+        Path | None, Parameter(help="Checkout of the authors' code, to time beside.")
     ] = None,
     device: Device = "cpu",
     quick: Quick = False,
 ) -> None:
-    """Run the benchmark as the options say."""
+    """Measure time and memory of attention against the N×N matrix and PyTorch's fused attention in the same run.
+
+    The four responses at 64 to 65,536 tokens. The output folder gets benchmark.json and attention.png.
+    """
     from ..training import choose_device
+    from .run import run
 
     run(
         output,
         quick=quick,
         device="cpu" if device == "auto" else str(choose_device(device)),
         authors_code=authors_code,
-        say=typer.echo,
+        say=print,
     )
-
-
-COMMAND = Implementation(benchmark, help=HELP)

@@ -5,59 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import App, Parameter
 
-from ...cli.arguments import Device, ListCommand, Output, Overwrite, Quick, Resume, Seed
-from ...cli.checks import check_resume
-from . import options as given
+from ...cli.options import Device, Output, Overwrite, Quick, Resume, Seed, Spread, many
 from .apply_command import evaluate, predict
-from .models import ModelName
-from .study_command import measure, study
+from .configuration import Configuration
+from .measure_command import measure
+from .models import STUDY, ModelName
+from .options import DataFolders, Given, Models, Workers
 
 __all__ = ["APPLICATION"]
 
-APPLICATION = typer.Typer(
+APPLICATION = App(
+    "camouflage",
+    group_parameters="Options",
     help="""Detect camouflaged objects with ordinary and invertible attention (Table 4, Figures 6 and 7).
 
-train a network, predict maps, evaluate maps (anybody's), compare all rows of the table in a study, measure what a
-step costs. Without --data, images are generated from photographs that are installed already.""",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+Train a network, predict maps, evaluate anybody's maps, compare all rows of the table in a study, or measure the cost
+of a training step. Without --data, images are generated from photographs that are installed already.""",
 )
-APPLICATION.command("predict", cls=ListCommand)(predict)
-APPLICATION.command("evaluate", cls=ListCommand)(evaluate)
-APPLICATION.command("study", cls=ListCommand)(study)
-APPLICATION.command("measure", cls=ListCommand)(measure)
+for part in (predict, evaluate, measure):
+    APPLICATION.command(part)
 
 
-@APPLICATION.command("train", cls=ListCommand)
+@APPLICATION.command
 def train(
+    *,
     output: Output = Path("runs/camouflage"),
-    data: given.Data = None,
-    train_data: given.TrainData = None,
-    test_data: given.TestData = None,
-    leave_out_bad: given.LeaveOutBad = False,
+    folders: DataFolders = DataFolders(),
     model: Annotated[
-        ModelName, typer.Option(help="Row of Table 4: which attention.")
-    ] = ModelName.CERTIFIED_CONCATENATION,
-    backbone: given.BackboneOption = None,
-    weights: given.Weights = None,
-    freeze_backbone: given.FreezeBackbone = None,
-    levels: given.Levels = None,
-    coefficient: given.Coefficient = None,
-    heads: given.Heads = None,
-    size: given.Size = None,
-    batch_size: given.BatchSize = None,
-    epochs: given.Epochs = None,
-    learning_rate: given.LearningRate = None,
-    schedule: given.ScheduleOption = None,
-    average: given.Average = None,
-    gradient_clip: given.Clip = None,
-    precision: given.Precision = "32-true",
-    devices: given.Devices = 1,
-    nodes: given.Nodes = 1,
-    strategy: given.Strategy = "auto",
-    workers: given.Workers = 0,
+        ModelName, Parameter(help="Row of Table 4: which attention.")
+    ] = "certified-concatenation",
+    given: Given = Given(),
+    spread: Spread = Spread(),
+    workers: Workers = 0,
     seed: Seed = 0,
     device: Device = "auto",
     quick: Quick = False,
@@ -68,32 +49,13 @@ def train(
 
     The output folder gets model.safetensors, maps, result.json, report.html, figures and logs.
     """
+    configuration = Configuration.choose(generated=not folders.given, quick=quick, **given.given())
+    parallel = spread.parallel(batch_size=configuration.batch_size, precision=configuration.precision)
     from .cell import Cell
-    from .run import DataFolders, run_one
+    from .run import run_one
 
-    folders = DataFolders(tuple(data or ()), tuple(train_data or ()), tuple(test_data or ()), leave_out_bad)
-    configuration = given.choose(
-        data=folders.given,
-        quick=quick,
-        backbone=backbone,
-        weights=weights,
-        freeze_backbone=freeze_backbone,
-        levels=None if levels is None else tuple(levels),
-        coefficient=coefficient,
-        heads=heads,
-        size=size,
-        batch_size=batch_size,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        schedule=schedule,
-        average=average,
-        gradient_clip=gradient_clip,
-        precision=precision,
-    )
-    parallel = given.parallel(configuration, devices, nodes, strategy)
-    check_resume(resume, overwrite)
     run_one(
-        Cell(model.value, seed),
+        Cell(model, seed),
         configuration,
         folders,
         output=output,
@@ -102,4 +64,44 @@ def train(
         workers=workers,
         resume=resume,
         overwrite=overwrite,
+    )
+
+
+@APPLICATION.command
+def study(
+    *,
+    output: Output = Path("runs/camouflage-study"),
+    folders: DataFolders = DataFolders(),
+    models: Models = STUDY,
+    seeds: Annotated[tuple[int, ...], many("Seeds; every model is trained with each.")] = (0,),
+    given: Given = Given(),
+    spread: Spread = Spread(),
+    workers: Workers = 0,
+    results: Annotated[
+        Path | None, Parameter(help="Another folder for results.json, the report and the figures.")
+    ] = None,
+    device: Device = "auto",
+    quick: Quick = False,
+    resume: Resume = False,
+) -> None:
+    """Train every row of Table 4 with every seed, one after another, and report on all of them.
+
+    Finished networks are kept; an interrupted one continues where it stopped. More models and seeds can be added to a
+    folder with --resume, and several processes may work on one folder at once.
+    """
+    configuration = Configuration.choose(generated=not folders.given, quick=quick, **given.given())
+    parallel = spread.parallel(batch_size=configuration.batch_size, precision=configuration.precision)
+    from .run import run_study
+
+    run_study(
+        list(dict.fromkeys(models)),
+        seeds,
+        configuration,
+        folders,
+        output=output,
+        device=device,
+        parallel=parallel,
+        workers=workers,
+        resume=resume,
+        results_folder=results,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Literal, get_args
 
 from ..published import RESPONSES
 
@@ -31,39 +31,38 @@ class Model:
         return self.constraint in ("relaxed", "certified")
 
 
-class ModelName(StrEnum):
-    """The rows by the names the command line knows them by."""
-
-    BASE = "base"
-    CONCATENATION = "concatenation"
-    DOT_PRODUCT = "dot-product"
-    GAUSSIAN = "gaussian"
-    EMBEDDED_GAUSSIAN = "embedded-gaussian"
-    INV_CONCATENATION = "inv-concatenation"
-    INV_DOT_PRODUCT = "inv-dot-product"
-    INV_GAUSSIAN = "inv-gaussian"
-    INV_EMBEDDED_GAUSSIAN = "inv-embedded-gaussian"
-    CERTIFIED_CONCATENATION = "certified-concatenation"
-    CERTIFIED_DOT_PRODUCT = "certified-dot-product"
-    CERTIFIED_GAUSSIAN = "certified-gaussian"
-    CERTIFIED_EMBEDDED_GAUSSIAN = "certified-embedded-gaussian"
-
+ModelName = Literal[
+    "base",
+    "concatenation",
+    "dot-product",
+    "gaussian",
+    "embedded-gaussian",
+    "inv-concatenation",
+    "inv-dot-product",
+    "inv-gaussian",
+    "inv-embedded-gaussian",
+    "certified-concatenation",
+    "certified-dot-product",
+    "certified-gaussian",
+    "certified-embedded-gaussian",
+]
+"""The rows as the command line calls them."""
 
 FORMS = {"inv-": ("Inv", "relaxed"), "certified-": ("Certified ", "certified"), "": ("", "ordinary")}
 
 
 def _model(name: str) -> Model:
-    if name == ModelName.BASE:
+    if name == "base":
         return Model("Base")
     prefix = next(prefix for prefix in FORMS if name.startswith(prefix))
     response = name.removeprefix(prefix).replace("-", "_")
     return Model(FORMS[prefix][0] + RESPONSES[response], response, FORMS[prefix][1])
 
 
-MODELS = {str(name): _model(name) for name in ModelName}
+MODELS = {name: _model(name) for name in get_args(ModelName)}
 """Every model by name."""
 
-STUDY = (
+STUDY: tuple[ModelName, ...] = (
     "base",
     "concatenation",
     "inv-concatenation",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from .cell import OWNED, Cell, run_cell
 from .configuration import Configuration
 from .data import DetectionData, generate_data, open_data
 from .figures import draw_figures
+from .options import DataFolders
 from .results import collect
 
 __all__ = ["DataFolders", "collect_and_report", "load_data", "run_one", "run_study"]
@@ -33,28 +33,6 @@ CACHE = "cache"
 CELLS = "cells"
 REPORT = ("figures", "report.html", "results.json")
 GENERATED = "generated-images"
-
-
-@dataclass(frozen=True)
-class DataFolders:
-    """Where the images are.
-
-    Args:
-        roots: folders whose names tell training from test; all empty for generated images.
-        train: folders of which everything is for training.
-        test: folders of which everything is for testing.
-        leave_out_bad: continue without files that cannot be used.
-    """
-
-    roots: tuple[Path, ...] = ()
-    train: tuple[Path, ...] = ()
-    test: tuple[Path, ...] = ()
-    leave_out_bad: bool = False
-
-    @property
-    def given(self) -> bool:
-        """Whether there are any."""
-        return bool(self.roots or self.train or self.test)
 
 
 def load_data(

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..data import quantize
-from ..reconstruct.configuration import SolverName
 from ..report import COLORS, Figure, plot_style, render_png
 from .attention_map import attention_row, token_of
 from .computation import Outcome, Side
@@ -27,9 +26,9 @@ SHOWN = 320
 """Least side, in pixels, of the picture that can be clicked on."""
 
 SOLVERS = {
-    SolverName.PICARD: "fixed point (the paper's Algorithm 1)",
-    SolverName.ANDERSON: "Anderson",
-    SolverName.NEWTON_KRYLOV: "Newton–Krylov",
+    "picard": "fixed point (the paper's Algorithm 1)",
+    "anderson": "Anderson",
+    "newton-krylov": "Newton–Krylov",
 }
 
 

@@ -13,7 +13,7 @@ from ...bijection import Bijection, refuse_unused
 from ...flows import ActNorm, Dequantize, DiagonalGaussian, Flatten, Flow, Logit, Sequential, Split, Squeeze
 from ...flows.base import Base
 from ..packages import require
-from .configuration import Configuration, Model
+from .configuration import Configuration
 
 __all__ = ["NormflowsStep", "ZukoBase", "build_baseline", "check_library"]
 
@@ -22,11 +22,11 @@ ALPHA = 0.05
 
 
 LIBRARIES = {
-    Model.MADE: "zuko",
-    Model.MAF: "zuko",
-    Model.CNF: "zuko",
-    Model.REALNVP: "normflows",
-    Model.GLOW: "normflows",
+    "made": "zuko",
+    "maf": "zuko",
+    "cnf": "zuko",
+    "realnvp": "normflows",
+    "glow": "normflows",
 }
 
 
@@ -36,7 +36,7 @@ def check_library(configuration: Configuration) -> None:
     Raises:
         ExperimentError: naming it, and the command that installs it.
     """
-    if library := LIBRARIES.get(Model(configuration.model)):
+    if library := LIBRARIES.get(configuration.model):
         require("interop", library)
 
 
@@ -52,16 +52,16 @@ def build_baseline(configuration: Configuration, shape: tuple[int, ...], levels:
     """
     dim, width = math.prod(shape), configuration.hidden_channels
     prepare = [Dequantize(levels), Logit(ALPHA)]
-    if configuration.model in (Model.REALNVP, Model.GLOW):
-        step = _realnvp if configuration.model == Model.REALNVP else _glow
+    if configuration.model in ("realnvp", "glow"):
+        step = _realnvp if configuration.model == "realnvp" else _glow
         net = _multiscale(shape, configuration.blocks, lambda shape, index: step(shape, index, width))
         return Flow(Sequential(*prepare, *net), DiagonalGaussian(dim))
     import zuko
 
-    if configuration.model == Model.CNF:
+    if configuration.model == "cnf":
         flow = zuko.flows.CNF(dim, hidden_features=(width, width), activation=nn.Softplus, exact=False)
     else:
-        transforms = 1 if configuration.model == Model.MADE else 2 * len(configuration.blocks)
+        transforms = 1 if configuration.model == "made" else 2 * len(configuration.blocks)
         flow = zuko.flows.MAF(dim, transforms=transforms, hidden_features=(width, width))
     return Flow(Sequential(*prepare, Flatten(shape), ActNorm(dim)), ZukoBase(dim, flow))
 

@@ -8,8 +8,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from .configuration import Augmentation
-
 __all__ = ["TrainingBatches", "augment", "step_seed"]
 
 ORDER, AUGMENTATION, NOISE, EVALUATION = range(4)
@@ -94,12 +92,12 @@ def augment(
     images: UInt8[Tensor, "batch channels height width"], kind: str, generator: torch.Generator
 ) -> UInt8[Tensor, "batch channels height width"]:
     """Flip half of the images, and with ``"crop-flip"`` move them by up to 4 pixels over black."""
-    if kind == Augmentation.NONE:
+    if kind == "none":
         return images
     batch, _, height, width = images.shape
     flipped = torch.rand(batch, generator=generator) < 0.5
     images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-    if kind == Augmentation.FLIP:
+    if kind == "flip":
         return images
     padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
     top, left = torch.randint(0, 9, (2, batch), generator=generator)

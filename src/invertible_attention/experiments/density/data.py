@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data import draw_images
 from ..data.images import Images
 from ..errors import ExperimentError
-from .configuration import Configuration, Dataset
+from .configuration import Configuration
 
 __all__ = ["DensityData", "load_data"]
 
@@ -51,7 +51,7 @@ def load_data(configuration: Configuration, data_dir: Path | None = None) -> Den
     Raises:
         ExperimentError: when there are too few images, or one cannot be read.
     """
-    if configuration.dataset == Dataset.DIGITS:
+    if configuration.dataset == "digits":
         images, levels = _digits(configuration), 17
     else:
         images = draw_images(

@@ -13,7 +13,7 @@ from torch import nn
 from ...attention import Certified, InvertibleAttention, Relaxed, TorusPrior, Triangular
 from ...flows import Flow, Residual, i_resnet, residual_flow, transformer_flow
 from ...logdet import Exact, LogDetEstimator, PowerSeries, RussianRoulette
-from .configuration import Configuration, Constraint, Estimator, Model, parse_places
+from .configuration import RESIDUAL, Configuration, parse_places
 
 __all__ = ["build_model", "count_parameters", "make_estimator", "using_estimator"]
 
@@ -29,9 +29,9 @@ def build_model(configuration: Configuration, shape: tuple[int, ...], levels: in
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(configuration.seed)
-        if configuration.model == Model.TRANSFORMER_FLOW:
+        if configuration.model == "transformer-flow":
             return _transformer_flow(configuration, shape, levels)
-        if not Model(configuration.model).residual:
+        if configuration.model not in RESIDUAL:
             from .baselines import build_baseline
 
             return build_baseline(configuration, shape, levels)
@@ -39,7 +39,7 @@ def build_model(configuration: Configuration, shape: tuple[int, ...], levels: in
 
 
 def _residual_model(configuration: Configuration, shape: tuple[int, ...], levels: int) -> Flow:
-    make = i_resnet if configuration.model == Model.I_RESNET else residual_flow
+    make = i_resnet if configuration.model == "i-resnet" else residual_flow
     estimator = make_estimator(
         configuration.estimator, terms=configuration.terms, probes=configuration.probes
     )
@@ -50,7 +50,7 @@ def _residual_model(configuration: Configuration, shape: tuple[int, ...], levels
     orders = cycle(("raster", "reverse"))
 
     def attention(channels: int) -> InvertibleAttention:
-        if configuration.constraint == Constraint.TRIANGULAR:
+        if configuration.constraint == "triangular":
             # Two layers of opposite orders let every token see every other.
             constraint = Triangular(
                 next(orders), configuration.affine, width=configuration.width, depth=configuration.depth
@@ -58,7 +58,7 @@ def _residual_model(configuration: Configuration, shape: tuple[int, ...], levels
             return InvertibleAttention(
                 channels, configuration.attention, constraint=constraint, heads=configuration.heads
             )
-        kind = Certified if configuration.constraint == Constraint.CERTIFIED else Relaxed
+        kind = Certified if configuration.constraint == "certified" else Relaxed
         prior = TorusPrior(len(shape) - 1, configuration.heads) if configuration.position_prior else None
         return InvertibleAttention(
             channels,
@@ -102,9 +102,9 @@ def _transformer_flow(configuration: Configuration, shape: tuple[int, ...], leve
 
 def make_estimator(name: str, *, terms: int = 2, probes: int = 1) -> LogDetEstimator:
     """Return the log-determinant estimator called ``name``."""
-    if name == Estimator.EXACT:
+    if name == "exact":
         return Exact()
-    if name == Estimator.POWER_SERIES:
+    if name == "power-series":
         return PowerSeries(terms=terms, probes=probes, control_variate=False)  # as in the paper
     return RussianRoulette(exact_terms=terms, probes=probes)
 

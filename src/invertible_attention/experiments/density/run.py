@@ -23,7 +23,7 @@ from ..report import save_figures
 from ..report.summary import write_run_page
 from ..training import Parallel, choose_device, is_first_process
 from .baselines import check_library
-from .configuration import Configuration, Estimator
+from .configuration import Configuration
 from .data import DensityData, load_data
 from .evaluation import evaluation_estimator, score
 from .figures import draw_curve
@@ -122,7 +122,7 @@ def evaluate_run(
     *,
     data_dir: Path | None = None,
     device: str = "auto",
-    estimator: str = Estimator.ROULETTE,
+    estimator: str = "roulette",
     terms: int = 20,
     probes: int = 4,
     draws: int = 4,
@@ -138,9 +138,7 @@ def evaluate_run(
     place = choose_device(device)
     configuration, model, data = _load(output, data_dir, place)
     chosen: LogDetEstimator = (
-        Exact()
-        if estimator == Estimator.EXACT
-        else RussianRoulette(evaluation_exact_terms=terms, probes=probes)
+        Exact() if estimator == "exact" else RussianRoulette(evaluation_exact_terms=terms, probes=probes)
     )
     start = time.perf_counter()
     result = score(

@@ -23,7 +23,7 @@ from ..report import (
     tabulate,
 )
 from .comparison import guarantee, is_likelihood
-from .configuration import Configuration, Model
+from .configuration import RESIDUAL, Configuration
 from .figures import PICTURES, STUDY_FIGURES, draw_curve
 from .variants import parse_variant
 
@@ -102,7 +102,7 @@ def _source(result: Result) -> Source:
 
 def _highlight(configuration: Configuration) -> str:
     """Return the kind of a row: certified where the model has attention with a certificate, and only there."""
-    attention = configuration.attention != "none" and Model(configuration.model).residual
+    attention = configuration.attention != "none" and configuration.model in RESIDUAL
     return "certified" if attention and configuration.constraint == "certified" else ""
 
 
@@ -302,7 +302,7 @@ def _bracketed(text: str, score: dict[str, Any]) -> str:
 
 
 def _determinants(score: dict[str, Any], model: str) -> str:
-    if not Model(model).residual:
+    if model not in RESIDUAL:
         return "the model’s"
     if score["exact"]:
         return "exact"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, get_args
 
-from .configuration import AttentionKind, Configuration, Constraint, Model
+from .configuration import RESIDUAL, Attention, Configuration, Constraint, Model
 
 __all__ = ["FAIR_STUDY", "ORDER_STUDY", "PLACES_AND_HEADS", "TABLE_3", "parse_variant"]
 
@@ -78,13 +78,13 @@ def parse_variant(text: str, base: Configuration) -> Configuration:
         name, equals, value = word.partition("=")
         if equals:
             changes |= _setting(name, value, base)
-        elif word in list(Model):
+        elif word in get_args(Model):
             changes["model"] = word
-            if not Model(word).residual:
+            if word not in RESIDUAL:
                 changes["attention"] = "none"
-        elif word in list(AttentionKind):
+        elif word in get_args(Attention):
             changes["attention"] = word
-        elif word in list(Constraint):
+        elif word in get_args(Constraint):
             changes["constraint"] = word
         elif word == "position":
             changes["position_prior"] = True
@@ -92,8 +92,8 @@ def parse_variant(text: str, base: Configuration) -> Configuration:
             changes["affine"] = True
         else:
             raise ValueError(f"variant {text!r} has the word {word!r}, which means nothing here")
-    if changes.get("constraint") == Constraint.TRIANGULAR:
-        changes = {"attention": AttentionKind.EMBEDDED_GAUSSIAN, "heads": 4} | changes
+    if changes.get("constraint") == "triangular":
+        changes = {"attention": "embedded_gaussian", "heads": 4} | changes
     return replace(base, **changes)
 
 

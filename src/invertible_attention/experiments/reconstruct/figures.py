@@ -14,7 +14,6 @@ from ..data import quantize
 from ..metrics import V_SCORE_LIMIT
 from ..published import RESPONSES
 from ..report import COLORS, Figure, FigureKind, image_grid, plot_style, render_png
-from .configuration import SolverName
 from .results import Group, groups, labels
 
 if TYPE_CHECKING:
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["FIGURES", "draw_figures"]
 
 SOLVERS = {
-    SolverName.PICARD: "fixed point (Algorithm 1)",
-    SolverName.ANDERSON: "Anderson",
-    SolverName.NEWTON_KRYLOV: "Newton–Krylov",
+    "picard": "fixed point (Algorithm 1)",
+    "anderson": "Anderson",
+    "newton-krylov": "Newton–Krylov",
 }
 ALL_FAILED = 1e12
 """Where curves that are not finite are drawn: above everything."""

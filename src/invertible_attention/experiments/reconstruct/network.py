@@ -11,7 +11,7 @@ from torch import Tensor
 from ...attention import Certified, InvertibleAttention, Relaxed
 from ...flows import Residual, Sequential, Squeeze
 from ...solvers import Anderson, FixedPoint, NewtonKrylov, Solver
-from .configuration import Cell, Configuration, Constraint, SolverName
+from .configuration import Cell, Configuration
 from .released import ReleasedAttention
 
 __all__ = ["CHANNELS", "block_of", "build_network", "choose_micro_batch", "initialize", "make_solver"]
@@ -27,10 +27,10 @@ def build_network(cell: Cell, configuration: Configuration, *, seed: int) -> Seq
     """Return the untrained network of a cell; its weights depend on ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if cell.constraint == Constraint.RELEASED:
+        if cell.constraint == "released":
             block = ReleasedAttention(CHANNELS, cell.response, tolerance=configuration.tolerance)
         else:
-            kind = Certified if cell.constraint == Constraint.CERTIFIED else Relaxed
+            kind = Certified if cell.constraint == "certified" else Relaxed
             block = InvertibleAttention(
                 CHANNELS,
                 response=cell.response,
@@ -56,10 +56,10 @@ def block_of(network: Sequential) -> Residual:
 def make_solver(name: str, tolerance: float, max_evaluations: int | None = None) -> Solver:
     """Return the solver called ``name``, with its own limit unless one is given."""
     kind = {
-        SolverName.ANDERSON: Anderson,
-        SolverName.PICARD: FixedPoint,
-        SolverName.NEWTON_KRYLOV: NewtonKrylov,
-    }[SolverName(name)]
+        "anderson": Anderson,
+        "picard": FixedPoint,
+        "newton-krylov": NewtonKrylov,
+    }[name]
     if max_evaluations is None:
         return kind(tolerance=tolerance)
     return kind(tolerance=tolerance, max_evaluations=max_evaluations)

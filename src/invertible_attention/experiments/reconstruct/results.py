@@ -13,12 +13,12 @@ from torch import Tensor
 from ..metadata import run_metadata
 from ..published import reconstruction_table
 from ..report import mean_and_deviation
-from .configuration import Configuration, Constraint
+from .configuration import Configuration
 
 __all__ = ["SCHEMA", "Group", "collect", "groups", "histogram", "labels"]
 
 SCHEMA = "invertible-attention/reconstruct/1"
-ORDER = (Constraint.RELEASED, Constraint.RELAXED, Constraint.CERTIFIED)
+ORDER = ("released", "relaxed", "certified")
 HISTOGRAM_EDGES = [round(-14 + 0.5 * step, 1) for step in range(41)]
 """Decimal logarithms of mean squared errors, from 1e-14 to 1e6."""
 
@@ -146,7 +146,7 @@ def groups(results: dict[str, Any]) -> dict[str, list[Group]]:
 def labels(results: dict[str, Any]) -> list[str]:
     """Return the labels of the groups, in the same order."""
     found = [group for entries in groups(results).values() for group in entries]
-    found.sort(key=lambda group: ORDER.index(Constraint(group.constraint)))
+    found.sort(key=lambda group: ORDER.index(group.constraint))
     return list(dict.fromkeys(group.label for group in found))
 
 
@@ -154,12 +154,12 @@ def _grouped(cells: Sequence[dict[str, Any]]) -> dict[str, list[Group]]:
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell in cells:
         found.setdefault((cell["response"], cell["constraint"], cell["normalization"]), []).append(cell)
-    several = len({key[2] for key in found if key[1] != Constraint.RELEASED}) > 1
+    several = len({key[2] for key in found if key[1] != "released"}) > 1
     by_response: dict[str, list[Group]] = {}
     for key, members in found.items():
-        own = key[1] == Constraint.RELEASED
+        own = key[1] == "released"
         label = "authors’ code" if own else f"{key[1]}, {key[2]}" if several else key[1]
         by_response.setdefault(key[0], []).append(Group(*key, tuple(members), label))
     for entries in by_response.values():
-        entries.sort(key=lambda group: ORDER.index(Constraint(group.constraint)))
+        entries.sort(key=lambda group: ORDER.index(group.constraint))
     return by_response

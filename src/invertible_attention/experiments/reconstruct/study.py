@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, UInt8
@@ -64,12 +64,12 @@ def solver_curves(block: Residual, z: Float[Tensor, "batch ..."], *, tolerance: 
     """
     curves, bound = {}, block.lipschitz_bound()
     branch = bind(block.branch)
-    for name in SolverName:
+    for name in get_args(SolverName):
         solver = make_solver(name, tolerance, CURVE_EVALUATIONS)
         trace = solver.solve(branch, z, lipschitz=bound).trace
         assert trace is not None
         trace = _carried_on(trace.double())
-        curves[str(name)] = {
+        curves[name] = {
             "median": [finite(value) for value in trace.median(1).values],
             "largest": [finite(value) for value in trace.amax(1)],
         }

@@ -26,7 +26,7 @@ from ..report import (
     stored_pictures,
     tabulate,
 )
-from .configuration import Configuration, SolverName
+from .configuration import Configuration
 from .figures import FIGURES, SOLVERS
 from .findings import findings, headline
 from .overview import draw_errors
@@ -314,7 +314,7 @@ def _inverses(entries: Entries, sources: tuple[Source, ...]) -> Table:
 
 
 def _solvers(entries: Entries, sources: tuple[Source, ...]) -> Table:
-    def needed(solver: SolverName) -> Callable[[Group], str]:
+    def needed(solver: str) -> Callable[[Group], str]:
         def text(group: Group) -> str:
             # Of several repeats the first: the median is over its images.
             trace = group.cells[0]["study"]["solvers"][solver]["median"]
