@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types unit coverage mutation audit-dependencies wheel dist docs linkcheck clean
+.PHONY: demo test lint types unit coverage mutation audit-dependencies wheel dist docs linkcheck gpu clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/invertible-attention reconstruct --dataset photos --quick --output runs/demo --overwrite
@@ -29,6 +29,27 @@ coverage: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --doctest-modules --cov --cov-append --cov-report= src
 	$(BIN)/coverage report
 	$(BIN)/python scripts/coverage_summary.py --at-least 95 --output results/trust/coverage.json
+
+# The core tests, and compilation of whole graphs, on every supported minor version of PyTorch: make oldest TORCH=2.9
+TORCH ?= 2.9 2.10 2.11 2.12 2.13
+CORE := tests/attention tests/flows tests/lipschitz tests/logdet tests/solvers tests/test_bijection.py
+
+.PHONY: oldest $(TORCH:%=torch-%)
+oldest: $(TORCH:%=torch-%)
+
+$(TORCH:%=torch-%): torch-%: .oldest/%/stamp
+	.oldest/$*/bin/python -m pytest -q -n 2 --dist worksteal -p no:cacheprovider -m "compiles or not slow" $(CORE)
+
+.oldest/%/stamp: pyproject.toml
+	$(PYTHON) -m venv .oldest/$*
+	.oldest/$*/bin/python -m pip install --quiet --disable-pip-version-check "torch==$*.*" --editable . \
+		beartype hypothesis numpy pytest pytest-timeout pytest-xdist safetensors scipy
+	touch $@
+
+# Tests, benchmark and training step on the device of this machine, in at most 12 minutes; needs PyTorch for it, the
+# package and its extras, and no environment of its own: make gpu PYTHON=python
+gpu:
+	PYTHONPATH=src $(PYTHON) scripts/gpu.py --output results/gpu
 
 # Small changes of the code of the guarantees, made in mutants/, which the tests should notice: about an hour.
 mutation: $(VENV)/test.stamp $(VENV)/mutation.stamp
@@ -78,4 +99,4 @@ $(VENV)/mutation.stamp $(VENV)/security.stamp $(VENV)/docs.stamp: $(VENV)/%.stam
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist runs docs/_build mutants
+	rm -rf $(VENV) .oldest build dist runs docs/_build mutants

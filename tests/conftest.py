@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="check the library's shape annotations while it runs (jaxtyping with beartype)",
     )
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="device the tests make their tensors on, such as cuda; where there is none, the CPU",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    asked, device = str(config.getoption("--device")), _device(config)
+    return f"device: {device}" + ("" if device.type == asked.split(":")[0] else f", as there is no {asked}")
+
+
+def _device(config: pytest.Config) -> torch.device:
+    device = torch.device(str(config.getoption("--device")))
+    backend = getattr(torch, device.type, None)
+    available = device.type == "cpu" or (backend is not None and backend.is_available())
+    return device if available else torch.device("cpu")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,7 +54,11 @@ def pytest_configure(config: pytest.Config) -> None:
         install_import_hook("invertible_attention", "beartype.beartype")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _device(config).type != "cpu":
+        for item in items:
+            if marker := item.get_closest_marker("cpu"):
+                item.add_marker(pytest.mark.skip(reason=f"needs the CPU: {marker.args[0]}"))
     if torch.__version__.startswith("2.8."):
         skip = pytest.mark.skip(reason="PyTorch 2.8 does not trace the object that holds a layer's weights")
         for item in items:
@@ -61,6 +82,17 @@ def _threads() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The device of the run, where tensors and modules are made that do not say another."""
+    device = _device(request.config)
+    if device.type == "cpu":
+        yield device
+        return
+    with device:
+        yield device
 
 
 @pytest.fixture
