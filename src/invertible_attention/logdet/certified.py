@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invertible_attention._precision import wide_dtype
 from invertible_attention.logdet.base import LogDetEstimator
 from invertible_attention.logdet.linearization import Linearization, LinearPart
 from invertible_attention.logdet.probes import (
@@ -22,7 +23,6 @@ from invertible_attention.logdet.probes import (
 )
 from invertible_attention.logdet.remainder import as_number, remaining
 from invertible_attention.logdet.series import Expansion, Gradient, check_gradient, estimate
-from invertible_attention.solvers.batched import wide_dtype
 
 __all__ = ["PartialSum", "Series", "partial_sums", "short_partial_sums"]
 

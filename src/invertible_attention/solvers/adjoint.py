@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invertible_attention._mapped import outside_vmap
 from invertible_attention._precision import working_dtype
+from invertible_attention.logdet.linearization import LinearPart, linear_part_of
 from invertible_attention.solvers.base import Solver
 from invertible_attention.solvers.batched import sample_norm
 from invertible_attention.solvers.problem import Branch
@@ -78,7 +79,7 @@ class VectorJacobian:
     def __init__(
         self, branch: Branch, point: Float[Tensor, "batch *event"], args: Sequence[Tensor | None]
     ) -> None:
-        self._branch, self._point = branch, point
+        self._branch, self.point = branch, point
         self._args = [arg if arg is None else arg.detach() for arg in args]
         self._samples: Tensor | None = None
         self._pullback: Callable[[Tensor], Tensor] = torch.zeros_like
@@ -87,7 +88,7 @@ class VectorJacobian:
         """Return ``Jᵀu``."""
         if self._samples is None or not torch.equal(samples, self._samples):
             args = self.args_of(samples)
-            self._pullback = _pullback(lambda x: self._branch(x, *args), self._point[samples])
+            self._pullback = _pullback(lambda x: self._branch(x, *args), self.point[samples])
             self._samples = samples
         return self._pullback(u)
 
@@ -110,10 +111,12 @@ class _Bindable(Protocol):
 
 
 class _Preconditioned:
-    """The linear branch with the preconditioner of the branch it is the derivative of."""
+    """The linear branch with the preconditioner, at its point, of the branch it is the derivative of."""
 
     def __init__(self, system: VectorJacobian, bound: Branch) -> None:
         self._bound = bound
+        self._samples: Tensor | None = None
+        self._part: LinearPart | None = None
         self._system, self.jvp = system, system.jvp
 
     def __call__(self, u: Tensor, samples: Tensor) -> Tensor:
@@ -123,7 +126,14 @@ class _Preconditioned:
     def precondition(self, v: Tensor, samples: Tensor) -> Tensor:
         """Return about ``(I + J)⁻ᵀ v``."""
         args = self._system.args_of(samples)
-        return self._bound.precondition(v, *args, transposed=True)  # pyright: ignore[reportFunctionMemberAccess]
+        if self._samples is None or not torch.equal(samples, self._samples):
+            self._samples, self._part = (
+                samples,
+                linear_part_of(self._bound, self._system.point[samples], args),
+            )
+        if self._part is None:
+            return self._bound.precondition(v, *args, transposed=True)  # pyright: ignore[reportFunctionMemberAccess]
+        return self._part.solve(v, transposed=True)
 
 
 def _pullback(branch: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[Tensor], Tensor]:

@@ -19,6 +19,9 @@ __all__ = ["Anderson"]
 
 _SHRINK = 0.999
 _GROWTH = 1e3
+# A preconditioned step that shrinks the residual by this needs no help from differences, which were taken elsewhere.
+_FAST = 0.7
+_MOST_TRUST = 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class _State:
         residual: the residual there.
         best: the smallest residual norm before the newest evaluation.
         extrapolated: whether the newest iterate came from the least-squares problem or the preconditioner.
-        preconditioned: whether the preconditioner is used: until the first fallback.
+        trust: how many fallbacks the preconditioner may still lead to before it is given up: one at first, one more for
+            each step that helped.
         unimproved: evaluations since the residual last shrank enough, or since the last fallback.
         picard_steps: Picard steps taken from the present best iterate.
     """
@@ -50,7 +54,7 @@ class _State:
     residual: Float[Tensor, "active features"]
     best: Float[Tensor, " active"]
     extrapolated: Bool[Tensor, " active"]
-    preconditioned: Bool[Tensor, " active"]
+    trust: Int[Tensor, " active"]
     unimproved: Int[Tensor, " active"]
     picard_steps: Int[Tensor, " active"]
 
@@ -130,7 +134,7 @@ class Anderson(Solver):
             residual=z,
             best=torch.full((batch,), torch.inf, **wide),
             extrapolated=count.bool(),
-            preconditioned=torch.full_like(count, problem.has_preconditioner, dtype=torch.bool),
+            trust=torch.full_like(count, int(problem.has_preconditioner)),
             unimproved=count,
             picard_steps=count,
         )
@@ -146,16 +150,21 @@ class Anderson(Solver):
         gamma, _ = torch.linalg.solve_ex(state.gram, products)
         # With regularization=0 the system can be singular: then the sample takes a plain Picard step.
         gamma = torch.nan_to_num(gamma, nan=0.0, posinf=0.0, neginf=0.0).to(problem.z.dtype)[:, None]
+        if problem.has_preconditioner:
+            slow = ~((state.trust > 0) & (progress.norm <= _FAST * state.best))
+            gamma = gamma * slow[:, None, None]
         explained = torch.bmm(gamma, state.residual_differences)[:, 0]
         x = progress.x - progress.residual
         x -= torch.bmm(gamma, state.x_differences)[:, 0] - explained
         if problem.has_preconditioner:
             remainder = progress.residual - explained
-            x = choose(state.preconditioned, x + (remainder - problem.precondition(remainder)), x)
+            preconditioned = problem.precondition(remainder, at=progress.x)
+            x = choose(state.trust > 0, x + (remainder - preconditioned), x)
+            # There is none: what is left is plain acceleration.
+            state = replace(state, trust=state.trust * (preconditioned != remainder).any(dim=1))
         forgets = fallback[:, None]
         x = torch.where(forgets, progress.best_x - damping[:, None] * progress.best_residual, x)
-        preconditioned = state.preconditioned & ~fallback
-        extrapolated = (state.valid.any(dim=1) | preconditioned) & ~fallback
+        extrapolated = (state.valid.any(dim=1) | (state.trust > 0)) & ~fallback
         state = replace(
             state,
             x=torch.where(forgets, progress.best_x, progress.x),
@@ -163,7 +172,6 @@ class Anderson(Solver):
             valid=state.valid & ~forgets,
             best=progress.best_norm,
             extrapolated=extrapolated,
-            preconditioned=preconditioned,
             picard_steps=state.picard_steps + ~extrapolated,
         )
         return Step(x, state)
@@ -180,7 +188,10 @@ class Anderson(Solver):
         fallback = state.extrapolated & (unimproved >= patience) & (picard_steps == 0)
         fallback |= (progress.norm > _GROWTH * progress.best_norm) | (progress.norm == math.inf)
         unimproved = torch.where(fallback, 0, unimproved)
-        return replace(state, unimproved=unimproved, picard_steps=picard_steps), fallback
+        helped = improved & state.extrapolated & (state.trust > 0)
+        trust = (state.trust + helped).clamp(max=_MOST_TRUST)
+        trust = torch.where(fallback, (trust - 1).clamp(min=0), trust)
+        return replace(state, unimproved=unimproved, picard_steps=picard_steps, trust=trust), fallback
 
     def _remember(self, state: _State, progress: Progress) -> tuple[_State, Float[Tensor, "active memory"]]:
         """Put the newest difference in place of the oldest; return the products of all with the newest residual."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invertible_attention._differentiation import functional_transforms_active
 from invertible_attention._mapped import is_mapped
+from invertible_attention.logdet.linearization import linear_part_of
 from invertible_attention.solvers.batched import choose, sample_norm, wide_dtype
 
 __all__ = ["Branch", "Problem", "Progress", "select"]
@@ -89,18 +90,27 @@ class Problem:
         return hasattr(self.branch, "precondition")
 
     def precondition(
-        self, residual: Float[Tensor, "active features"], samples: Tensor | None = None
+        self,
+        residual: Float[Tensor, "active features"],
+        samples: Tensor | None = None,
+        *,
+        at: Float[Tensor, "active features"] | None = None,
     ) -> Float[Tensor, "active features"]:
-        """Return about ``(I + J)^-1 residual`` by the branch's own ``precondition``.
+        """Return about ``(I + J)^-1 residual`` by the branch's own ``precondition``, or by its linear part at a point.
 
-        Samples for which the branch has none, or one that is not finite, get their residual back. ``samples`` says
-        which active samples the rows are.
+        Samples for which the branch has none, or one that is not finite, get their residual back.
+
+        Args:
+            residual: what to multiply.
+            samples: which active samples the rows are.
+            at: where the Jacobian is meant, for a branch that offers its linear part there.
         """
         if not self.has_preconditioner:
             return residual
         args = self.args if samples is None else _gather(self.args, samples)
         shaped = residual.reshape(residual.shape[0], *self.event_shape)
-        about = self.branch.precondition(shaped, *args)  # pyright: ignore[reportFunctionMemberAccess]
+        part = None if at is None else linear_part_of(self.branch, at.reshape(shaped.shape), args)
+        about = part.solve(shaped) if part is not None else self.branch.precondition(shaped, *args)  # pyright: ignore[reportFunctionMemberAccess]
         about = about.reshape(residual.shape).to(residual.dtype)
         return choose(torch.isfinite(about).all(dim=1), about, residual)
 
