@@ -7,7 +7,7 @@ A table stands between two comments, of which the first says what it is:
 - ``<!-- results: density-study.comparison digits !*-times -->`` from the files under results/: a kind of results and
   the name of one of its tables, of the folders that match the patterns and none of those with ``!``; all by default;
 - ``<!-- table: … -->`` the same without title, caption and sources;
-- ``<!-- code: commands -->`` from the code.
+- ``<!-- code: commands -->`` from the code, as is ``<!-- code: options -->``, the help of every command.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 from invertible_attention.attention.functional import IMPLEMENTATIONS
+from invertible_attention.cli.application import build
 from invertible_attention.cli.commands import COMMANDS
 from invertible_attention.experiments.report.kinds import Kind, Result, kinds
 from invertible_attention.experiments.report.render import section_markdown, to_markdown
@@ -116,7 +118,15 @@ def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-CODE = {"commands": _commands, "implementations": _implementations}
+def _options() -> str:
+    """Describe every command, its options and their defaults, as ``--help`` does."""
+    # The usage of a part starts with the running program, of which cyclopts replaces one word.
+    with patch.object(sys, "argv", ["invertible-attention"]):
+        text = build().generate_docs()
+    return re.sub(r"## Table of Contents\n.*?(?=\*\*Commands)", "", text, count=1, flags=re.DOTALL)
+
+
+CODE = {"commands": _commands, "options": _options, "implementations": _implementations}
 
 
 def main() -> int:

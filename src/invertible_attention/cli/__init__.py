@@ -45,7 +45,7 @@ def _run(arguments: list[str]) -> int:
     from .commands import requested
 
     command = requested(arguments)
-    app = build(command)
+    app = build([command])
     try:
         if command is not None and not {"--help", "-h"} & set(arguments):
             require(command.extra)

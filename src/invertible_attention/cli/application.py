@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.metadata import version
 
 from cyclopts import App
@@ -11,10 +12,11 @@ from .commands import COMMANDS, Command
 __all__ = ["build"]
 
 
-def build(requested: Command | None = None) -> App:
+def build(described: Collection[Command | None] = COMMANDS) -> App:
     """Return the command line.
 
-    Only the requested command is imported when help is shown; the others have their line in the list.
+    Args:
+        described: commands whose help is their own, for which they are imported; others have their line in the list.
     """
     app = App(
         name="invertible-attention",
@@ -25,6 +27,6 @@ def build(requested: Command | None = None) -> App:
         result_action="return_value",
     )
     for position, command in enumerate(COMMANDS):
-        help = None if command is requested else command.help
+        help = None if command in described else command.help
         app.command(command.target, name=command.name, help=help, sort_key=position)
     return app

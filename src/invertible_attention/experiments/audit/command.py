@@ -24,10 +24,10 @@ def audit(
     output: Output = Path("runs/audit"),
     attack: Annotated[bool, flag("Search for a local Lipschitz constant above its bound.")] = False,
     configurations: Annotated[
-        int | None, number("Random layers to attack.", 0, show_default="10000; with --quick 500")
+        int | None, number("Random layers to attack.", 0, show_default="10000; with --quick: 500")
     ] = None,
     networks: Annotated[
-        int | None, number("Random residual networks to attack.", 0, show_default="20; with --quick 3")
+        int | None, number("Random residual networks to attack.", 0, show_default="20; with --quick: 3")
     ] = None,
     steps: Annotated[int, number("Steps of each gradient ascent of an attack.")] = 40,
     samples: Annotated[int, number("Inputs per trained network.")] = 8,
@@ -40,11 +40,12 @@ def audit(
 ) -> None:
     """Measure whether a trained network is really invertible, or attack the certificate itself.
 
-    ``audit CHECKPOINT`` looks at every residual block of what reconstruct, density or camouflage wrote: round-trip
-    error, local Lipschitz constant, certificate, function evaluations, second preimages.
+    With a checkpoint, every residual block of what reconstruct, density or camouflage wrote: round-trip error, local
+    Lipschitz constant, certificate, function evaluations, second preimages. With --attack, random layers of every
+    kind, scale and precision are searched for one that exceeds its bound; with both, the search starts from the
+    trained weights:
 
-    ``audit --attack`` searches random layers of every kind, scale and precision for one that exceeds its bound, and
-    ``audit CHECKPOINT --attack`` does the same from trained weights.
+        invertible-attention audit runs/density --samples 16
 
     The output folder gets results.json, report.html and the figures.
     """

@@ -65,7 +65,9 @@ def evaluate(
 ) -> None:
     """Score a trained network on test sets, or anybody's folder of maps against a folder of masks.
 
-    Scores: S, F, E, weighted F and mean absolute error, with pysodmetrics, at the size of the masks.
+    Scores: S, F, E, weighted F and mean absolute error, with pysodmetrics, at the size of the masks:
+
+        invertible-attention camouflage evaluate --predictions maps --masks TestDataset
     """
     by_network, by_maps = checkpoint is not None, predictions is not None and masks is not None
     if by_network == by_maps or (predictions is None) != (masks is None):

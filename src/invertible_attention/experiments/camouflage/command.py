@@ -87,7 +87,9 @@ def study(
     """Train every row of Table 4 with every seed, one after another, and report on all of them.
 
     Finished networks are kept; an interrupted one continues where it stopped. More models and seeds can be added to a
-    folder with --resume, and several processes may work on one folder at once.
+    folder with --resume, and several processes may work on one folder at once:
+
+        invertible-attention camouflage study --data COD10K CAMO --models base certified-concatenation --seeds 0 1 2
     """
     configuration = Configuration.choose(generated=not folders.given, quick=quick, **given.given())
     parallel = spread.parallel(batch_size=configuration.batch_size, precision=configuration.precision)

@@ -41,7 +41,12 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a density; print its exact or unbiased bits per dimension, draw samples, write a report."""
+    """Train a density; print its exact or unbiased bits per dimension, draw samples, write a report.
+
+    For example, four heads of certified attention after the first and the last block of the first scale:
+
+        invertible-attention density train --attention embedded_gaussian --heads 4 --attention-after 0:0 0:-1
+    """
     configuration = Configuration.choose(quick=quick, **given.given())
     parallel = spread.parallel(batch_size=configuration.batch_size, precision=precision)
     from .run import train_run

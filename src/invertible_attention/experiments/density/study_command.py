@@ -53,7 +53,12 @@ def study(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train every variant with every seed and compare them, paired by seed, with the first."""
+    """Train every variant with every seed and compare them, paired by seed, with the first.
+
+    A variant is a model or a response, a constraint, and settings, divided by ``/``:
+
+        invertible-attention density study --variants none concatenation/certified/heads=2 maf --seeds 5 --jobs 4
+    """
     base = Configuration.choose(quick=quick, **given.given() | {"attention": "none"})
     from .study import run_study
 

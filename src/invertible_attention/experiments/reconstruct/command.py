@@ -36,7 +36,9 @@ def reconstruct(
     One attention block on squeezed images is trained towards a fixed random target, then inverted on all test
     images. The output folder gets results.json, report.html, figures and checkpoints.
 
-    Options that are lists take several values: --constraints certified released.
+    Lists take several values:
+
+        invertible-attention reconstruct --dataset cifar10 --constraints certified released --repeats 1
     """
     chosen = given.given()
     configuration = Configuration.choose(quick=quick, **chosen)
