@@ -59,11 +59,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if marker := item.get_closest_marker("cpu"):
                 item.add_marker(pytest.mark.skip(reason=f"needs the CPU: {marker.args[0]}"))
-    if torch.__version__.startswith("2.8."):
-        skip = pytest.mark.skip(reason="PyTorch 2.8 does not trace the object that holds a layer's weights")
-        for item in items:
-            if item.get_closest_marker("compiles"):
-                item.add_marker(skip)
 
 
 def pytest_unconfigure() -> None:
