@@ -35,6 +35,7 @@ class _State:
         gram: inner products of the residual differences, regularised; those in use are apart from the others.
         valid: which of the differences are in use.
         cursor: where the next difference goes, the same for all samples.
+        started: whether there was a first step.
         x: the iterate the next difference is taken from.
         residual: the residual there.
         best: the smallest residual norm before the newest evaluation.
@@ -50,6 +51,7 @@ class _State:
     gram: Float[Tensor, "active memory memory"]
     valid: Bool[Tensor, "active memory"]
     cursor: int
+    started: bool
     x: Float[Tensor, "active features"]
     residual: Float[Tensor, "active features"]
     best: Float[Tensor, " active"]
@@ -130,6 +132,7 @@ class Anderson(Solver):
             gram=torch.eye(self.memory, **wide).repeat(batch, 1, 1),
             valid=torch.zeros(batch, self.memory, dtype=torch.bool, device=z.device),
             cursor=0,
+            started=False,
             x=z,
             residual=z,
             best=torch.full((batch,), torch.inf, **wide),
@@ -143,8 +146,10 @@ class Anderson(Solver):
         self, problem: Problem, state: _State, progress: Progress, budget: Int[Tensor, " active"]
     ) -> Step:
         """Return the accelerated iterate, or the Picard step from the best one where acceleration fails."""
+        if not state.started:
+            return self._first_step(problem, state, progress)
         state, products = self._remember(state, progress)
-        state, fallback = self._judge(state, progress, problem.contraction)
+        state, fallback = self._judge(state, progress, problem)
         # The first Picard step from an iterate is a full one; when the sample comes back to it, half as long.
         damping = torch.exp2(-state.picard_steps.to(problem.z.dtype))
         gamma, _ = torch.linalg.solve_ex(state.gram, products)
@@ -160,7 +165,6 @@ class Anderson(Solver):
             remainder = progress.residual - explained
             preconditioned = problem.precondition(remainder, at=progress.x)
             x = choose(state.trust > 0, x + (remainder - preconditioned), x)
-            # There is none: what is left is plain acceleration.
             state = replace(state, trust=state.trust * (preconditioned != remainder).any(dim=1))
         forgets = fallback[:, None]
         x = torch.where(forgets, progress.best_x - damping[:, None] * progress.best_residual, x)
@@ -176,10 +180,31 @@ class Anderson(Solver):
         )
         return Step(x, state)
 
+    def _first_step(self, problem: Problem, state: _State, progress: Progress) -> Step:
+        """Return the step from the first iterate, where there are no differences yet."""
+        residual = progress.residual
+        step = problem.precondition(residual, at=progress.x)
+        trust = state.trust
+        if problem.has_preconditioner:
+            # There is none where it gives back what it was given: what is left is plain acceleration.
+            trust = trust * (step != residual).any(dim=1)
+        state = replace(
+            state,
+            started=True,
+            x=progress.x,
+            residual=residual,
+            best=progress.best_norm,
+            trust=trust,
+            extrapolated=trust > 0,
+            picard_steps=1 - trust,
+        )
+        return Step(progress.x - step, state)
+
     def _judge(
-        self, state: _State, progress: Progress, contraction: float | None
+        self, state: _State, progress: Progress, problem: Problem
     ) -> tuple[_State, Bool[Tensor, " active"]]:
         """Return which samples must fall back on a Picard step, having counted what they did."""
+        contraction = problem.contraction
         shrink, patience = (_SHRINK, self.memory + 1) if contraction is None else (math.sqrt(contraction), 1)
         enough = torch.where(state.extrapolated, shrink * state.best, state.best)
         improved = progress.norm < enough
@@ -188,10 +213,13 @@ class Anderson(Solver):
         fallback = state.extrapolated & (unimproved >= patience) & (picard_steps == 0)
         fallback |= (progress.norm > _GROWTH * progress.best_norm) | (progress.norm == math.inf)
         unimproved = torch.where(fallback, 0, unimproved)
+        state = replace(state, unimproved=unimproved, picard_steps=picard_steps)
+        if not problem.has_preconditioner:
+            return state, fallback
         helped = improved & state.extrapolated & (state.trust > 0)
         trust = (state.trust + helped).clamp(max=_MOST_TRUST)
         trust = torch.where(fallback, (trust - 1).clamp(min=0), trust)
-        return replace(state, unimproved=unimproved, picard_steps=picard_steps, trust=trust), fallback
+        return replace(state, trust=trust), fallback
 
     def _remember(self, state: _State, progress: Progress) -> tuple[_State, Float[Tensor, "active memory"]]:
         """Put the newest difference in place of the oldest; return the products of all with the newest residual."""
