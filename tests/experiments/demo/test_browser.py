@@ -194,6 +194,35 @@ def test_a_pixel_can_be_chosen_from_the_keyboard(finished: Any) -> None:
     assert find(finished, "#attention figcaption").text.startswith("The block at row")
 
 
+def test_a_group_of_choices_is_one_tab_stop_with_arrow_keys(finished: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    groups = finished.find_elements("css selector", "fieldset")
+    names = [
+        {radio.get_attribute("name") for radio in group.find_elements("css selector", "input[type=radio]")}
+        for group in groups
+    ]
+    names = [found for found in names if found]
+    assert len(names) >= 4
+    assert all(len(found) == 1 for found in names)
+    assert len(set.union(*names)) == len(names)
+
+    def chosen() -> str:
+        return find(finished, "#response input:checked").get_attribute("value")
+
+    before = chosen()
+    finished.execute_script("document.querySelector('#response input:checked').focus()")
+    finished.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    wait(finished, lambda b: chosen() != before)
+    finished.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+    wait(finished, lambda b: chosen() == before)
+    stops = 0
+    while finished.switch_to.active_element.get_attribute("id") != "run":
+        finished.switch_to.active_element.send_keys(Keys.TAB)
+        stops += 1
+        assert stops <= 5, finished.switch_to.active_element.get_attribute("outerHTML")[:200]
+
+
 def test_everything_can_be_reached_and_named(finished: Any) -> None:
     script = """
     const images = (e) => [...e.querySelectorAll('img')].map((i) => i.alt).join('');
@@ -211,7 +240,7 @@ def test_everything_can_be_reached_and_named(finished: Any) -> None:
 
 
 def test_it_fits_a_phone(finished: Any, tmp_path: Path) -> None:
-    for name, width in (("desktop", 1280), ("phone", 390)):
+    for name, width in (("desktop", 1300), ("narrow", 500), ("phone", 375)):
         screenshot(finished, tmp_path / f"{name}.png", width)
         assert finished.execute_script("return document.documentElement.scrollWidth") <= width
         with Image.open(tmp_path / f"{name}.png") as image:

@@ -7,17 +7,23 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from invertible_attention._install import install_line
 from invertible_attention.cli import main
+from invertible_attention.experiments.data import open_image, to_tensor
+from invertible_attention.experiments.data.preparation import cover
+from invertible_attention.experiments.demo.attention_map import attention_row
 from invertible_attention.experiments.demo.computation import Outcome
 from invertible_attention.experiments.demo.drawing import magnification
+from invertible_attention.experiments.demo.options import Options
 
 gradio = pytest.importorskip("gradio", reason="the page needs the extra demo")
 
@@ -31,7 +37,7 @@ def page() -> Any:
 
 def give(page: Any, upload: Path | None = None, **changed: Any) -> tuple[Any, ...]:
     choices: dict[str, Any] = {
-        "picture": "Cat",
+        "picture": "Cat" if upload is None else page.OWN,
         "response": "concatenation",
         "normalization": "column",
         "constraint": "certified",
@@ -60,6 +66,26 @@ def test_a_picture_is_computed_and_shown(page: Any, tmp_path: Path) -> None:
 def test_every_photograph_is_there(page: Any) -> None:
     for name in page.PICTURES:
         assert min(page._picture(None, name).size) > 200
+
+
+@pytest.mark.parametrize("suffix", ["tif", "tiff"])
+def test_a_tiff_is_read_as_the_command_line_reads_it(page: Any, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(np.linspace(0, 65535, 40 * 40).reshape(40, 40).astype(np.uint16)).save(path)
+    assert give(page, path)[0].pixels.equal(to_tensor(cover(open_image(path), (32, 32)))[None])
+
+
+def test_nothing_else_runs_where_a_picture_was_refused(page: Any) -> None:
+    outcome, html, *_ = give(page, picture=page.OWN)
+    assert outcome is None
+    assert "No picture was taken" in html
+
+
+def test_the_default_shows_where_a_pixel_attends(page: Any) -> None:
+    options = Options()
+    outcome = page.compute(page._picture(None, "Astronaut"), replace(options, steps=20))
+    shares = attention_row(outcome.chosen.network, outcome.x, options.size // 2, options.size // 2)
+    assert float(shares.max() - shares.min()) > 0.1
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ from .upload import FORMATS, MAX_BYTES, MAX_PIXELS, read_picture
 
 __all__ = ["build", "stop"]
 
+OWN = "Your own"
+"""The choice of the picture that is uploaded; the page's script makes it when a file is given."""
+
 PICTURES = {
     "Astronaut": "skimage/data/astronaut.png",
     "Cat": "skimage/data/chelsea.png",
@@ -113,43 +116,49 @@ def _choices() -> tuple[Any, Any, list[Any]]:
     """Lay out what can be chosen; return the upload, the photograph, and the rest in the order of Options."""
     upload = gr.File(
         label="Your own picture",
-        file_types=[".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"],
         height=150,
         elem_id="upload",
     )
     gr.Markdown(LIMITS, elem_classes="ia-note")
-    picture = gr.Dropdown(
-        list(PICTURES),
+    picture = gr.Radio(
+        [OWN, *PICTURES],
         value="Astronaut",
-        label="or a photograph",
-        info="Used when no picture is given above.",
+        label="Picture",
+        info="Which one goes through.",
+        elem_id="picture-choice",
     )
+    upload.upload(lambda: OWN, outputs=[picture], api_visibility="private")
     response = gr.Radio(
         [(title, name) for name, title in RESPONSES.items()],
-        value="concatenation",
+        value=Options.response,
         label="Response",
         info="How pairs of 2×2 blocks are scored.",
         elem_id="response",
     )
     constraint = gr.Radio(
         [(title, name) for name, title in CONSTRAINTS.items()],
-        value="certified",
+        value=Options.constraint,
         label="Constraint",
         info="What keeps the block invertible.",
         elem_id="constraint",
     )
     normalization = gr.Radio(
         [(title, name) for name, title in NORMALIZATIONS.items()],
-        value="column",
+        value=Options.normalization,
         label="Normalization",
         info="The authors’ code has its own.",
         elem_id="normalization",
     )
     with gr.Accordion("More", open=False):
         size = gr.Radio(
-            list(SIZES), value=64, label="Size", info="Side of the square the picture is brought to."
+            list(SIZES),
+            value=Options.size,
+            label="Size",
+            info="Side of the square the picture is brought to.",
         )
-        steps = gr.Slider(0, STEPS, value=60, step=1, label="Training steps", info="More take longer.")
+        steps = gr.Slider(
+            0, STEPS, value=Options.steps, step=1, label="Training steps", info="More take longer."
+        )
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Of weights, noise and target.")
     return upload, picture, [response, normalization, constraint, size, steps, seed]
 
@@ -226,7 +235,11 @@ def _shown(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def _picture(upload: str | None, name: str) -> Image.Image:
-    if upload:
+    if name == OWN:
+        if not upload:
+            raise ExperimentError(
+                f"no picture was taken: give a file of at most {MAX_BYTES // 2**20} MB, or choose a photograph"
+            )
         return read_picture(Path(upload))
     if name not in PICTURES:
         raise ExperimentError("choose one of the photographs, or give a picture")

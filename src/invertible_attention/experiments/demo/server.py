@@ -22,6 +22,8 @@ __all__ = ["HOST", "serve", "serving"]
 HOST = "127.0.0.1"
 """The only address that is listened on."""
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 UPLOADS = "invertible-attention-demo-"
 """How the name of the folder for uploads begins."""
 
@@ -131,7 +133,8 @@ def _application() -> FastAPI:
         pwa=False,
         enable_monitoring=False,
         theme=_theme(),
-        css_paths=Path(__file__).parent / "templates" / "page.css",
+        css_paths=TEMPLATES / "page.css",
+        head=f"<script>{(TEMPLATES / 'page.js').read_text(encoding='utf-8')}</script>",
     )
 
 
