@@ -48,12 +48,12 @@ def glow(layers: int, response: str, blocks: int, width: int) -> Model:
         flows.append([*attention, *steps, nf.flows.Squeeze()])
         merges += [nf.flows.Merge()] if level else []
         bases.append(nf.distributions.DiagGaussian((channels if level == 0 else channels // 2, side, side)))
-    model = nf.MultiscaleFlow(bases, flows, merges, class_cond=False)
+    model: Any = nf.MultiscaleFlow(bases, flows, merges, class_cond=False)
     return model, lambda x: model.log_prob(x, None), model.sample, lambda n: torch.rand(n, 3, 32, 32)
 
 
 def nsf(layers: int, response: str, blocks: int, width: int) -> Model:
-    flow = zuko.flows.NSF(64, transforms=blocks, hidden_features=(width, width))
+    flow: Any = zuko.flows.NSF(64, transforms=blocks, hidden_features=(width, width))
     parts = list(flow.transform.transforms)
     for place in range(layers):
         parts.insert(2 * place, to_zuko(InvertibleAttention(4, response), view=(4, 4, 4)))
