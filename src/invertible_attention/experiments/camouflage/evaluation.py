@@ -15,7 +15,7 @@ from ..data.appearance import UnclearImageError
 from ..data.folder import folders_in, split_of
 from ..data.source import UnusableImageError, open_image
 from ..errors import ExperimentError
-from .data.layouts import MASK_FOLDERS, dataset_of
+from .data.layouts import TRUTH_FOLDERS, dataset_of
 from .data.masks import gray_values, read_mask
 from .data.pairs import Collection, by_stem, files_in
 from .data.problems import Problem, report_problems
@@ -247,11 +247,11 @@ def _with_files(root: Path, what: str) -> list[Path]:
 def _truths(root: Path) -> dict[str, Path]:
     """Return the folder of masks of every dataset; those for training are left aside where there are others."""
     folders = _with_files(root, "masks")
-    named = [folder for folder in folders if folder.name.lower() in MASK_FOLDERS]
+    named = [folder for folder in folders if folder.name.lower() in TRUTH_FOLDERS]
     tested = [folder for folder in named if "train" not in map(split_of, folder.relative_to(root).parts)]
     found: dict[str, Path] = {}
     for folder in tested or named or folders:
-        names = [name for name in _lineage(root, folder) if name.lower() not in MASK_FOLDERS]
+        names = [name for name in _lineage(root, folder) if name.lower() not in TRUTH_FOLDERS]
         own = next((name for name in names if _is_own(name)), None)
         _add(found, dataset_of(own or next(iter(names), folder.name)), folder)
     return found

@@ -13,6 +13,7 @@ from .source import ImageSource, open_image
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "MASK_FOLDERS",
     "ImageFolder",
     "describe_folder",
     "folder_splits",
@@ -22,7 +23,8 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-MASK_FOLDERS = frozenset({"gt", "mask", "masks", "edge", "edges", "annotations"})
+MASK_FOLDERS = ("gt_object", "gt", "gts", "masks", "mask")
+NO_IMAGES = frozenset({*MASK_FOLDERS, "edge", "edges", "annotations"})
 CELEBA_IMAGES = "img_align_celeba"
 CELEBA_PARTITION = "list_eval_partition.txt"
 CELEBA_SPLITS = {"0": "train", "1": "valid", "2": "test"}
@@ -72,7 +74,7 @@ def image_files(root: Path) -> list[Path]:
     """Return every image file below ``root``, sorted, each once; hidden files and folders of masks are skipped."""
     files: dict[Path, Path] = {}
     for folder in folders_in(root):
-        if any(part.lower() in MASK_FOLDERS for part in folder.relative_to(root).parts):
+        if any(part.lower() in NO_IMAGES for part in folder.relative_to(root).parts):
             continue
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():

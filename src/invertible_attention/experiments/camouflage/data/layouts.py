@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...data.folder import image_files, split_of
+from ...data.folder import MASK_FOLDERS, image_files, split_of
 from ...errors import ExperimentError
 from ...published import TABLE_4_DATASETS
 from .pairs import Collection, Pair, by_stem, files_in, pair_by_stem
 from .problems import Problem
 
-__all__ = ["LAYOUTS", "MASK_FOLDERS", "Part", "collect", "dataset_of", "find_parts"]
+__all__ = ["LAYOUTS", "TRUTH_FOLDERS", "Part", "collect", "dataset_of", "find_parts"]
 
 IMAGE_FOLDERS = ("imgs", "img", "images", "image", "im")
-MASK_FOLDERS = ("gt_object", "gt", "gts", "masks", "mask", "objects")
+TRUTH_FOLDERS = (*MASK_FOLDERS, "objects")
 LAYOUTS = (
     "TrainDataset/{Imgs,GT} and TestDataset/NAME/{Imgs,GT}",
     "Train/NAME/{Image,Mask} and Test/NAME/{Image,Mask}",
@@ -158,9 +158,9 @@ def _walk(root: Path) -> Iterator[Part]:
         images = _named(here, names, IMAGE_FOLDERS)
         if images is None:
             continue
-        masks = _named(here, names, MASK_FOLDERS)
+        masks = _named(here, names, TRUTH_FOLDERS)
         names[:] = [name for name in names if here / name not in (images, masks)]
-        images, masks = _innermost(images, IMAGE_FOLDERS), masks and _innermost(masks, MASK_FOLDERS)
+        images, masks = _innermost(images, IMAGE_FOLDERS), masks and _innermost(masks, TRUTH_FOLDERS)
         divided = [path for path in sorted(images.iterdir()) if path.is_dir() and split_of(path.name)]
         if divided and not files_in(images):
             for path in divided:
