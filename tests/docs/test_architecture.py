@@ -1,0 +1,86 @@
+"""The map of the code leads to files that exist, and to the answers of a maintainer's questions in two tries."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "invertible_attention"
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+ROWS = {
+    question: re.findall(r"`([\w/*.]+)`", where)
+    for question, where in re.findall(r"^\| (.+?\?) \| (.+) \|$", PAGE, re.MULTILINE)
+}
+
+# What a maintainer asks, the row that is read for it, and what the answer is called.
+QUESTIONS = [
+    (
+        "Anderson takes a step that makes the residual worse: where does it fall back?",
+        "Which step",
+        "Anderson._judge",
+    ),
+    ("Where is the tolerance compared with the residual?", "When does a solver stop", "_Run.evaluate"),
+    (
+        "A bound is violated: where is the formula of the certificate?",
+        "Where does the Lip",
+        "attention_log_bound",
+    ),
+    ("Why did it take the N×N matrix for 5,000 tokens?", "Which implementation", "choose"),
+    (
+        "Who initializes the radius from the first batch?",
+        "Which weights does attention",
+        "AttentionBranch._set",
+    ),
+    ("Where is the random cut of the Russian roulette drawn?", "How is `log det", "RussianRoulette"),
+    ("How do I let a user's own layer have a Lipschitz bound?", "any module", "register_lipschitz_bound"),
+    (
+        "Where is CMYK or 16-bit data turned into what a network takes?",
+        "How is an image file decoded",
+        "as_shown",
+    ),
+    ("A results file has a field that no table shows: where is the list?", "Which results files", "Kind"),
+    ("Context in FrEIA arrives as c: where is it passed on?", "in another flow library", "FreiaModule"),
+]
+
+
+def files(question: str) -> list[Path]:
+    """The files of a row, in its order."""
+    return [path for entry in ROWS[question] for path in sorted(SOURCE.rglob(entry))]
+
+
+@pytest.mark.parametrize("question", ROWS)
+def test_files_of_a_question_exist(question: str):
+    missing = [entry for entry in ROWS[question] if not list(SOURCE.rglob(entry.rstrip("/")))]
+    assert ROWS[question]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:\w+/)+\w+\.py|_?\w+\.py)`", PAGE))))
+def test_files_in_the_text_exist(name: str):
+    assert list(SOURCE.rglob(name))
+
+
+def defined(path: Path) -> set[str]:
+    """Names of classes, functions and methods, methods also with their class."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            names |= {
+                f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)
+            }
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("question", "row", "answer"), QUESTIONS, ids=[question for question, *_ in QUESTIONS]
+)
+def test_a_maintainer_finds_it_in_two_tries(question: str, row: str, answer: str):
+    (found,) = (asked for asked in ROWS if row in asked)
+    tries = files(found)[:2]
+    assert any(answer in defined(path) for path in tries), tries
