@@ -196,7 +196,7 @@ def test_a_mapped_inverse_that_fails_says_which():
         assert vmap(lambda z: layer.inverse(z, strict=False))(z).shape == z.shape
 
 
-def test_solvers_of_ones_own_branch():
+def test_solver_with_a_custom_branch_under_vmap():
     z = torch.randn(2, 3, 4, dtype=torch.float64)
     x = vmap(lambda z: ia.Anderson().solve(lambda x: x.sin() / 2, z).value)(z)
     torch.testing.assert_close(x + x.sin() / 2, z)
@@ -205,7 +205,7 @@ def test_solvers_of_ones_own_branch():
         vmap(lambda w, z: ia.Anderson().solve(lambda x: w * x.sin(), z).value)(weight, z)
 
 
-def test_what_does_not_work_says_what_to_do():
+def test_unsupported_transforms_say_what_to_do():
     layer, x = attention()
     z = layer(x).detach()
     with pytest.raises(RuntimeError, match="use reverse mode"):

@@ -31,7 +31,7 @@ def test_later_batches_do_not_matter():
     assert bool(layer.initialized)
 
 
-def test_samples_that_are_not_finite_are_left_out():
+def test_non_finite_samples_are_skipped():
     torch.manual_seed(0)
     x = torch.randn(16, 2, 3)
     spoiled = torch.cat([x, torch.full((1, 2, 3), torch.nan), torch.full((1, 2, 3), torch.inf)])

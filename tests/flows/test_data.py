@@ -75,7 +75,7 @@ def test_bad_arguments(call, words):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @given(value=st.floats(-300, 300).filter(lambda value: not (value.is_integer() and 0 <= value < 256)))
 @settings(max_examples=25, deadline=None)
-def test_values_it_was_not_made_for_are_refused(value, dtype):
+def test_out_of_range_values_are_refused(value, dtype):
     x = torch.tensor([[3.0, value]], dtype=dtype)
     if float(x[0, 1]).is_integer() and 0 <= x[0, 1] < 256:  # rounded to one that it was made for
         assert Dequantize()(x).isfinite().all()
@@ -104,7 +104,7 @@ def test_padding_may_hold_anything():
     assert 7 <= 256 * z[0, 0, 0] < 8
 
 
-def test_values_that_cannot_be_looked_at_become_nan():
+def test_out_of_range_values_become_nan_under_transforms():
     z = torch.func.vmap(Dequantize(), randomness="different")(torch.tensor([[[2.0, 0.5]]]))
     assert z.isnan().tolist() == [[[False, True]]]
 

@@ -19,7 +19,7 @@ def autoregressive(seed: int, context_features: int | None = None) -> transforms
     return transforms.MaskedAffineAutoregressiveTransform(2, 16, context_features=context_features)
 
 
-def test_inverse_then_forward_is_the_identity_as_its_own_tests_ask():
+def test_nflows_round_trip():
     # What nflows asks of every transform in its tests: the composition of inverse and transform.
     for arguments in ({}, {"response": "gaussian"}, {"response": "concatenation", "normalization": "row"}):
         transform = to_nflows(attention(**arguments), view=(1, 2)).double()

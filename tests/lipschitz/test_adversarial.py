@@ -76,7 +76,7 @@ def test_frozen_weights_stay_frozen_also_after_an_error():
     assert torch.equal(weight, torch.ones(2, 2))
 
 
-def test_zero_steps_measure_where_they_are():
+def test_zero_steps_measure_the_start():
     found = adversarial_lipschitz(torch.sin, torch.tensor([[1.0]]), steps=0)
     assert found.constant == pytest.approx(torch.cos(torch.tensor(1.0)).item())
     assert torch.equal(found.x, torch.tensor([[1.0]]))
@@ -95,6 +95,6 @@ def test_bounds_that_say_nothing_or_everything():
 
 
 @pytest.mark.parametrize(("options", "message"), [({"steps": -1}, "-1"), ({"lr": 0.0}, "0.0")])
-def test_bad_input_is_named(options, message):
+def test_bad_input_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         adversarial_lipschitz(torch.sin, torch.ones(1, 1), **options)

@@ -64,7 +64,7 @@ def test_settled_samples_leave_and_the_index_says_which_remain():
     assert seen[-1] == [1]
 
 
-def test_sample_that_is_not_finite_is_left_out():
+def test_non_finite_sample_is_skipped():
     x = torch.tensor([[math.nan], [2.0]], dtype=torch.float64)
     found = find_second_preimage(lambda y, index: y**2, x, starts(torch.ones_like(x)), tolerance=1e-8)
     assert found.found.tolist() == [False, True]

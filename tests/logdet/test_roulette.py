@@ -71,7 +71,7 @@ def test_training_value_is_a_log_likelihood(assert_mean, gradient):
     assert_mean(draws, torch.tensor(4 * math.log(1.5), dtype=torch.float64), precision=0.05)
 
 
-def test_mean_where_a_peer_was_off(assert_mean):
+def test_mean_of_a_known_hard_case(assert_mean):
     """A peer's roulette averages 1.19 on a branch whose log-determinant is 1.62."""
     torch.manual_seed(5)
     diagonal = torch.tensor([0.8, 0.6, 0.5, 0.169], dtype=torch.float64)

@@ -126,7 +126,7 @@ def solve_exactly(weight: Tensor, z: Tensor) -> list[Fraction]:
 @each_solver
 @settings(deadline=None, max_examples=15)
 @given(data=st.data(), gain=st.floats(0.5, 1e3), size=st.integers(1, 8), seed=seeds)
-def test_converged_is_never_a_lie(wild, solver: Solver, data, gain: float, size: int, seed: int):
+def test_converged_implies_small_residual(wild, solver: Solver, data, gain: float, size: int, seed: int):
     branch = wild[data.draw(st.sampled_from(list(wild)))](gain, size, seed)
     z = torch.randn(5, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     tolerance = 1e-8
@@ -141,7 +141,7 @@ def test_converged_is_never_a_lie(wild, solver: Solver, data, gain: float, size:
 @each_solver
 @settings(deadline=None, max_examples=20)
 @given(data=st.data(), gain=st.floats(0.5, 1e2), size=st.integers(1, 8), seed=seeds)
-def test_converged_is_no_lie_in_float32_but_for_the_branch_rounding(
+def test_converged_implies_small_residual_in_float32(
     wild, solver: Solver, data, gain: float, size: int, seed: int
 ):
     branch = wild[data.draw(st.sampled_from(["linear", "rotation", "network", "stretching"]))](
@@ -156,7 +156,7 @@ def test_converged_is_no_lie_in_float32_but_for_the_branch_rounding(
 
 
 @each_solver
-def test_slow_contraction_that_peers_count_as_solved(solver: Solver):
+def test_slow_contraction_is_solved_to_tolerance(solver: Solver):
     # g = -0.97 x: the Picard iterates move little long before they are near the solution.
     z = torch.ones(1, 1, dtype=torch.float64)
     solution = solver.solve(lambda x: -0.97 * x, z, lipschitz=0.97)
@@ -310,7 +310,7 @@ def test_events_of_any_rank(solver: Solver, shape: tuple[int, ...]):
 
 @each_solver
 @pytest.mark.parametrize("shape", [(0, 3), (0,), (3, 0), (0, 0)])
-def test_nothing_to_solve_is_solved(solver: Solver, shape: tuple[int, ...]):
+def test_empty_batch_is_solved(solver: Solver, shape: tuple[int, ...]):
     solution = solver.solve(lambda x: x, torch.zeros(shape), lipschitz=0.5)
     assert solution.value.shape == shape
     assert solution.converged.tolist() == [True] * shape[0]
@@ -385,7 +385,7 @@ def test_no_gradients_are_recorded(solver: Solver):
 
 
 @each_solver
-def test_inputs_are_left_alone(solver: Solver):
+def test_inputs_are_not_modified(solver: Solver):
     z = torch.randn(4, 3)
     arg = torch.rand(4, 1) / 2
     before, arg_before = z.clone(), arg.clone()
@@ -489,7 +489,7 @@ def test_lipschitz_constant_must_make_sense(solver: Solver, value: float | Tenso
 
 @each_solver
 @pytest.mark.parametrize("value", [1.0, math.inf, torch.tensor(math.inf), 3.0, None])
-def test_no_certificate_no_bound(solver: Solver, value: float | Tensor | None):
+def test_uncertified_solution_has_no_error_bound(solver: Solver, value: float | Tensor | None):
     assert solver.solve(lambda x: 0.5 * x, torch.ones(3, 2), lipschitz=value).error_bound.isinf().all()
 
 

@@ -69,7 +69,7 @@ def test_message_stays_short(failures: int, tail: str | None):
     assert tail is None or tail in message
 
 
-def test_message_says_what_was_solved():
+def test_message_names_the_equation():
     assert "in the adjoint system" in str(ConvergenceError(make([False], [0.5]), "the adjoint system"))
 
 

@@ -34,7 +34,7 @@ def log_weight(name: str, score: float) -> float:
 
 @pytest.mark.parametrize("name", POSITIVE)
 @pytest.mark.parametrize("score", SCORES)
-def test_logarithm_is_exact(name: str, score: float):
+def test_log_phi_is_exact(name: str, score: float):
     found = log_phi(torch.tensor(score, dtype=torch.float64), name).item()
     assert found == pytest.approx(log_weight(name, score), rel=4e-16, abs=4e-16)
 
@@ -55,7 +55,7 @@ def test_slopes_are_derivatives(name: str, score: float):
 @pytest.mark.parametrize("name", list(PHI))
 @given(score=st.floats(-30, 30))
 @settings(deadline=None, max_examples=20)
-def test_slope_of_every_phi(name: str, score: float):
+def test_derivative_of_every_phi(name: str, score: float):
     t = torch.tensor(score, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(PHI[name].weight(t), t)
     torch.testing.assert_close(PHI[name].slope(t.detach()), slope, rtol=1e-14, atol=1e-15)
@@ -64,7 +64,7 @@ def test_slope_of_every_phi(name: str, score: float):
 @pytest.mark.parametrize("name", POSITIVE)
 @given(score=st.floats(-1e4, 1e4))
 @settings(deadline=None, max_examples=20)
-def test_logarithm_is_one_lipschitz(name: str, score: float):
+def test_log_phi_is_1_lipschitz(name: str, score: float):
     phi = PHI[name]
     assert isinstance(phi, PositivePhi)
     slope = phi.log_slope(torch.tensor(score, dtype=torch.float64)).item()
@@ -95,6 +95,6 @@ def test_continuous_slope_at_zero():
 
 
 @pytest.mark.parametrize("name", ["elu", "identity", "relu"])
-def test_no_logarithm_of_what_may_be_negative(name: str):
+def test_log_phi_refuses_signed_functions(name: str):
     with pytest.raises(ValueError, match=repr(name)):
         log_phi(torch.zeros(1), name)

@@ -45,7 +45,7 @@ def test_second_derivative_of_softplus():
     torch.testing.assert_close(curvature, exact, rtol=0, atol=2e-12)
 
 
-def test_single_precision_needs_fewer_terms():
+def test_float32_expansion_has_fewer_terms():
     single = expansion("softplus", torch.float32)
     assert len(single.below) < len(EXPANSIONS["softplus"].below)
     score = torch.linspace(-20, 20, 4001, dtype=torch.float64)
@@ -65,7 +65,7 @@ def matrix(position: Tensor, reverse: bool) -> Tensor:
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=25)
-def test_is_the_decayed_sum(n: int, scale: float, reverse: bool, descending: bool, seed: int):
+def test_decayed_sum_matches_matrix(n: int, scale: float, reverse: bool, descending: bool, seed: int):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, n, 3, generator=generator, dtype=torch.float64)
     position = (
@@ -85,7 +85,7 @@ def test_every_derivative(n: int, reverse: bool):
     assert torch.autograd.gradgradcheck(*arguments)
 
 
-def test_neither_overflows_nor_forgets():
+def test_decayed_sum_neither_overflows_nor_loses_terms():
     position = torch.tensor([-1e5, 0.0, 0.0, 1e5], dtype=torch.float64)
     x = torch.tensor([[1e300], [1.0], [2.0], [3.0]], dtype=torch.float64)
     assert decayed_sum(x, position).flatten().tolist() == [1e300, 1.0, 3.0, 3.0]

@@ -39,7 +39,7 @@ def cores(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.usefixtures("small_strips")
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize(("batch", "heads"), [(1, 1), (1, 3), (2, 1)])
-def test_parts_change_nothing(form: Form, batch: int, heads: int, cores: list[int]):
+def test_strips_in_parts_match_reference(form: Form, batch: int, heads: int, cores: list[int]):
     tensors = problem(form, batch=batch, heads=heads, queries=13, keys=17)
     expected = derivatives(form, "reference", tensors, order=2)
     found = derivatives(form, "blocked", tensors, order=2)
@@ -59,7 +59,7 @@ def test_parts_change_nothing(form: Form, batch: int, heads: int, cores: list[in
     seed=st.integers(0, 999),
 )
 @settings(deadline=None, max_examples=40)
-def test_priors_and_masks_in_parts(
+def test_priors_and_masks_of_strips_in_parts(
     batch: int, heads: int, queries: int, keys: int, shared: bool, masked: bool, threads: int, seed: int
 ):
     form = Form("product", "exp", "column")
