@@ -1,4 +1,4 @@
-"""Whether derivatives are asked for: what need not be computed where they are not."""
+"""Whether derivatives are needed: what can be skipped where they are not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["functional_transforms_active", "is_differentiated"]
 
 
 def functional_transforms_active() -> bool:
-    """Whether the code runs inside ``torch.func.grad``, ``vmap`` and the like."""
+    """Whether a ``torch.func`` transform such as ``grad`` or ``vmap`` is active."""
     return torch._C._are_functorch_transforms_active()
 
 

@@ -1,4 +1,4 @@
-"""What modules have in common whose parameters are set from data."""
+"""Modules whose parameters are initialized from data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of a package that import their modules when they are first asked for (PEP 562), or with another package."""
+"""Lazy imports: names of a package that import their module on first use (PEP 562), or along with another package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lazily(
     def getattribute(name: str) -> Any:
         if renamed and name in renamed:
             warnings.warn(
-                f"{package}.{name} is now called {renamed[name]}; the old name goes with the next release",
+                f"{package}.{name} is now called {renamed[name]}; the old name will be removed in the next release",
                 DeprecationWarning,
                 stacklevel=2,
             )
@@ -56,13 +56,13 @@ def together_with(package: str, module: str) -> None:
 
 
 class _Watch(MetaPathFinder):
-    """Waits for the import of a package, which others do, and imports a module behind it."""
+    """Import hook that imports a module right after a package."""
 
     def __init__(self, package: str, module: str) -> None:
         self.package, self.module = package, module
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """Return nothing, but for the package, which is imported as always and the module behind it."""
+        """Return ``None`` except for the package, whose loader then imports the module too."""
         if fullname != self.package:
             return None
         sys.meta_path.remove(self)
@@ -81,6 +81,6 @@ class _Watch(MetaPathFinder):
 
 
 def _importing(package: str) -> bool:
-    """Whether a part of a package is being imported, which cannot be interrupted by the import of another."""
+    """Whether any module of a package is in the middle of its import, where no other may be imported."""
     parts = [module for name, module in list(sys.modules.items()) if name.startswith(package + ".")]
     return any(getattr(part.__spec__, "_initializing", False) for part in parts)

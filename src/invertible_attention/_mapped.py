@@ -1,4 +1,4 @@
-"""What :func:`torch.func.vmap` maps over, for iterations that stop when the data say so and cannot be traced.
+"""Iterative solves under :func:`torch.func.vmap`, which cannot trace iterations that stop depending on the data.
 
 A mapped axis of samples is folded into their batch; members of an ensemble, whose weights are mapped, are taken one by
 one.
@@ -27,7 +27,7 @@ def is_mapped(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Return the values of a tensor, with one axis more in front for each that it is mapped over."""
+    """Return a tensor without its vmap wrappers, with one more leading axis for each level it is mapped at."""
     while level := _level(tensor):
         tensor = _unmapped(tensor, level)
     return _values(tensor)
@@ -36,7 +36,7 @@ def plain(tensor: Tensor) -> Tensor:
 def outside_vmap(
     function: Callable[..., Result], *tensors: Tensor | None, module: nn.Module | None = None
 ) -> Result:
-    """Call a function, which computes values and no gradients, so that it sees nothing that is mapped over.
+    """Call a function of values (no gradients) outside of vmap: mapped axes are folded into the batch.
 
     Args:
         function: Treats samples independently, and returns a tensor or a dataclass of tensors with one entry per

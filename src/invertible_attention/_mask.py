@@ -1,4 +1,4 @@
-"""Padding masks: which positions of a batch are there, and how they pass through a chain of bijections."""
+"""Padding masks: which positions of a batch are valid, and how masks pass through a chain of bijections."""
 
 from __future__ import annotations
 
@@ -97,5 +97,7 @@ def channelwise(mask: Tensor) -> Bool[Tensor, "batch *spatial"]:
     """
     valid = mask.any(1)
     if not torch.compiler.is_compiling() and not torch.equal(valid, mask.all(1)):
-        raise ValueError("a position must be valid in all channels or in none: the mask cuts through some")
+        raise ValueError(
+            "a position must be valid in all channels or in none, got a mask that differs between channels"
+        )
     return valid

@@ -1,4 +1,4 @@
-"""A module in evaluation mode for a while."""
+"""Temporarily switch a module to evaluation mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["evaluation_mode"]
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Within the block, have a module in evaluation mode; then every part of it is as it was."""
+    """Put a module into evaluation mode within the block, then restore the mode of each of its parts."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Half precisions store; what is computed is computed in single precision or better."""
+"""Which precision is computed in: half precision is for storage only."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["accurate", "raised", "require_real", "wide_dtype", "working_dtype"]
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that is computed in: ``float32`` for half precision."""
+    """Return the dtype to compute in: ``float32`` for half precision."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def require_real(tensor: Tensor) -> None:
-    """Raise :class:`ValueError` for complex numbers, whose imaginary parts would be dropped or make no density."""
+    """Raise :class:`ValueError` for complex numbers: their imaginary parts would be dropped."""
     if tensor.is_complex():
         raise ValueError(f"expected real numbers, got {tensor.dtype}")
 

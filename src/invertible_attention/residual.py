@@ -1,4 +1,4 @@
-"""How ``x + g(x)`` becomes invertible, whatever ``g`` is."""
+"""The residual block ``x + g(x)``: forward, inverse and log-determinant for any branch ``g``."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Residual(Bijection):
         return bool(getattr(self.branch, "uses_mask", False))
 
     def check_input(self, x: Tensor) -> None:
-        """Raise :class:`TypeError` for what is no tensor, :class:`ValueError` for one the block cannot take."""
+        """Raise :class:`TypeError` for anything but a tensor, :class:`ValueError` for one the block cannot take."""
         require_tensor(x)
         if x.dim() < 2 or x.shape[0] == 0:
             raise ValueError(f"expected a non-empty batch (B, ...), got shape {tuple(x.shape)}")
@@ -280,7 +280,7 @@ class Residual(Bijection):
 
 
 def require_tensor(x: object) -> None:
-    """Raise :class:`TypeError` for what is no tensor, such as an array."""
+    """Raise :class:`TypeError` for anything but a tensor, such as a NumPy array."""
     if not isinstance(x, Tensor):
         raise TypeError(f"expected a tensor, got {type(x).__name__}")
 

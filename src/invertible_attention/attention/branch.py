@@ -53,7 +53,7 @@ class AttentionBranch(SetFromData, Evaluation):
         implementation: Passed to :func:`~invertible_attention.attention.functional.attend`.
 
     Raises:
-        TypeError: If channels or heads are no integers.
+        TypeError: If channels or heads are not integers.
         ValueError: If an argument is outside its range, or a certificate is asked of a signed response.
     """
 
@@ -121,7 +121,7 @@ class AttentionBranch(SetFromData, Evaluation):
             if not is_positive(self.response.phi):
                 raise ValueError(f"a certificate needs a positive response, got phi={self.response.phi!r}")
             if self.normalization == "count":
-                raise ValueError("a certificate needs normalised weights, got normalization='count'")
+                raise ValueError("a certificate needs normalized weights, got normalization='count'")
             if self.causal and self.normalization == "column":
                 raise ValueError(
                     "no certificate exists for normalization='column' and causal=True: the last token weighs in "
@@ -222,7 +222,7 @@ class AttentionBranch(SetFromData, Evaluation):
 
 
 def check_counts(**counts: object) -> None:
-    """Raise :class:`TypeError` for what is no integer."""
+    """Raise :class:`TypeError` for values that are not integers."""
     for name, value in counts.items():
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise TypeError(f"{name} must be an integer, got {value!r}")

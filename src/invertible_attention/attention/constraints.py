@@ -70,7 +70,7 @@ class Relaxed(Constraint):
 
     Args:
         coefficient: :math:`c \in (0, 1)`.
-        column_sum: What normalised weights sum to, in (0, 1].
+        column_sum: What normalized weights sum to, in (0, 1].
         constrain_response: Whether the response's transforms :math:`W_1, W_2` (or a, b) are constrained to
             norm :math:`c` too.
 

@@ -1,4 +1,4 @@
-r"""How a context enters attention: a vector that moves what every role sees, or tokens to attend to.
+r"""How attention is conditioned: a vector that shifts queries, keys, values and output, or tokens to attend to.
 
 With :math:`\Pi_\rho` the projection on the ball, the branch given a **vector** :math:`c` sees
 
@@ -28,7 +28,7 @@ ContextKind = Literal["vector", "tokens", "masked_tokens"]
 
 @dataclass(frozen=True)
 class ContextTerms:
-    """What a context adds.
+    """What a context adds to the terms of attention.
 
     Attributes:
         query: Added to tokens seen as queries, ``(batch, 1, channels)``.
@@ -48,7 +48,7 @@ class ContextTerms:
 
 
 class Context(nn.Module, ABC):
-    """Base of the ways a context enters, with a linear map of its features.
+    """Base class of conditioning, with a linear map of the context's features.
 
     Args:
         features: Number of features :math:`K` of a context.
@@ -74,7 +74,7 @@ class Context(nn.Module, ABC):
     def check(self, context: Tensor | None, batch: int) -> None:
         """Raise :class:`ValueError` for a context that is missing or of another shape."""
         if context is None:
-            raise ValueError(f"this layer is given a context {self.expected}, got None")
+            raise ValueError(f"this layer needs a context {self.expected}, got None")
         if context.ndim != self.axes or context.shape[:2] != (batch, self.rows):
             shape = self.expected.replace("B", str(batch), 1)
             raise ValueError(f"expected a context {shape}, got shape {tuple(context.shape)}")
@@ -135,7 +135,7 @@ class ContextTokens(Context):
 
 
 def make_context(kind: str, features: int | None, channels: int) -> Context | None:
-    """Build what a layer's arguments ask for; ``None`` for a layer without a context.
+    """Build the context module of a layer; ``None`` for a layer without a context.
 
     Raises:
         ValueError: If the kind is unknown or the number of features not positive.

@@ -69,7 +69,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class Scale:
-    """What limits the branch: it depends on the weights alone, and is computed once for many evaluations."""
+    """Radius, norms and bound of a branch: they depend on the weights alone, and are computed once per binding."""
 
     radius: Float[Tensor, ""] | None
     norms: Norms | None
@@ -117,11 +117,11 @@ class Evaluation(Bindable, ABC):
 
     @abstractmethod
     def compute_scale(self) -> Scale:
-        """Return what the branch is scaled by, from its weights as they are now."""
+        """Compute the scale from the current weights."""
 
     @property
     def scale(self) -> Scale:
-        """What the branch is scaled by: of a bound branch the one it was bound with."""
+        """The scale of the branch; a bound branch keeps that of its binding."""
         return self.compute_scale() if self._scale is None else self._scale
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:
@@ -159,7 +159,7 @@ class Evaluation(Bindable, ABC):
     def linear_part(
         self, x: Image, context: Tensor | None = None, mask: Tensor | None = None
     ) -> LinearPart | None:
-        r"""Return the derivative of :math:`g` where all attention weights are as equal as they can be.
+        r"""Return the derivative of :math:`g` for uniform attention weights.
 
         That is an average, or the circular convolution of a prior over relative position. Of another prior, or one of
         which a mask hides a part, it is the average too, which they share. In causal order there is none.

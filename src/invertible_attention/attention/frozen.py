@@ -1,4 +1,4 @@
-"""An attention branch without run-time constraints: what they computed is baked into ordinary weights."""
+"""An attention branch for export: its constraints are evaluated once, into ordinary weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class FrozenAttentionBranch(Evaluation):
-    """The function of an :class:`AttentionBranch` as it is now, with weights that are used as they are stored.
+    """The current function of an :class:`AttentionBranch`, with its constrained weights stored as they are used.
 
     No weight is normed at run time. Changing the weights afterwards may break the contraction; nothing would notice.
 
@@ -43,7 +43,7 @@ class FrozenAttentionBranch(Evaluation):
     def __init__(self, branch: AttentionBranch) -> None:
         super().__init__()
         if not bool(branch.initialized):
-            raise ValueError("call the layer once on data first: its radius is not set")
+            raise ValueError("the radius is not set: call the layer once on data, or initialize(x), first")
         vars(self).update(vars(bake_parametrizations(copy.deepcopy(branch))))
         del self.log_radius, self.initialized
         with torch.no_grad():
@@ -57,7 +57,7 @@ class FrozenAttentionBranch(Evaluation):
             self.register_buffer("radius", None if scale.radius is None else scale.radius.clone())
 
     def compute_scale(self) -> Scale:
-        """Return the scale that is left: none, or that of the norms that are kept."""
+        """Return the scale that depends on the input: none, or that of the stored norms."""
         norms = None if self.norms is None else self._unpack(self.norms)
         device = self.out_weight.device
         return Scale(

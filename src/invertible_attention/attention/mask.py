@@ -1,4 +1,4 @@
-"""Which pairs of tokens see each other, and by how much: padding, causal order, further tokens that are only seen."""
+"""Attention masks: padding, causal order, and context tokens that are keys only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SMALLEST_SUM = 1e-30
 
 @dataclass(frozen=True)
 class Spread:
-    """What the certificate needs to know of a prior of which not all is seen, per sample and head.
+    """Sums of a partly masked prior that the certificate depends on, per sample and head.
 
     Attributes:
         row_mass: Largest sum of a row over all keys; see :func:`.certificate.attention_log_bound`.
@@ -34,7 +34,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Who attends to whom among ``tokens`` queries and as many keys, followed by ``sources`` more keys.
+    """Which of ``tokens`` queries attend to which of as many keys, followed by ``sources`` more keys.
 
     Args:
         tokens: Number of tokens of a sample.

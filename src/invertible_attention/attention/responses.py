@@ -178,7 +178,7 @@ class _Embedded(Response):
         norm_q, norm_k = norms
         reach_q = norm_q * radius + torch.linalg.vector_norm(_working(self.query_bias), dim=-1)
         reach_k = norm_k * radius + torch.linalg.vector_norm(_working(self.key_bias), dim=-1)
-        # A part of σ that is constant along the normalised axis cancels, but only where φ is the exponential.
+        # A part of σ that is constant along the normalized axis cancels, but only where φ is the exponential.
         centred = self.phi == "exp"
         query_slope = norm_q * (norm_k * radius if centred and normalization == "row" else reach_k)
         key_slope = norm_k * (norm_q * radius if centred and normalization == "column" else reach_q)

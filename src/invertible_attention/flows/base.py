@@ -1,4 +1,4 @@
-"""What a flow maps data to: densities of a vector that are known in closed form."""
+"""Base distributions: densities of a vector in closed form."""
 
 from __future__ import annotations
 

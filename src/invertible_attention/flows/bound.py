@@ -1,4 +1,4 @@
-"""A chain whose residual blocks are bound: the constraints of all of them evaluated together, once for a pass."""
+"""A flow with all its residual blocks bound: constraints of all blocks are evaluated together, once per pass."""
 
 from __future__ import annotations
 

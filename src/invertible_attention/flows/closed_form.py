@@ -1,4 +1,4 @@
-"""What bijections have in common whose inverse and log-determinant are closed-form expressions."""
+"""Base class of bijections whose inverse and log-determinant have a closed form."""
 
 from __future__ import annotations
 

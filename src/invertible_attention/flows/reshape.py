@@ -1,4 +1,4 @@
-"""Bijections that only rearrange: space to depth, image to vector, and factoring out channels."""
+"""Reshaping bijections: space to depth, image to vector, and factoring out channels."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class InvertibleResNet(Sequential):
         if not 2 <= len(shape) <= 4 or min(shape) < 1:
             raise ValueError(f"expected a shape (C, *spatial) with 1 to 3 spatial axes, got {tuple(shape)}")
         if not blocks or min(blocks) < 0:
-            raise ValueError(f"blocks must be one number or more, none negative, got {tuple(blocks)}")
+            raise ValueError(f"blocks must be one or more non-negative numbers, got {tuple(blocks)}")
         places = _places(attention_after, blocks) if attention is not None else set()
 
         def residual(branch: LipschitzConvBranch | LipschitzLinearBranch) -> Residual:

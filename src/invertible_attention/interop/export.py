@@ -1,4 +1,4 @@
-"""Modules that compile, export and run elsewhere: constraints baked in, inverses by a fixed number of steps."""
+"""Export: modules with constraints baked in and inverses of a fixed number of steps, for other runtimes."""
 
 from __future__ import annotations
 

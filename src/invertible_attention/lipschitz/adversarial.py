@@ -1,4 +1,4 @@
-"""How close can an adversary bring a map's local Lipschitz constant to its bound, or above?"""
+"""Adversarial search for the largest local Lipschitz constant: does it stay below the bound?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a module really invertible, measured: what it promises, what it does, and what it cannot do."""
+"""Audit of a module: does its inverse do what it promises?"""
 
 from __future__ import annotations
 

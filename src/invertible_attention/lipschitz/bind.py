@@ -1,4 +1,4 @@
-"""A module around weights that are computed: constrained once, used for as many evaluations as there are."""
+"""Binding: compute constrained weights once, and use them for many evaluations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SETTINGS = {
 
 
 class Bindable(nn.Module):
-    """A module that computes more than parametrized weights from its weights alone."""
+    """A module that computes something besides parametrized weights from its weights alone."""
 
     def bind(self: Module) -> Module:
         """Compute the constrained weights once; return the module around them, see :func:`bind`."""
@@ -116,7 +116,7 @@ def replicate(module: nn.Module, *, children: Mapping[str, nn.Module | None]) ->
 
 
 def _constrain(constrained: Sequence[_Constrained]) -> None:
-    """Compute the tensors: those whose norms are known how to compute together, the others one by one."""
+    """Compute the constrained tensors: those of known norms together, the others one by one."""
     kinds: dict[Any, list[_Constrained]] = {}
     for member in constrained:
         kind = _kind(member.parametrizations)
@@ -156,7 +156,7 @@ def _transposes(norm: Any) -> bool:
 
 
 class _Stack(NamedTuple):
-    """Tensors that differ in nothing but their values, and how they are constrained."""
+    """Tensors that share their shape and constraint."""
 
     members: Sequence[_Constrained]
     weights: Tensor

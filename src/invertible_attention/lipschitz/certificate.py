@@ -25,13 +25,13 @@ moving and projecting are both 1-Lipschitz: conditioning on a vector leaves the 
 
 **Sources.** Let there be :math:`m` further keys with values in the ball that do not depend on :math:`x` (context
 tokens), and :math:`r = 1 + m/N`. They add terms to the sums over :math:`j` but none to :math:`\delta F`, nor to the
-part of :math:`\delta\sigma` that belongs to keys. With row normalisation rows still sum to 1, and with "all" row sums
-are still at most :math:`M/N`: their bounds hold as they are. With column normalisation each column still spreads one
+part of :math:`\delta\sigma` that belongs to keys. With row normalization rows still sum to 1, and with "all" row sums
+are still at most :math:`M/N`: their bounds hold as they are. With column normalization each column still spreads one
 unit over the :math:`N` queries, so row sums are at most :math:`rM`, and
 
 .. math:: \text{column, sources:}\quad L \le \sqrt M\,c_F + \mu_F(r M\,\ell_q + \sqrt{r M}\,\ell_k).
 
-**Causal order** (:math:`R_{ij} = 0` for :math:`j > i`), row normalisation:
+**Causal order** (:math:`R_{ij} = 0` for :math:`j > i`), row normalization:
 
 .. math:: \text{row, causal:}\quad L \le 2M^{3/4}\,(c_F + 2 c_F\rho\,\ell_k) + c_F\rho\,\ell_q .
 
@@ -46,7 +46,7 @@ Hardy's inequality, and sharp). The rest is :math:`\sum_j R_{ij}\delta\sigma_{ij
 most :math:`2 c_F\rho\,\ell_k \sum_j R_{ij}\|\delta x_j\|`. ∎
 
 With "all", causal order leaves :math:`N(N+1)/2` pairs: the bound is that above with :math:`(N+1)/2` for :math:`N`. With
-column normalisation **no bound without** :math:`N` **exists**: the last token gets the share :math:`1/(N-j+1)` of every
+column normalization **no bound without** :math:`N` **exists**: the last token gets the share :math:`1/(N-j+1)` of every
 column :math:`j` even if all weights are equal, and moving it alone moves its own output by
 :math:`\mu_F\ell_q \sum_k (k^{-1} - k^{-2}) \approx \mu_F\ell_q \ln N` times as far.
 
@@ -91,7 +91,7 @@ class ScoreBounds:
     Attributes:
         query_slope: :math:`\ell_q`, shape ``(heads,)``.
         key_slope: :math:`\ell_k`, shape ``(heads,)``.
-        log_range: :math:`\log M`, shape ``(heads,)``, for the normalisation that was asked for.
+        log_range: :math:`\log M`, shape ``(heads,)``, for the normalization that was asked for.
     """
 
     query_slope: Float[Tensor, " heads"]
@@ -117,14 +117,14 @@ def attention_log_bound(
         value_norm: :math:`c_F`, an upper bound of the spectral norm of :math:`W_F`.
         value_bias_norm: :math:`\|b_F\|` (drops out for ``"row"``, whose weights sum to 1).
         radius: :math:`\rho`.
-        normalization: Along which the weights are normalised.
+        normalization: Along which the weights are normalized.
         row_mass: :math:`r`, the number of keys for each query, where it is above 1; ``(batch, 1)`` or a number. With
             a prior the largest sum of a row, ``(batch, heads)``.
         spread: With a prior :math:`t` for ``"column"``, :math:`s` for ``"row"``.
         causal: Whether a token attends to itself and those before it only.
 
     Raises:
-        ValueError: For a causal column normalisation, which has no bound without :math:`N`.
+        ValueError: For a causal column normalization, which has no bound without :math:`N`.
     """
     if causal and normalization == "column":
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How large is the norm of a convolution: upper bounds for guarantees, estimates for everything else."""
+"""Norms of convolutions: upper bounds for guarantees, estimates for everything else."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _takes_geometry(function: Function) -> Function:
-    """Let a function take the parts of a geometry one by one, as before, for one release."""
+    """Accept the fields of a geometry as separate arguments, as before, for one release."""
 
     @wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
@@ -42,7 +42,7 @@ def _takes_geometry(function: Function) -> Function:
         if parts:
             warnings.warn(
                 f"{function.__name__} takes geometry=Geometry({', '.join(f'{k}={v!r}' for k, v in parts.items())}); "
-                f"{', '.join(parts)} as arguments of their own go with the next release",
+                f"{', '.join(parts)} as separate arguments will be removed in the next release",
                 DeprecationWarning,
                 stacklevel=2,
             )
@@ -201,7 +201,7 @@ def convolution_power_iteration(
         if vector is None:
             vector = torch.randn(shape, dtype=weight.dtype, device=weight.device, generator=generator)
         if vector.shape != shape:
-            raise ValueError(f"expected a start of shape {shape}, got {tuple(vector.shape)}")
+            raise ValueError(f"expected a start vector of shape {shape}, got {tuple(vector.shape)}")
 
         def convolve(v: Tensor, weight: Tensor) -> Tensor:
             return apply(F.pad(v, widths, mode), weight, None, strides, 0, dilations, geometry.groups)

@@ -1,4 +1,4 @@
-"""How a convolution is laid out: what of an ``nn.Conv*d`` its norm depends on, and checks of it."""
+"""Geometry of a convolution: padding, stride, dilation and groups, checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Geometry:
-    """Layout of a convolution: what of an ``nn.Conv*d`` its norm depends on besides the weight.
+    """What the norm of a convolution depends on besides its weight.
 
     Args:
         padding: What the border is filled with, ``"zeros"`` or ``"circular"``.
@@ -57,13 +57,13 @@ class Geometry:
             pads = tuple((p, p) for p in cast(tuple[int, ...], module.padding))
         shape = tuple((module.weight if weight is None else weight).shape)
         if shape[2:] != kernel:
-            raise ValueError(f"kernel_size is {kernel}, but the weight of shape {shape}")
+            raise ValueError(f"kernel_size is {kernel}, but the weight has shape {shape}")
         extents = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         if module.padding_mode == "circular" and any(sum(p) > e for p, e in zip(pads, extents, strict=True)):
             raise ValueError(f"circular padding {pads} is wider than the kernel's extent {tuple(extents)}")
         used = tuple(module._reversed_padding_repeated_twice)
         if module.padding_mode == "circular" and used != tuple(end for pad in reversed(pads) for end in pad):
-            raise ValueError(f"padding is {module.padding}, but {used} is used")
+            raise ValueError(f"padding is {module.padding}, but the layer pads by {used}")
         padding = cast(PaddingMode, module.padding_mode)
         return Geometry(padding, module.stride, dilation, module.groups, pads)
 

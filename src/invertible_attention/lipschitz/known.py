@@ -1,4 +1,4 @@
-"""Is what a module computes what its class says? Only then do the promises of the class hold of it."""
+"""Whether a module computes what its class promises: subclasses, hooks and replaced methods void a certificate."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def bound_function(branch: nn.Module) -> Callable[..., Tensor]:
 
 
 def doubt(module: nn.Module, *, parts: bool = True, promises: Iterable[str] = _PROMISES) -> str | None:
-    """Say why a module may not compute what its class says; ``None`` where it does.
+    """Return why a module may not compute what its class promises; ``None`` where it does.
 
     Reasons are: hooks of any kind; methods replaced in the instance or in the class; a subclass that overrides what a
     promise of its base class rests on; a parametrization that is not known to be a function of parameters alone.
@@ -126,7 +126,7 @@ def _methods(cls: type[nn.Module]) -> set[str]:
 
 
 def _altered(module: nn.Module, methods: set[str]) -> str | None:
-    """Say what was done to one module that changes what a call of it computes."""
+    """Return what changes the result of calling a module; ``None`` if nothing does."""
     state, name = vars(module), type(module).__name__
     if has_hooks(module):
         return f"{name} has hooks"

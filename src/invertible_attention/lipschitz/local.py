@@ -1,4 +1,4 @@
-"""How much does a map stretch around a point, at most and at least: estimates, never bounds."""
+"""Local Lipschitz constants of a map and of its inverse: estimates, never bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large is the Lipschitz constant of a composition of layers: an upper bound, never a guess."""
+"""Lipschitz bound of a composition of layers: an upper bound, or infinity where a layer is unknown."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def register_lipschitz_bound(cls: type[Layer], bound: Bound[Layer] | float) -> N
 def register_lipschitz_bound(
     cls: type[Layer], bound: Bound[Layer] | float | None = None
 ) -> Callable[[Bound[Layer]], Bound[Layer]] | None:
-    """Tell :func:`lipschitz_upper_bound` how large the Lipschitz constant of a layer of one's own is.
+    """Register the Lipschitz bound of a custom layer for :func:`lipschitz_upper_bound`.
 
     Certificates, and the error bounds of inverses, will rest on it: **whoever registers a bound answers for it.** It
     must hold in the Euclidean norm between any two inputs, for every state of the layer, in the mode it is in
@@ -205,12 +205,12 @@ def _affine(module: Any, values: _Values) -> tuple[float | Tensor, _Values]:
     weight = module.weight
     # Other kinds of tensors, such as quantized ones, have products of their own.
     if type(weight) not in (Tensor, nn.Parameter) or weight.layout is not torch.strided:
-        raise _UnknownError(f"the weight of {module} is of a kind that is not known: {type(weight).__name__}")
+        raise _UnknownError(f"the weight of {module} has an unknown tensor type: {type(weight).__name__}")
     if not weight.is_floating_point():
         raise _UnknownError(f"the weight of {module} is not real: {weight.dtype}")
     if isinstance(module, nn.Linear):
         if weight.ndim != 2:
-            raise _UnknownError(f"the weight of {module} is no matrix, but of shape {tuple(weight.shape)}")
+            raise _UnknownError(f"the weight of {module} must be a matrix, got shape {tuple(weight.shape)}")
         return spectral_norm_upper_bound(weight), _Values(None, shared=False)
     try:
         geometry = Geometry.of(module)
@@ -246,7 +246,7 @@ def _number(module: nn.Module, name: str) -> float:
     """Return an attribute of a module that a bound depends on."""
     value = getattr(module, name)
     if not isinstance(value, float | int) or not math.isfinite(value):
-        raise _UnknownError(f"{name} of {module} is no finite number: {value!r}")
+        raise _UnknownError(f"{name} of {module} must be a finite number, got {value!r}")
     return float(value)
 
 

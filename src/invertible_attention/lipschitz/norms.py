@@ -1,4 +1,4 @@
-"""How large is the norm of a matrix: upper bounds for guarantees, estimates for everything else."""
+"""Norms of matrices: upper bounds for guarantees, estimates for everything else."""
 
 from __future__ import annotations
 

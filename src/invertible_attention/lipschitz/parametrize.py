@@ -1,4 +1,4 @@
-r"""How a layer's weight is kept below a norm: parametrisations :math:`W \min(1, c/\sigma)` (Eq. 4)."""
+r"""Parametrizations that keep the norm of a weight below a coefficient: :math:`W \min(1, c/\sigma)` (Eq. 4)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SpectralNormConstraint(nn.Module):
     r"""Keep the norm of a weight at or below a coefficient, always: :math:`W \min(1, c/\sigma(W))`.
 
     :math:`\sigma` is an upper bound of the norm, so the result's exact norm is at most :math:`c`, also
-    straight after an optimiser step and after rounding to the weight's precision. There is no state: one
+    straight after an optimizer step and after rounding to the weight's precision. There is no state: one
     object can serve many weights, under :mod:`torch.func`, :func:`torch.compile` and data parallelism.
 
     By default the weight is a matrix or a batch of them, each constrained by itself. The weight of a
@@ -83,7 +83,7 @@ class SpectralNormEstimate(nn.Module):
     r"""The paper's own constraint: :math:`W \min(1, c/\hat\sigma(W))` with a *lower estimate* of the norm.
 
     Power iteration never overestimates the norm, so the result's norm can exceed :math:`c`, and does straight
-    after an optimiser step. It is kept for comparison; guarantees rest on :class:`SpectralNormConstraint`.
+    after an optimizer step. It is kept for comparison; guarantees rest on :class:`SpectralNormConstraint`.
 
     The vector of the iteration is a buffer. It is updated (warm start) in training mode only, at every
     evaluation of the weight, and therefore not under :mod:`torch.func`.

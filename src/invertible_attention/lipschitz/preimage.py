@@ -1,4 +1,4 @@
-"""Is there another input with the same output? A search that proves non-injectivity when it succeeds."""
+"""Search for a second input with the same output: finding one proves that a map is not injective."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an audit found, for people and for machines."""
+"""The report of an audit, as text and as numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What are the matrices of a convolution in the Fourier basis, the largest norm of which is its own?"""
+"""Symbols of a convolution: its matrices in the Fourier basis, the largest norm of which is its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Responses whose sums over pairs come apart entirely: attention in O(N) without any N×N matrix.
+r"""Separable responses: attention in O(N) without any N×N matrix.
 
 - ``identity``: :math:`\sum_j (q_i \cdot k_j) v_j = q_i \cdot \sum_j k_j v_j^\top`; a sum of scores is the inner
   product of :math:`(q_i, 1)` and :math:`(1, k_j)`.

@@ -1,4 +1,4 @@
-r"""Which attention is meant: how scores are formed, turned into weights by a function φ, and normalized."""
+r"""The form of attention: how scores are combined, turned into weights by a function φ, and normalized."""
 
 from __future__ import annotations
 

@@ -265,13 +265,13 @@ class Gradient(StripFunction):
         if not self.weighting.normalized:
             return weighted, slope * pairs
         # Summed from the very products it is subtracted from: what cancels, cancels exactly.
-        centre = weighted.sum(-1, keepdim=True)
+        center = weighted.sum(-1, keepdim=True)
         if log_total is not None:
-            centre = centre - log_total.to(centre.dtype)
-        centre = weights.divide(centre)
+            center = center - log_total.to(center.dtype)
+        center = weights.divide(center)
         if slope is weights.weight or "log_prior" in self.strips or self.weighting.prior:
-            weighted = torch.addcmul(weighted, weights.weight, centre, value=-1.0)
-        return weighted, weighted if slope is weights.weight else slope * (pairs - centre)
+            weighted = torch.addcmul(weighted, weights.weight, center, value=-1.0)
+        return weighted, weighted if slope is weights.weight else slope * (pairs - center)
 
     def _change_of_tokens(
         self, found: dict[str, Tensor], logarithm: Tensor, score: Tensor, x: Tensor, y: Tensor

@@ -191,7 +191,7 @@ class TriangularAttention(TriangularBranch):
         **arguments: Others of the :class:`CausalTransformer`.
 
     Raises:
-        TypeError: If channels or heads are no integers.
+        TypeError: If channels or heads are not integers.
         ValueError: If an argument is outside its range.
     """
 

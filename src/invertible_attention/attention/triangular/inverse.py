@@ -114,8 +114,8 @@ class _Problem:
             return self.tokens if not keeps else choose_block(len(self.z), self.tokens, self.z.device)
         if not keeps and block < self.tokens:
             raise ValueError(
-                f"block={block} needs a CausalTransformer, and no context of unequally many tokens: only its keys and "
-                "values can be kept"
+                f"block={block} needs a CausalTransformer, and no padded context tokens: only its keys and values "
+                "can be cached"
             )
         return min(block, self.tokens)
 

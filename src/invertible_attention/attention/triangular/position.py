@@ -53,7 +53,7 @@ class Rotary(Position):
         super().__init__()
         pairs = features // 2
         if pairs < 1:
-            raise ValueError(f"position='rotary' turns pairs of features, got {features} for each head")
+            raise ValueError(f"position='rotary' rotates pairs of features, got {features} for each head")
         speed = _SLOWEST ** (-torch.arange(pairs) / pairs)
         angle = math.pi * (torch.arange(pairs) * 0.5 + torch.arange(heads)[:, None] / max(heads, 1) * 0.5)
         direction = torch.stack([angle.cos(), angle.sin(), (angle + math.pi / 4).cos()], 1)
@@ -110,7 +110,7 @@ def make_position(kind: str | None, combine: str, heads: int, features: int) -> 
         kind = "rotary" if combine == "product" else "relative"
     if kind == "rotary" and combine != "product":
         raise ValueError(
-            "position='rotary' turns queries and keys of inner products; use 'relative' for sums"
+            "position='rotary' rotates queries and keys of inner products; use 'relative' for sums"
         )
     if kind == "rotary":
         return Rotary(heads, features)

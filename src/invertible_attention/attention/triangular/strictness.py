@@ -1,4 +1,4 @@
-"""Does a module see what it must not see? A trial on images that differ from some token on."""
+"""Check that a module is strictly causal, on images that differ from some token on."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class CausalTransformer(nn.Module):
             given = self.context(context, like.dtype)
             if given.source_mask is not None:
                 raise ValueError(
-                    "a context of unequally many tokens cannot be kept: solve for all tokens at once"
+                    "keys and values of padded context tokens cannot be cached: solve for all tokens at once"
                 )
             assert given.sources is not None
             places = like.new_zeros(given.sources.shape[1], AXES + 1, dtype=torch.int64)
@@ -370,7 +370,7 @@ def _join(first: Tensor, second: Tensor) -> Tensor:
 
 def _check_vector(context: Tensor | None, batch: int, features: int) -> None:
     if context is None:
-        raise ValueError(f"this layer is given a context (B, {features}), got None")
+        raise ValueError(f"this layer needs a context (B, {features}), got None")
     if context.shape != (batch, features):
         raise ValueError(f"expected a context ({batch}, {features}), got shape {tuple(context.shape)}")
     if not context.is_floating_point():
