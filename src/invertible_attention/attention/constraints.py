@@ -14,7 +14,7 @@ __all__ = ["Certified", "Constraint", "Relaxed", "Unconstrained"]
 
 
 class Constraint(ABC):
-    """Base of the constraints: small frozen objects, shared freely between layers."""
+    """Base class of constraints: small frozen objects, shared freely between layers."""
 
     @abstractmethod
     def gain(self, log_bound: Float[Tensor, "*batch"]) -> Tensor | float:

@@ -1,4 +1,4 @@
-r"""Where a token may look, whatever it contains: doubly stochastic priors over pairs of positions.
+r"""Position priors: doubly stochastic factors of the attention weights.
 
 The response is multiplied by a prior, :math:`R_{ij} \propto \pi_{ij} e^{\sigma_{ij}}`, whose rows and columns sum
 to one. Then :math:`R_{ij} \le M \pi_{ij}`, so row sums stay below :math:`M` and the bounds of
@@ -26,7 +26,7 @@ Factors = tuple[Float[Tensor, "#heads tokens rank"], Float[Tensor, "#heads token
 
 
 class PositionPrior(nn.Module, ABC):
-    """Base of the priors. One per layer; it may be learned.
+    """Base class of position priors. One per layer; it may be learned.
 
     Attributes:
         heads: Number of heads it tells apart, 1 or that of the layer; ``None`` where it is not known beforehand.

@@ -47,7 +47,7 @@ _POSITIVE = ("exp", "elu_plus_one", "softplus")
 
 
 class Response(nn.Module, ABC):
-    """Base of the responses: scores for every pair of tokens, one set per head.
+    """Base class of responses: scores for every pair of tokens, one set per head.
 
     Attributes:
         combine: ``"product"`` (scores :math:`q_i \\cdot k_j`) or ``"sum"`` (scores :math:`q_i + k_j`).

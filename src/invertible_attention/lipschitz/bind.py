@@ -160,7 +160,7 @@ class _Stack(NamedTuple):
 
     members: Sequence[_Constrained]
     weights: Tensor
-    turned: Sequence[bool]
+    transposed: Sequence[bool]
     coefficient: float
     settings: dict[str, Any]
 
@@ -168,14 +168,14 @@ class _Stack(NamedTuple):
     def of(members: Sequence[_Constrained]) -> _Stack:
         bound = members[0].parametrizations[0]
         originals = [member.parametrizations.original for member in members]
-        turned = [_transposes(bound.norm) and tensor.shape[0] < tensor.shape[1] for tensor in originals]
+        transposed = [_transposes(bound.norm) and tensor.shape[0] < tensor.shape[1] for tensor in originals]
         weights = torch.stack(
             [
-                tensor.transpose(0, 1) if turn else tensor
-                for tensor, turn in zip(originals, turned, strict=True)
+                tensor.transpose(0, 1) if transpose else tensor
+                for tensor, transpose in zip(originals, transposed, strict=True)
             ]
         )
-        return _Stack(members, weights, turned, bound.coefficient, dict(bound.norm.keywords))
+        return _Stack(members, weights, transposed, bound.coefficient, dict(bound.norm.keywords))
 
     @property
     def iterations(self) -> int:
@@ -191,5 +191,5 @@ class _Stack(NamedTuple):
     def place(self, norms: Tensor) -> None:
         """Put the constrained tensors where they belong."""
         values = limit_norm(self.weights, norms, self.coefficient).unbind()
-        for (place, name, _), value, turn in zip(self.members, values, self.turned, strict=True):
-            place[name] = raised(value.transpose(0, 1) if turn else value)
+        for (place, name, _), value, transpose in zip(self.members, values, self.transposed, strict=True):
+            place[name] = raised(value.transpose(0, 1) if transpose else value)

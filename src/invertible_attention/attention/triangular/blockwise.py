@@ -1,4 +1,4 @@
-"""The solver for what is invertible by order: block by block of tokens."""
+"""The solver of layers that are invertible by order: one block of tokens after another."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Triangular(Constraint):
         width: Features of the embedded tokens; default 4 times the channels.
         depth: Number of transformer blocks.
         feed_forward: Width of the feed-forward part of each block, as a multiple of ``width``; 0 for none.
-        position: How tokens know where they are: ``"rotary"`` (queries and keys turned by learned frequencies, for
+        position: How tokens know where they are: ``"rotary"`` (queries and keys rotated by learned frequencies, for
             which fused causal kernels serve), ``"relative"`` (a learned bias of the scores per axis and distance),
             or ``"none"``. Default ``"rotary"`` where scores are products, ``"relative"`` for Concatenation.
         max_log_scale: Largest :math:`|\alpha|` of a value.

@@ -1,4 +1,4 @@
-"""The inverse of a block that is invertible by order: iteration that ends."""
+"""The inverse of a block that is invertible by order: iteration that ends after one evaluation per token."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _in_blocks(problem: _Problem, block: int) -> _Result:
     context = problem.args[0] if problem.args else None
     right = layout.arrange(z)
     valid = None if layout.valid is None else layout.valid[..., None]
-    memory = module.begin(layout, context, right)
+    cache = module.begin(layout, context, right)
     starts = range(0, problem.tokens, block)
     tolerance = problem.tolerance * problem.scale / len(starts) ** 0.5
     result = _Result.of(z)
@@ -191,7 +191,7 @@ def _in_blocks(problem: _Problem, block: int) -> _Result:
         done, norm = torch.zeros_like(result.converged), torch.zeros_like(squares)
         for evaluation in range(1, count + 1):
             before = torch.cat([previous, x[:, :-1]], 1)
-            output = module.extend(memory, before, layout, first, context)
+            output = module.extend(cache, before, layout, first, context)
             if valid is not None:
                 output = output.masked_fill(~valid[:, first : first + block], 0.0)
             shift, log_scale = branch.split(output.mT, x.mT)
@@ -207,7 +207,7 @@ def _in_blocks(problem: _Problem, block: int) -> _Result:
             if evaluation == count or bool(done.all()):
                 break
             x = torch.where((rank >= evaluation - 1) & ~done[:, None, None], following, x)
-        module.keep(memory)
+        module.keep(cache)
         squares = squares + norm.square()
         parts.append(x)
         previous = x[:, -1:]

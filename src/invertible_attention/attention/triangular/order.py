@@ -1,4 +1,4 @@
-"""In which order tokens come, and how a batch of images becomes a batch of sequences in it."""
+"""Token orders: how a batch of images becomes a batch of sequences, and back."""
 
 from __future__ import annotations
 

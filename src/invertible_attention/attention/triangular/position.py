@@ -1,4 +1,4 @@
-r"""How attention in an order knows where tokens are: turned queries and keys, or a bias of the scores.
+r"""Positions in causal attention: rotary embedding of queries and keys, or a bias of the scores.
 
 Tokens have coordinates ``(row, column, …)`` in up to three axes, and a fourth number that is 1 for them and 0 for
 tokens of a context, which are nowhere.
@@ -22,12 +22,12 @@ Coordinates = Int[Tensor, "*batch tokens 4"]
 
 
 class Position(nn.Module):
-    """Base of the ways position enters; by itself none: tokens are a sequence, and only their order is known."""
+    """Base class of position encodings; by itself none: tokens are a sequence, and only their order is known."""
 
-    def turn(
+    def rotate(
         self, features: Float[Tensor, "batch heads tokens dim"], at: Coordinates
     ) -> Float[Tensor, "batch heads tokens dim"]:
-        """Return queries or keys of tokens at the given coordinates."""
+        """Return queries or keys, rotated by the coordinates of their tokens."""
         return features
 
     def bias(self, query_at: Coordinates, key_at: Coordinates) -> Float[Tensor, "*b h q k"] | None:
@@ -36,7 +36,7 @@ class Position(nn.Module):
 
 
 class Rotary(Position):
-    r"""Rotary embedding with learned frequencies: a pair of features is turned by :math:`\omega \cdot p`.
+    r"""Rotary embedding with learned frequencies: a pair of features is rotated by :math:`\omega \cdot p`.
 
     The product of a query and a key then depends on the difference of their positions. The frequencies of a head
     point to different directions, so one, two or three axes are served by the same parameter.
@@ -59,8 +59,8 @@ class Rotary(Position):
         direction = torch.stack([angle.cos(), angle.sin(), (angle + math.pi / 4).cos()], 1)
         self.frequency = nn.Parameter(speed * direction)
 
-    def turn(self, features: Tensor, at: Coordinates) -> Tensor:
-        """Turn the pairs (f, f + pairs) of features."""
+    def rotate(self, features: Tensor, at: Coordinates) -> Tensor:
+        """Rotate the pairs (f, f + pairs) of features."""
         pairs = self.frequency.shape[-1]
         place = at[..., :AXES].to(features.dtype)
         angle = torch.einsum("...na,haf->...hnf", place, self.frequency.to(features.dtype))
@@ -94,7 +94,7 @@ class RelativeBias(Position):
 
 
 def check_position(kind: str | None) -> None:
-    """Raise :class:`ValueError` for a way that does not exist."""
+    """Raise :class:`ValueError` for an unknown kind."""
     if kind not in (None, "rotary", "relative", "none"):
         raise ValueError(f"position must be 'rotary', 'relative' or 'none', got {kind!r}")
 
@@ -103,7 +103,7 @@ def make_position(kind: str | None, combine: str, heads: int, features: int) -> 
     """Build what the argument ``position`` asks for.
 
     Raises:
-        ValueError: If it is unknown, or the scores are sums and queries are to be turned.
+        ValueError: If it is unknown, or the scores are sums and queries are to be rotated.
     """
     check_position(kind)
     if kind is None:

@@ -1,4 +1,4 @@
-"""A causal transformer: what a token is moved and scaled by, from the tokens before it."""
+"""A causal transformer: the shift and scale of a token from the tokens before it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from invertible_attention.attention.triangular.position import AXES, make_positi
 from invertible_attention.lipschitz.gram import exact_arithmetic
 from invertible_attention.solvers.base import check_count, check_number
 
-__all__ = ["CausalTransformer", "Memory"]
+__all__ = ["CausalTransformer", "KeyValueCache"]
 
 # Small enough that a new layer is nearly the identity.
 _INITIAL_OUTPUT = 0.1
@@ -32,7 +32,7 @@ Places = Int[Tensor, "*batch tokens 4"]
 
 
 @dataclass
-class Memory:
+class KeyValueCache:
     """Keys and values of the tokens that came before, and room for those to come.
 
     Attributes:
@@ -156,13 +156,13 @@ class CausalTransformer(nn.Module):
             tokens = layout.arrange(x.to(self._dtype(x)))
             return layout.restore(self._evaluate(tokens, layout, context))
 
-    def begin(self, layout: Layout, context: Tensor | None, like: Tensor) -> Memory:
-        """Return the memory before the first token, which holds the context's tokens; see :meth:`extend`.
+    def begin(self, layout: Layout, context: Tensor | None, like: Tensor) -> KeyValueCache:
+        """Return the cache before the first token, which holds the context's tokens; see :meth:`extend`.
 
         Raises:
             ValueError: If some tokens of the context are padding: they are no common beginning.
         """
-        memory = Memory()
+        cache = KeyValueCache()
         if self.context is not None:
             self.context.check(context, like.shape[0])
             assert context is not None
@@ -173,22 +173,22 @@ class CausalTransformer(nn.Module):
                 )
             assert given.sources is not None
             places = like.new_zeros(given.sources.shape[1], AXES + 1, dtype=torch.int64)
-            self._remember(given.sources, places, places, memory, like.shape[1])
-            self.keep(memory)
-        return memory
+            self._remember(given.sources, places, places, cache, like.shape[1])
+            self.keep(cache)
+        return cache
 
     def extend(
         self,
-        memory: Memory,
+        cache: KeyValueCache,
         before: Float[Tensor, "batch block channels"],
         layout: Layout,
         first: int,
         context: Tensor | None,
     ) -> Float[Tensor, "batch block out_channels"]:
-        """Return the outputs of some consecutive tokens; :meth:`keep` then makes them part of the memory.
+        """Return the outputs of some consecutive tokens; :meth:`keep` then makes them part of the cache.
 
         Args:
-            memory: Of the tokens before them.
+            cache: Of the tokens before them.
             before: For each of them the token before; what stands before the first of all does not matter.
             layout: Where tokens are.
             first: Rank of the first of them.
@@ -199,12 +199,12 @@ class CausalTransformer(nn.Module):
         hidden = self._hidden(before, first, context)
         part = slice(first, first + count)
         more = query_at.shape[-2] - first
-        return self._head(self._remember(hidden, query_at[..., part, :], key_at[..., part, :], memory, more))
+        return self._head(self._remember(hidden, query_at[..., part, :], key_at[..., part, :], cache, more))
 
     @staticmethod
-    def keep(memory: Memory) -> None:
-        """Make what :meth:`extend` was called on last part of the memory."""
-        memory.kept = memory.seen
+    def keep(cache: KeyValueCache) -> None:
+        """Make what :meth:`extend` was called on last part of the cache."""
+        cache.kept = cache.seen
 
     def _evaluate(self, tokens: Tensor, layout: Layout, context: Tensor | None) -> Tensor:
         before = F.pad(tokens[:, :-1], (0, 0, 1, 0))
@@ -259,17 +259,17 @@ class CausalTransformer(nn.Module):
         return hidden
 
     def _remember(
-        self, hidden: Hidden, query_at: Places, key_at: Places, memory: Memory, more: int
+        self, hidden: Hidden, query_at: Places, key_at: Places, cache: KeyValueCache, more: int
     ) -> Hidden:
-        """Run the blocks on some tokens that see those in the memory too, which has room for ``more`` after them."""
-        memory.seen = memory.kept + hidden.shape[1]
-        if memory.places is None:
-            memory.places = key_at
+        """Run the blocks on some tokens that see those in the cache too, which has room for ``more`` after them."""
+        cache.seen = cache.kept + hidden.shape[1]
+        if cache.places is None:
+            cache.places = key_at
         else:
-            memory.places = _join(memory.places[..., : memory.kept, :], key_at)
+            cache.places = _join(cache.places[..., : cache.kept, :], key_at)
         for index, block in enumerate(self.blocks):
-            add = partial(memory.add, index, room=memory.seen + more)
-            hidden = block(hidden, query_at, memory.places, add)
+            add = partial(cache.add, index, room=cache.seen + more)
+            hidden = block(hidden, query_at, cache.places, add)
         return hidden
 
     def _head(self, hidden: Hidden) -> Tensor:
@@ -339,7 +339,7 @@ class CausalBlock(nn.Module):
         seen = _normalize(hidden, self.attention_norm)
         query, key = self.response(seen, seen)
         own = key_at[..., key_at.shape[-2] - hidden.shape[1] :, :]
-        query, key = self.position.turn(query, query_at), self.position.turn(key, own)
+        query, key = self.position.rotate(query, query_at), self.position.rotate(key, own)
         value = linear(seen, self.value.weight, self.value.bias)
         value = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         if remember is not None:
