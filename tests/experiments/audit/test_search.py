@@ -48,8 +48,8 @@ def test_bounds_and_constants_are_those_of_the_layers_themselves(seed, group):
 
 def test_all_combinations_take_turns():
     fields = ("response", "normalization", "heads", "bias", "prior", "dtype")
-    for seed, turn in ((0, 0), (3, 1)):
-        groups = range(turn * len(STRATA), (turn + 1) * len(STRATA))
+    for seed, round_ in ((0, 0), (3, 1)):
+        groups = range(round_ * len(STRATA), (round_ + 1) * len(STRATA))
         structures = [draw_structure(seed, group) for group in groups]
         assert {tuple(getattr(s, name) for name in fields) for s in structures} == set(STRATA)
     assert draw_structure(0, 5) == draw_structure(0, 5)

@@ -105,15 +105,15 @@ class Population:
 
 
 def draw_structure(seed: int, group: int) -> Structure:
-    """Return the structure of a group: all combinations take turns, in a random order, with random sizes.
+    """Return the structure of a group: every round of all combinations is in a random order, with random sizes.
 
     Example:
         >>> groups = [draw_structure(0, group) for group in range(len(STRATA))]
         >>> len({(g.response, g.normalization, g.heads, g.bias, g.prior, g.dtype) for g in groups})
         648
     """
-    turn, place = divmod(group, len(STRATA))
-    order = torch.randperm(len(STRATA), generator=_generator(seed, -1 - turn))
+    round_, place = divmod(group, len(STRATA))
+    order = torch.randperm(len(STRATA), generator=_generator(seed, -1 - round_))
     response, normalization, heads, bias, prior, dtype = STRATA[int(order[place])]
     generator = _generator(seed, group)
 

@@ -57,8 +57,8 @@ def draw_curve(runs: list[dict[str, Any]]) -> Figure:
         names = list(dict.fromkeys(run["name"] for run in runs))
         for run in runs:
             # More runs than colors: the next ones are dashed, then dotted.
-            turn, place = divmod(names.index(run["name"]), len(COLORS))
-            style: dict[str, Any] = {"color": COLORS[place], "linestyle": DASHES[turn % len(DASHES)]}
+            cycle, place = divmod(names.index(run["name"]), len(COLORS))
+            style: dict[str, Any] = {"color": COLORS[place], "linestyle": DASHES[cycle % len(DASHES)]}
             points = [point for point in run["curve"] if point["test"] is not None]
             values = [point["test"] for point in points]
             label = run["name"] if run is next(r for r in runs if r["name"] == run["name"]) else None

@@ -116,7 +116,7 @@ def _place(change: Changes, aspect: float) -> list[list[float]]:
     left, top, width, height = change.window
     angle = math.radians(change.angle)
     cos, sin = math.cos(angle), math.sin(angle)
-    # A turn is one of the picture as it was, whose sides the square has made equal.
+    # The rotation is of the picture as it was, whose sides the square has made equal.
     ratio = aspect * width / height
     turned = [[cos, -sin / ratio], [sin * ratio, cos]]
     middle = (2 * left + width - 1, 2 * top + height - 1)

@@ -37,14 +37,14 @@ def random_shape(size: int, random: np.random.Generator) -> Bool[np.ndarray, "si
         random: all chance comes from it.
     """
     stretch = np.exp(random.uniform(-0.5, 0.5))
-    turn = random.uniform(0, np.pi)
+    angle = random.uniform(0, np.pi)
     amplitudes = {k: (random.normal(0, 0.35 / k), random.uniform(0, 2 * np.pi)) for k in HARMONICS}
-    centre = random.uniform(0.3, 0.7, size=2) * size
+    center = random.uniform(0.3, 0.7, size=2) * size
     radius = np.sqrt(random.uniform(*AREA) / np.pi) * size
     row, column = np.mgrid[:size, :size] + 0.5
-    y, x = row - centre[0], column - centre[1]
-    u = (np.cos(turn) * x + np.sin(turn) * y) * stretch
-    v = (np.cos(turn) * y - np.sin(turn) * x) / stretch
+    y, x = row - center[0], column - center[1]
+    u = (np.cos(angle) * x + np.sin(angle) * y) * stretch
+    v = (np.cos(angle) * y - np.sin(angle) * x) / stretch
     theta = np.arctan2(v, u)
     outline = 1 + sum(a * np.cos(k * theta + phase) for k, (a, phase) in amplitudes.items())
     return np.hypot(u, v) < radius * np.maximum(outline, 0.2)
@@ -68,7 +68,7 @@ def camouflage(
         size: side of the square image returned.
         random: all chance comes from it.
         strength: range of how far colours are drawn, from 0 (as they were) to 1 (the same mean and contrast).
-        vary: turn and mirror the photograph and exchange its colours at random.
+        vary: rotate and mirror the photograph and exchange its colors at random.
 
     Returns:
         The image and where the object is.
@@ -144,7 +144,7 @@ def _save(folder: Path, name: str, image: Image.Image, mask: Bool[np.ndarray, "h
 
 
 def _varied(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Turn and mirror a photograph, and exchange its colours."""
+    """Rotate and mirror a photograph, and exchange its colors."""
     pixels = np.asarray(photograph)[..., random.permutation(3)]
     pixels = np.rot90(pixels, k=int(random.integers(4)))
     if random.random() < 0.5:
