@@ -44,7 +44,7 @@ def test_settings_are_loaded_without_running_code(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [Constraint, Solver, LogDetEstimator, Response, PositionPrior])
-def test_every_kind_of_setting_is_known_to_torch(kind):
+def test_settings_are_torch_safe_globals(kind):
     import_module("invertible_attention.interop")
     assert set(concrete(kind)) <= set(torch.serialization.get_safe_globals())
 
@@ -104,7 +104,7 @@ def test_lightning_loads_a_module_in_a_process_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("package", ["attention", "solvers", "logdet", "interop.distributions"])
-def test_a_part_of_the_package_can_be_what_imports_torch(package):
+def test_submodule_may_be_imported_before_torch(package):
     program = f"import invertible_attention.{package}, invertible_attention as ia; print(ia.Certified(0.8))"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == repr(ia.Certified(0.8))

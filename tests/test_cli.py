@@ -148,7 +148,7 @@ def test_failures_are_one_clear_line(
     assert message in line
 
 
-def test_an_error_leads_to_the_help_of_its_own_part(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_points_to_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, line = fail(capsys, "density", "train", "--coefficient", "2")
     assert status == 2
     assert "see invertible-attention density train --help" in line

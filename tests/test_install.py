@@ -81,7 +81,7 @@ def test_in_the_checkout_the_line_is_short(installed, tmp_path: Path, monkeypatc
         (["density", "train"], "no-such"),
     ],
 )
-def test_commands_say_what_is_missing_before_anything_runs(
+def test_missing_packages_are_reported_before_a_run(
     installed, tmp_path: Path, monkeypatch, capsys, command: list[str], package: str
 ) -> None:
     own = installed()

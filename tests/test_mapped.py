@@ -186,7 +186,7 @@ def test_a_mapped_solution_has_the_status_of_each_sample():
         torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-3)
 
 
-def test_a_mapped_inverse_that_fails_says_which():
+def test_failed_inverse_under_vmap_names_its_samples():
     layer, x = attention(solver=ia.FixedPoint(max_evaluations=1))
     z = torch.stack([layer(x), layer(2 * x)]).detach()
     with pytest.raises(ia.ConvergenceError, match="6 of 6 samples") as error:

@@ -57,7 +57,7 @@ def test_its_transforms_are_bijections():
     check_bijection(from_nflows(image), torch.randn(2, 3, 2, 2, dtype=torch.float64))
 
 
-def test_a_context_reaches_the_transform_that_is_said_to_use_it():
+def test_nflows_context_reaches_the_transform():
     x, context = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     conditional = from_nflows(autoregressive(3, context_features=3).double(), uses_context=True)
     check_bijection(conditional, x, context)

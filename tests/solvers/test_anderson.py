@@ -187,7 +187,7 @@ def test_branches_that_stretch_can_still_be_solved():
     torch.testing.assert_close(solution.value, -z, rtol=1e-11, atol=1e-11)
 
 
-def test_sample_comes_back_from_where_the_branch_is_not_finite():
+def test_sample_recovers_from_non_finite_iterates():
     # The first Picard step leaves the domain of the logarithm; shorter ones do not.
     def branch(x):
         return 10 * torch.log(x)

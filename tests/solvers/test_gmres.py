@@ -97,7 +97,7 @@ def test_breakdown_never_raises(dtype: torch.dtype):
     assert solution.products[1] == 1
 
 
-def test_zero_right_hand_side_needs_nothing():
+def test_zero_right_hand_side_needs_no_products():
     solution = run(
         torch.eye(3, dtype=torch.float64)[None].repeat(2, 1, 1), torch.zeros(2, 3, dtype=torch.float64)
     )

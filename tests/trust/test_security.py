@@ -112,7 +112,7 @@ def test_the_source_runs_and_unpacks_nothing_it_reads(path: Path) -> None:
         "AutoModel.from_pretrained(name, trust_remote_code=True)",
     ],
 )
-def test_the_check_of_the_source_finds_what_it_looks_for(line: str) -> None:
+def test_source_check_finds_unsafe_calls(line: str) -> None:
     assert findings(line)
     assert not findings("model.eval()\ntorch.load(path, map_location='cpu', weights_only=True)\n")
 
