@@ -97,7 +97,5 @@ def channelwise(mask: Tensor) -> Bool[Tensor, "batch *spatial"]:
     """
     valid = mask.any(1)
     if not torch.compiler.is_compiling() and not torch.equal(valid, mask.all(1)):
-        raise ValueError(
-            "a position must be valid in all channels or in none, got a mask that differs between channels"
-        )
+        raise ValueError("a position must be valid in all channels or in none: the mask cuts through some")
     return valid

@@ -255,17 +255,15 @@ def _check_triangular(
 ) -> None:
     if normalization not in (None, "row"):
         raise ValueError(
-            f"Triangular needs normalization='row', got {normalization!r}: the sums of a column, or of all, "
+            f"only normalization='row' keeps to an order, got {normalization!r}: the sums of a column, or of all, "
             "contain later tokens"
         )
     if position_prior is not None:
         raise ValueError(
-            f"Triangular takes no position_prior, got {position_prior}: use Triangular(position=...)"
+            f"position_prior is for a certificate; use Triangular(position=...), got {position_prior}"
         )
     if causal:
-        raise ValueError(
-            "Triangular has its own causal order, in which no token sees itself: causal must be False, got True"
-        )
+        raise ValueError("Triangular brings its own order, in which no token sees itself, got causal=True")
     if solver is not None:
         check_solver(solver)
     if not isinstance(logdet, Exact | None):

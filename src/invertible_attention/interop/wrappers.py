@@ -25,6 +25,13 @@ __all__ = [
     "used",
 ]
 
+_OPPOSITE = {
+    "forward": "inverse",
+    "inverse": "forward",
+    "forward_and_logdet": "inverse_and_logdet",
+    "inverse_and_logdet": "forward_and_logdet",
+}
+
 Call = Callable[[Any, Tensor, Tensor | None, bool], tuple[Tensor, Tensor | float | None]]
 
 
@@ -100,10 +107,7 @@ class Inverse(Wrapper):
 
     def _call(self, method: str, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Any:
         refuse_unused(self, context=context, mask=mask)
-        backwards, forwards = (
-            ("forward", "inverse") if method.startswith("inverse") else ("inverse", "forward")
-        )
-        return self._inner(method.replace(forwards, backwards), x, context=context, mask=mask)
+        return self._inner(_OPPOSITE[method], x, context=context, mask=mask)
 
 
 class Foreign(Bijection):
