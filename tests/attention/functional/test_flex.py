@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from invertible_attention.attention.functional import flex
+import invertible_attention as ia
+from invertible_attention.attention.functional import IMPLEMENTATIONS, flex
 from invertible_attention.attention.functional.form import Form
 
-from .cases import problem, run
+from .cases import applicable, derivatives, problem, run
 
 # Every mixture of axes that have length one and that do not, then shapes that are like one of them.
 KINDS = [*product((1, 2, 3), (1, 2), (1, 5, 12))]
@@ -43,6 +44,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 def test_forty_shapes_of_every_phi(normalization: str, compiled: list[Any]):
     forms = [Form("product", phi, normalization) for phi in ("exp", "elu_plus_one", "softplus")]
     assert len(KINDS + SHAPES) == 40
+    kernels = 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for (batch, heads, tokens), form in product(KINDS + SHAPES, forms):
@@ -52,6 +54,45 @@ def test_forty_shapes_of_every_phi(normalization: str, compiled: list[Any]):
             torch.testing.assert_close(run(form, "flex", *tensors), run(form, "reference", *tensors))
     assert not flex._not_compiled
     assert 3 <= kernels == len(compiled) < flex._KERNELS
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("name", [implementation.name for implementation in IMPLEMENTATIONS])
+@pytest.mark.parametrize(
+    "response", [("product", "exp"), ("product", "elu_plus_one"), ("sum", "elu_plus_one")]
+)
+def test_forty_shapes_of_every_response_and_implementation(response: tuple[Any, Any], name: str):
+    for form in (Form(*response, normalization) for normalization in ("column", "row", "all")):
+        if name != "reference" and name not in applicable(form):
+            continue
+        for batch, heads, tokens in KINDS + SHAPES:
+            tensors = problem(form, batch=batch, heads=heads, queries=tokens, keys=tokens + 1)
+            found, expected = derivatives(form, name, tensors, 1), derivatives(form, "reference", tensors, 1)
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
+def test_forty_shapes_of_a_layer(response: str):
+    forced = "sorted" if response == "concatenation" else "flex"
+    layer, plain = (
+        ia.InvertibleAttention(4, response, heads=2, implementation=name).double()
+        for name in (forced, "reference")
+    )
+    layer.initialize(torch.randn(2, 4, 6, 6, dtype=torch.float64))
+    plain.load_state_dict(layer.state_dict())
+    shapes = [*product((1, 3), range(1, 6), range(2, 6))]
+    assert len(shapes) == 40
+    for batch, *spatial in shapes:
+        x = torch.randn(batch, 4, *spatial, dtype=torch.float64, requires_grad=True)
+        results = [module.train().forward_and_logdet(x) for module in (layer, plain)]
+        torch.testing.assert_close(results[0][0], results[1][0])
+        for z, logdet in results:
+            (z.square().sum() + logdet.sum()).backward()
+        with torch.no_grad():
+            torch.testing.assert_close(layer.inverse(results[0][0]), x)
 
 
 @pytest.mark.slow
