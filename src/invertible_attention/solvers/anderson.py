@@ -78,7 +78,8 @@ class Anderson(Solver):
     are ordinary cases.
 
     **Safeguard.** When the accelerated iterates of a sample do not shrink its residual, the sample forgets its
-    differences and the preconditioner, and takes a Picard step from its best iterate.
+    differences and takes a Picard step from its best iterate. The preconditioner is given up for a sample at the first
+    such fallback, or after as many more, up to three, as its steps helped.
 
     - With a certificate :math:`c < 1` an accelerated iterate is kept only if it shrinks the smallest residual so
       far by :math:`\sqrt c`; otherwise the Picard step, which shrinks it by :math:`c`, comes next. Any :math:`n`
