@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -24,12 +25,11 @@ from killing import check_whole, silent, tiny_density, train_density, weights
 
 from invertible_attention.cli import main
 from invertible_attention.experiments import files
-from invertible_attention.experiments.audit.campaign import Campaign, run_campaign
-from invertible_attention.experiments.audit.search import Budget
 from invertible_attention.experiments.density.configuration import Configuration as Density
 from invertible_attention.experiments.density.run import evaluate_run, sample_run
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.files import atomic_path, read_tensors, write_json, write_tensors
+from invertible_attention.experiments.study import folder as output_folder
 
 KILLS = int(os.environ.get("INVERTIBLE_ATTENTION_KILLS", "2"))
 """How often each run is killed; 50 by hand."""
@@ -236,12 +236,11 @@ def test_an_output_that_cannot_be_a_folder(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_output_in_use_by_another_process(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from filelock import FileLock
-
     if command == "camouflage":
         pytest.importorskip("transformers")
+    monkeypatch.setattr(output_folder, "PATIENCE", 0.0)
     with FileLock(tmp_path / ".lock"):
         line = fail(capsys, *COMMANDS[command], "--output", str(tmp_path))
     assert "in use by another run" in line
@@ -258,19 +257,12 @@ def test_a_read_only_output(command: str, tmp_path: Path, capsys: pytest.Capture
         tmp_path.chmod(0o700)
 
 
-def test_two_searches_cannot_share_a_folder(tmp_path: Path) -> None:
-    from filelock import FileLock
-
-    with FileLock(tmp_path / ".lock"), pytest.raises(ExperimentError, match="in use by another run"):
-        run_campaign(Campaign(1, 0, budget=Budget(size=1)), output=tmp_path)
-
-
 # Checkpoints that cannot be used
 
 
 def test_a_density_of_another_configuration_is_refused_and_kept(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
-    other = Density(**TINY.to_json() | {"seed": 1})
+    other = Density.from_json(TINY.to_json() | {"seed": 1})
     for resume in (False, True):
         with pytest.raises(ExperimentError, match="seed was 0, now 1"):
             train(finished, other, resume=resume)

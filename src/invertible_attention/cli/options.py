@@ -15,6 +15,7 @@ from ..experiments.errors import UsageError
 from ..experiments.settings import Check, Settings, kind_of
 
 if TYPE_CHECKING:
+    from ..experiments.study import Workers
     from ..experiments.training import Parallel
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Resume",
     "Seed",
     "Spread",
+    "Work",
     "flag",
     "many",
     "number",
@@ -181,3 +183,27 @@ class Spread:
                 f"--batch-size {batch_size} cannot be shared evenly by {spread.processes} devices"
             )
         return spread
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Work:
+    """Where the cells of a study are computed."""
+
+    workers: Annotated[
+        int | None,
+        number(
+            "Processes at once, with one thread each if there are several.",
+            show_default="1; of a cluster, all",
+        ),
+    ] = None
+    cluster: Annotated[
+        str | None,
+        Parameter(help="Dask cluster, dask://HOST:PORT, whose workers share the output folder."),
+    ] = None
+
+    def pool(self) -> Workers:
+        """Return what the study is told."""
+        from ..experiments.study import Workers
+
+        return Workers(self.workers, self.cluster)

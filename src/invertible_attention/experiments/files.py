@@ -82,8 +82,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Delete what processes that were killed had begun to write anywhere under ``folder``.
+def remove_unfinished(folder: Path, *, leave: str | None = None) -> None:
+    """Delete what processes that were killed had begun to write anywhere under ``folder``, but for one entry of it.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())
@@ -95,6 +95,8 @@ def remove_unfinished(folder: Path) -> None:
     """
     for path in folder.rglob(".*"):
         found = UNFINISHED.fullmatch(path.name)
+        if path.relative_to(folder).parts[0] == leave:
+            continue
         if found and path.is_file() and found["name"].endswith(found["suffix"]):
             path.unlink(missing_ok=True)
 

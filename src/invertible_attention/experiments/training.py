@@ -21,6 +21,7 @@ from .errors import ExperimentError
 from .files import atomic_path
 
 __all__ = [
+    "CHECKPOINT",
     "CheckpointEvery",
     "Parallel",
     "choose_device",
@@ -29,6 +30,9 @@ __all__ = [
     "quiet_lightning",
     "resume_or_start",
 ]
+
+CHECKPOINT = "training.ckpt"
+"""The file that interrupted training continues from."""
 
 
 @dataclass(frozen=True)

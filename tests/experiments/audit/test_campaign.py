@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from invertible_attention.experiments.audit.campaign import Campaign, run_campai
 from invertible_attention.experiments.audit.search import Budget
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.files import read_json
+from invertible_attention.experiments.study import Workers
 
 BUDGET = Budget(size=4, inputs=1, ascents=4, steps=2, network_steps=1)
 
@@ -27,7 +29,9 @@ def run(
     stream = io.StringIO()
     campaign = Campaign(configurations, networks, seed=3, budget=BUDGET)
     console = Console(file=stream, width=120)
-    return run_campaign(campaign, output=folder, console=console, **options), stream.getvalue()
+    results = run_campaign(campaign, output=folder, console=console, **options)
+    assert results is not None
+    return results, stream.getvalue()
 
 
 def strip(results: dict[str, Any]) -> dict[str, Any]:
@@ -69,6 +73,18 @@ def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
     assert len(calls) == 3 + 2
 
 
+def test_a_search_of_an_earlier_version_goes_on(tmp_path):
+    whole, _ = run(tmp_path / "whole")
+    found = [read_json(path) for path in sorted((tmp_path / "whole" / "cells").glob("group-*/result.json"))]
+    (tmp_path / "old").mkdir()
+    state = {"processor_seconds": 9.0, "groups": found[:2], "networks": []}
+    (tmp_path / "old" / "search.json").write_text(json.dumps(state))
+    shutil.copy(tmp_path / "whole" / "configuration.json", tmp_path / "old")
+    resumed, _ = run(tmp_path / "old", resume=True)
+    assert strip(resumed) == strip(whole)
+    assert resumed["run"]["processor_seconds"] >= 9.0
+
+
 def test_more_can_be_added_to_a_finished_search(tmp_path):
     run(tmp_path / "parts", 8, 0)
     more, _ = run(tmp_path / "parts", 16, 1, resume=True)
@@ -79,7 +95,7 @@ def test_more_can_be_added_to_a_finished_search(tmp_path):
 @pytest.mark.slow
 def test_processes_do_not_change_what_is_found(tmp_path):
     one, _ = run(tmp_path / "one")
-    two, _ = run(tmp_path / "two", jobs=2)
+    two, _ = run(tmp_path / "two", workers=Workers(2))
     assert strip(two) == strip(one)
 
 

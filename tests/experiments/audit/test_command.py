@@ -9,6 +9,7 @@ import pytest
 
 from invertible_attention.cli import main
 from invertible_attention.experiments.audit import campaign, checkpoint_audit
+from invertible_attention.experiments.study import Workers
 
 
 @pytest.fixture
@@ -26,7 +27,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_a_search(asked: list[dict[str, Any]], tmp_path: Path) -> None:
-    arguments = ["--configurations", "1000", "--networks", "3", "--seed", "7", "--jobs", "2", "--steps", "20"]
+    arguments = [
+        "--configurations",
+        "1000",
+        "--networks",
+        "3",
+        "--seed",
+        "7",
+        "--workers",
+        "2",
+        "--steps",
+        "20",
+    ]
     assert main(["audit", "--attack", *arguments, "--resume", "-o", str(tmp_path)]) == 0
     (call,) = asked
     search = call["campaign"]
@@ -34,7 +46,7 @@ def test_a_search(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     assert search.groups == 10
     # As far in all, in half as many steps.
     assert (search.budget.steps, search.budget.lr, search.budget.network_steps) == (20, 0.1, 20)
-    assert (call["jobs"], call["resume"], call["output"]) == (2, True, tmp_path)
+    assert (call["workers"], call["resume"], call["output"]) == (Workers(2), True, tmp_path)
 
 
 def test_a_checkpoint(asked: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -50,7 +62,7 @@ def test_a_checkpoint(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     [
         ([], "give a CHECKPOINT to audit, or --attack"),
         (["--attack", "--resume", "--overwrite"], "Mutually exclusive arguments: {--resume, --overwrite}"),
-        (["run", "--jobs", "2"], "are for --attack without a CHECKPOINT"),
+        (["run", "--workers", "2"], "are for --attack without a CHECKPOINT"),
         (["run", "--configurations", "5"], "are for --attack without a CHECKPOINT"),
         (["--attack", "--configurations", "0", "--networks", "0"], "nothing to search"),
         (["--attack", "--configurations", "-1"], "Must be >= 0."),

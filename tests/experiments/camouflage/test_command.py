@@ -66,7 +66,7 @@ def test_train_predict_evaluate(dataset, tmp_path, capsys) -> None:
 
 def test_a_frozen_backbone_is_trained_on_from_the_command_line(dataset, tmp_path, capsys) -> None:
     run = tmp_path / "run"
-    assert _train(dataset, run, "--model", "base", "--freeze-backbone", "--workers", "1") == 0
+    assert _train(dataset, run, "--model", "base", "--freeze-backbone", "--decoders", "1") == 0
     assert "steps/s (loader alone" in capsys.readouterr().out.replace("\n", " ")
     result = json.loads((run / "result.json").read_text())
     assert result["configuration"]["freeze_backbone"] is True
@@ -185,6 +185,7 @@ def test_files_that_cannot_be_written_are_reported_before_anything_is_scored(
         (["train", "--size", "16"], "--size"),
         (["train", "--levels", "7"], 'Invalid value "(7,)" for --levels. It must be among 1, 2, 3 and 4.'),
         (["train", "--model", "convolution"], "convolution"),
+        (["study", "--devices", "2", "--workers", "2"], "give no --workers or --cluster too"),
         (
             ["train", "--data", "x", "--train-images", "5"],
             "train_images is for generated images, not for --data, got 5",

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,11 +15,16 @@ pytest.importorskip("transformers")
 pytest.importorskip("py_sod_metrics")
 
 from invertible_attention.experiments.camouflage import cell as cells
+from invertible_attention.experiments.camouflage import run as runs
 from invertible_attention.experiments.camouflage.cell import Cell
 from invertible_attention.experiments.camouflage.configuration import Configuration
-from invertible_attention.experiments.camouflage.run import DataFolders, run_one, run_study
+from invertible_attention.experiments.camouflage.run import DataFolders
 from invertible_attention.experiments.camouflage.training import DivergedError
 from invertible_attention.experiments.errors import ExperimentError
+
+# In one process they return results.
+run_one: Any = runs.run_one
+run_study: Any = runs.run_study
 
 SMALL = Configuration(
     backbone="tiny",
@@ -33,7 +39,7 @@ SMALL = Configuration(
 ON_DISK = replace(SMALL, train_images=None, test_images=None)
 
 
-def _console() -> Console:
+def _console() -> Any:
     return Console(file=io.StringIO(), width=200)
 
 
@@ -188,7 +194,7 @@ def test_a_study_can_grow_and_keeps_what_is_done(tmp_path) -> None:
 
 
 def test_networks_another_process_works_on_are_left_to_it(tmp_path) -> None:
-    from invertible_attention.experiments.output import OutputFolder
+    from invertible_attention.experiments.study.folder import OutputFolder
 
     _study(tmp_path / "study", models=("base",))
     folder = tmp_path / "study" / "cells" / "base-1"

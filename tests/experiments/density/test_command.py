@@ -52,7 +52,7 @@ def test_study_compares_variants_trained_in_processes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "study"
-    arguments = ["--variants", "none", "gaussian/certified", "--seeds", "2", "--jobs", "2", "--steps", "5"]
+    arguments = ["--variants", "none", "gaussian/certified", "--seeds", "2", "--workers", "2", "--steps", "5"]
     assert density("study", *SMALL, *arguments, "--output", str(output)) == 0
     study = read_json(output / "study.json")
     assert [row["variant"] for row in study["rows"]] == ["none", "gaussian/certified"]

@@ -18,7 +18,7 @@ BASE = Configuration.choose(attention="none")
 @pytest.mark.parametrize("variants", [FAIR_STUDY, ORDER_STUDY, PLACES_AND_HEADS, TABLE_3])
 def test_variants_of_a_study_are_different_models(variants: tuple[str, ...]) -> None:
     assert len({parse_variant(text, BASE) for text in variants}) == len(variants)
-    folders = {slug(text, seed, variants) for text in variants for seed in (0, 1)}
+    folders = {slug(text, seed) for text in variants for seed in (0, 1)}
     assert len(folders) == 2 * len(variants)
     assert all(set(folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789-=") for folder in folders)
 

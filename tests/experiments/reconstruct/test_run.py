@@ -19,6 +19,7 @@ from invertible_attention.experiments.reconstruct import run as run_module
 from invertible_attention.experiments.reconstruct.configuration import Configuration
 from invertible_attention.experiments.reconstruct.network import block_of, build_network
 from invertible_attention.experiments.reconstruct.results import SCHEMA
+from invertible_attention.experiments.study import engine
 
 from .conftest import TINY, Finished, start
 
@@ -178,10 +179,6 @@ def test_no_training_checkpoint_is_left(finished: Finished) -> None:
     assert not [path for path in finished.folder.rglob(".*") if path.name != ".lock"]
 
 
-class Interruption(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -193,17 +190,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_a_resumed_run_gives_the_results_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict], stage: str, call: int
 ) -> None:
-    original, calls = getattr(run_module, stage), 0
+    module = engine if stage == "write_run_page" else run_module
+    original, calls = getattr(module, stage), 0
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == min(call, 1 if stage == "write_run_page" else call):
-            raise Interruption
+            raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(run_module, stage, interrupted)
-    with pytest.raises(Interruption):
+    monkeypatch.setattr(module, stage, interrupted)
+    with pytest.raises(KeyboardInterrupt):
         start(tmp_path / "run", SMALL)
     monkeypatch.undo()
     resumed = start(tmp_path / "run", SMALL, resume=True)
@@ -220,11 +218,11 @@ def test_a_run_killed_within_an_epoch_goes_on_from_its_checkpoint(
     def stop_at_the_fourth(self: TrainingRun, batch: torch.Tensor, index: int) -> None:
         steps.append(index)
         if len(steps) == 4:
-            raise Interruption
+            raise KeyboardInterrupt
         step(self, batch, index)
 
     monkeypatch.setattr(TrainingRun, "training_step", stop_at_the_fourth)
-    with pytest.raises(Interruption):
+    with pytest.raises(KeyboardInterrupt):
         start(tmp_path / "run", SMALL)
     assert len(list((tmp_path / "run").rglob("training.ckpt"))) == 1
     steps.clear()
@@ -251,6 +249,16 @@ def test_finished_cells_are_not_done_again(
     monkeypatch.setattr(run_module, "train", pytest.fail)
     again = start(copied, resume=True)
     assert again.results["cells"] == finished.results["cells"]
+
+
+def test_responses_are_added_to_a_finished_run(tmp_path: Path) -> None:
+    one = replace(SMALL, constraints=("certified",), normalizations=("column",))
+    first = start(tmp_path / "run", one).results
+    both = start(tmp_path / "run", replace(one, responses=("gaussian",)), resume=True).results
+    assert [cell["response"] for cell in both["cells"]] == ["dot_product", "gaussian"]
+    assert both["configuration"]["responses"] == ["dot_product", "gaussian"]
+    assert both["cells"][0] == first["cells"][0]
+    assert len(both["summary"]) == 2
 
 
 def test_what_is_trained_can_be_inverted_again(

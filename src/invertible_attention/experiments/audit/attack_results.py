@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .search import ALLOWANCE, EDGES, RANGES
@@ -15,15 +15,18 @@ RANGE_NAMES = ("up to 0.1", "0.1 to 1", "1 to 5", "above 5")
 """Parts of the range of scores over the ball, the logarithm of the largest ratio of two weights."""
 
 
-def collect(state: dict[str, Any], configuration: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+def collect(
+    found: Sequence[dict[str, Any]], configuration: dict[str, Any], run: dict[str, Any]
+) -> dict[str, Any]:
     """Return the content of results.json.
 
     Args:
-        state: groups and networks as they were found.
+        found: groups and networks.
         configuration: of the search.
         run: under which conditions.
     """
-    groups, networks = state["groups"], state["networks"]
+    groups = [item for item in found if "group" in item]
+    networks = [item for item in found if "network" in item]
     violations = [
         {"group": group["group"], "member": member, "ratio": ratio, "structure": group["structure"]}
         for group in groups
@@ -58,7 +61,7 @@ def collect(state: dict[str, Any], configuration: dict[str, Any], run: dict[str,
             {name: net[name] for name in ("network", "block", "ratio", "description")}
             for net in _largest(networks, "ratio")
         ],
-        "run": run | {"processor_seconds": round(state["processor_seconds"], 1)},
+        "run": run | {"processor_seconds": round(sum(item["processor_seconds"] for item in found), 1)},
     }
 
 

@@ -16,10 +16,10 @@ from ...lipschitz.audit import audit
 from ...lipschitz.report import AuditReport
 from ..files import write_json
 from ..metadata import run_metadata
-from ..output import OutputFolder
-from ..progress import RunProgress
 from ..report import save_figures
 from ..report.summary import print_run, write_run_page
+from ..study import RunProgress
+from ..study.folder import OutputFolder
 from .audit_figure import draw_audit
 from .blocks import Block, exact_branch
 from .checkpoints import Subject, open_checkpoint

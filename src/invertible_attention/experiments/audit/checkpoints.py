@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...residual import Residual
 from ..errors import ExperimentError
 from ..files import read_json, read_tensors
-from ..output import CONFIGURATION
+from ..study.folder import CONFIGURATION
 from .blocks import Block, trace_blocks
 
 __all__ = ["Subject", "open_checkpoint"]

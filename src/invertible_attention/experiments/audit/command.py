@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ...cli.options import DataDir, Output, Overwrite, Quick, Resume, Seed, flag, number
+from ...cli.options import DataDir, Output, Overwrite, Quick, Resume, Seed, Work, flag, number
 from ..errors import UsageError
 
 __all__ = ["audit"]
@@ -32,7 +32,7 @@ def audit(
     steps: Annotated[int, number("Steps of each gradient ascent of an attack.")] = 40,
     samples: Annotated[int, number("Inputs per trained network.")] = 8,
     data_dir: DataDir = None,
-    jobs: Annotated[int, number("Processes of the search.")] = 1,
+    work: Work = Work(),
     seed: Seed = 0,
     quick: Quick = False,
     resume: Resume = False,
@@ -52,9 +52,9 @@ def audit(
     if checkpoint is None and not attack:
         raise UsageError("give a CHECKPOINT to audit, or --attack to search random layers")
     if checkpoint is not None:
-        if configurations is not None or networks is not None or resume or jobs != 1:
+        if configurations is not None or networks is not None or resume or work != Work():
             raise UsageError(
-                "--configurations, --networks, --jobs and --resume are for --attack without a CHECKPOINT"
+                "--configurations, --networks, --workers, --cluster and --resume are for --attack without a CHECKPOINT"
             )
         from .checkpoint_audit import audit_checkpoint
 
@@ -78,4 +78,4 @@ def audit(
         seed,
         Budget.of_steps(steps),
     )
-    run_campaign(campaign, output=output, jobs=jobs, resume=resume, overwrite=overwrite)
+    run_campaign(campaign, output=output, workers=work.pool(), resume=resume, overwrite=overwrite)

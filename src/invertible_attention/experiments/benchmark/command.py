@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ...cli.options import Device, Output, Quick
+from ...cli.options import Device, Output, Overwrite, Quick, Resume
 
 __all__ = ["benchmark"]
 
@@ -20,10 +20,12 @@ def benchmark(
     ] = None,
     device: Device = "cpu",
     quick: Quick = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure time and memory of attention against the N×N matrix and PyTorch's fused attention in the same run.
 
-    The four responses at 64 to 65,536 tokens. The output folder gets benchmark.json and attention.png.
+    The four responses at 64 to 65,536 tokens. The output folder gets benchmark.json, report.html and attention.png.
     """
     from ..training import choose_device
     from .run import run
@@ -33,5 +35,6 @@ def benchmark(
         quick=quick,
         device="cpu" if device == "auto" else str(choose_device(device)),
         authors_code=authors_code,
-        say=print,
+        resume=resume,
+        overwrite=overwrite,
     )

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .contenders import CONTENDERS, RESPONSES, work
+from ..study import RunProgress
+from .contenders import CONTENDERS, work
 from .memory import peak_memory
 from .released import measure_released
 from .settings import PAPER_SIZE, PAPER_TOKENS, Settings
@@ -18,27 +19,33 @@ Record = dict[str, Any]
 
 
 def measure(
-    settings: Settings, *, device: str, authors_code: Path | None, say: Callable[[str], None]
-) -> Record:
-    """Measure time and memory of every response and contender.
+    response: str,
+    folder: Path,
+    progress: RunProgress,
+    *,
+    settings: Settings,
+    device: str,
+    authors_code: Path | None,
+) -> dict[str, list[Record]]:
+    """Measure time and memory of a response with every contender.
 
     Args:
+        response: of the attention.
+        folder: of these measurements.
+        progress: shows a line about each step.
         settings: sizes and repeats.
         device: where.
         authors_code: checkout of the released code, or ``None``.
-        say: called with a line about each step.
 
     Returns:
         Lists of records: ``times``, ``memory`` and ``released``.
     """
+    say = progress.say
     times = [
-        record
-        for response in RESPONSES
-        for tokens in settings.tokens
-        for record in _times(response, tokens, settings, device, say)
+        record for tokens in settings.tokens for record in _times(response, tokens, settings, device, say)
     ]
-    memory = [] if device != "cpu" else _memory(settings, say)
-    released = [] if authors_code is None else _released(authors_code, say)
+    memory = [] if device != "cpu" else _memory(response, settings, say)
+    released = [] if authors_code is None else [_released(response, authors_code, say)]
     return {"times": times, "memory": memory, "released": released}
 
 
@@ -78,19 +85,18 @@ def _times(
     return records
 
 
-def _memory(settings: Settings, say: Callable[[str], None]) -> list[Record]:
+def _memory(response: str, settings: Settings, say: Callable[[str], None]) -> list[Record]:
     cases = [
-        (response, contender, tokens, 1, backward)
-        for response in RESPONSES
+        (contender, tokens, 1, backward)
         for tokens in settings.memory_tokens
         for contender in CONTENDERS
         for backward in (False, True)
         if fits(contender, tokens, settings) and not (backward and tokens > settings.most_backward_tokens)
     ]
-    largest = min(PAPER_TOKENS, max(settings.tokens))
-    cases.append(("concatenation", "auto", largest, settings.batch, False))
+    if response == "concatenation":
+        cases.append(("auto", min(PAPER_TOKENS, max(settings.tokens)), settings.batch, False))
     records = []
-    for response, contender, tokens, batch, backward in cases:
+    for contender, tokens, batch, backward in cases:
         size = peak_memory(response, contender, tokens, batch=batch, backward=backward)
         records.append(
             {
@@ -108,11 +114,7 @@ def _memory(settings: Settings, say: Callable[[str], None]) -> list[Record]:
     return records
 
 
-def _released(folder: Path, say: Callable[[str], None]) -> list[Record]:
-    records = []
-    for response in RESPONSES:
-        repeats = 1 if response == "concatenation" else 3
-        found = measure_released(folder, response, PAPER_SIZE, repeats=repeats)
-        records.append({"response": response, "tokens": PAPER_TOKENS} | found)
-        say(f"{response}, authors’ code: {found['seconds']:.2f} s, {found['bytes'] / 1e9:.2f} GB")
-    return records
+def _released(response: str, folder: Path, say: Callable[[str], None]) -> Record:
+    found = measure_released(folder, response, PAPER_SIZE, repeats=1 if response == "concatenation" else 3)
+    say(f"{response}, authors’ code: {found['seconds']:.2f} s, {found['bytes'] / 1e9:.2f} GB")
+    return {"response": response, "tokens": PAPER_TOKENS} | found

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..files import write_json
 from ..metadata import run_metadata
-from ..report import save_figures
-from ..report.summary import print_run
+from ..study import Cell, Report, Study
+from .contenders import RESPONSES
 from .figure import draw
 from .measure import measure
 from .settings import FULL, PAPER_TOKENS, QUICK
@@ -20,6 +20,8 @@ from .tables import BENCHMARK
 
 __all__ = ["run"]
 
+OWNED = ("benchmark.json", "attention.png", "report.html")
+
 
 def run(
     output: Path,
@@ -27,30 +29,56 @@ def run(
     quick: bool = False,
     device: str = "cpu",
     authors_code: Path | None = None,
-    say: Callable[[str], None] = print,
+    resume: bool = False,
+    overwrite: bool = False,
     console: Console | None = None,
-) -> dict[str, Any]:
-    """Measure, print the tables and the claims, and write ``benchmark.json`` and ``attention.png``.
+) -> dict[str, Any] | None:
+    """Measure, print the tables and the claims, and write ``benchmark.json``, ``attention.png`` and the page.
 
     Args:
         output: folder for the files.
         quick: whether to measure small sizes only, in about a minute.
         device: where to measure time; memory is measured on a CPU.
         authors_code: checkout of the authors' released code to time beside.
-        say: called with a line about every measurement.
-        console: where the tables are shown; the terminal by default.
+        resume: keep what an interrupted benchmark has measured.
+        overwrite: delete an earlier benchmark first.
+        console: where progress and tables are shown; the terminal by default.
 
     Returns:
         What was written to ``benchmark.json``.
     """
     settings = QUICK if quick else FULL
-    metadata = run_metadata(device)
+    study = Study(
+        output,
+        {"device": device, "settings": asdict(settings)},
+        owned=OWNED,
+        resume=resume,
+        overwrite=overwrite,
+        console=console,
+        unit="responses",
+    )
+    with study:
+        pass
+    return study.run(
+        [Cell(response, {"response": response}, response, response) for response in RESPONSES],
+        partial(measure, settings=settings, device=device, authors_code=authors_code),
+        Report(
+            collect=lambda found: _collect(found, device, min(PAPER_TOKENS, max(settings.tokens))),
+            draw=lambda results: [draw(results)],
+            shown=["times", "growth", "claims"],
+            line=lambda found: f"{len(found['times']) + len(found['memory'])} measurements",
+            results="benchmark.json",
+            figures="",
+        ),
+    )
+
+
+def _collect(found: dict[str, dict[str, Any]], device: str, tokens: int) -> dict[str, Any]:
     results: dict[str, Any] = {"schema": BENCHMARK.schema}
-    results |= measure(settings, device=device, authors_code=authors_code, say=say)
+    for kind in ("times", "memory", "released"):
+        results[kind] = [
+            record for response in RESPONSES if response in found for record in found[response][kind]
+        ]
     results["growth"] = growth(results)
-    results["claims"] = claims(results, min(PAPER_TOKENS, max(settings.tokens)))
-    results["run"] = metadata
-    print_run(console or Console(), results, output, ["times", "growth", "claims"])
-    write_json(output / "benchmark.json", results)
-    save_figures(output, [draw(results)])
-    return results
+    results["claims"] = claims(results, tokens)
+    return results | {"run": run_metadata(device)}

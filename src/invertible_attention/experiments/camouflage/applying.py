@@ -11,7 +11,7 @@ from rich.console import Console
 from ..errors import ExperimentError
 from ..files import write_json
 from ..metadata import run_metadata
-from ..progress import RunProgress
+from ..study import RunProgress
 from .console import print_evaluation
 from .data import Collection, DetectionData, open_data, open_images, report_problems
 from .data.problems import REMEDY

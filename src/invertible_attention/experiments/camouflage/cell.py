@@ -1,4 +1,4 @@
-"""One network of a run: trained, applied, scored, audited, and stored when it is done."""
+"""One network of a run: trained, applied, scored and audited."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from ..errors import ExperimentError
 from ..files import read_json, write_json
 from ..metadata import run_metadata
-from ..progress import RunProgress
-from ..training import Parallel, is_first_process
+from ..study import RESULT, RunProgress
+from ..training import CHECKPOINT, Parallel, is_first_process
 from .audit import audit_network
 from .configuration import Configuration
 from .data import DetectionData, batches_per_second
@@ -25,9 +24,12 @@ from .network.storage import NetworkDescription
 from .predicting import write_maps
 from .training import DivergedError, train, training_images
 
-__all__ = ["OWNED", "Cell", "build_network", "run_cell"]
+__all__ = ["MAPS", "OWNED", "Cell", "build_network", "run_cell"]
 
-OWNED = ("logs", "maps", "model.safetensors", "result.json", "training.ckpt", "training.json")
+MAPS = "maps"
+"""The folder of a network's maps of the test images."""
+
+OWNED = ("logs", MAPS, "model.safetensors", RESULT, CHECKPOINT, "training.json")
 """What a network's folder holds."""
 
 LOSSES_KEPT = 200
@@ -71,40 +73,33 @@ def build_network(cell: Cell, configuration: Configuration) -> Detector:
 
 
 def run_cell(
-    cell: Cell,
-    data: DetectionData,
-    configuration: Configuration,
-    *,
+    what: tuple[Cell, DetectionData],
     folder: Path,
+    progress: RunProgress,
+    *,
+    configuration: Configuration,
     cache: Path,
     device: torch.device,
-    progress: RunProgress,
     parallel: Parallel | None = None,
-    workers: int = 0,
+    decoders: int = 0,
 ) -> dict[str, Any] | None:
-    """Train, apply, score and audit one network; return its result, from disk where it is done already.
+    """Train, apply, score and audit one network; return its result.
 
     Args:
-        cell: which network.
-        data: what it is trained and tested on.
+        what: which network, and what it is trained and tested on.
+        folder: for the weights and the maps; a checkpoint in it is continued.
+        progress: shows what is done.
         configuration: how.
-        folder: for the result, the weights and the maps.
         cache: folder for decoded images or features, shared by the networks of a study.
         device: where it is trained.
-        progress: shows what is done.
         parallel: over which devices training is spread.
-        workers: threads that decode images; 0 for as many as there are cores.
+        decoders: threads that decode images; 0 for as many as there are cores.
 
     Returns:
-        The result as stored, ``None`` in every process but the first of those that train together. A network whose
-        loss stopped being a number has ``"diverged"`` in place of scores.
-
-    Raises:
-        ExperimentError: when the stored result belongs to other images.
+        ``None`` in every process but the first of those that train together. A network whose loss stopped being a
+        number has ``"diverged"`` in place of scores.
     """
-    done = folder / "result.json"
-    if done.is_file():
-        return _checked(read_json(done), data, done)
+    cell, data = what
     model = folder / "model.safetensors"
     base = {
         "model": cell.model,
@@ -114,11 +109,9 @@ def run_cell(
     }
     if not (model.is_file() and (folder / "training.json").is_file()):
         try:
-            trained = _train(cell, data, configuration, folder, cache, device, progress, parallel, workers)
+            trained = _train(cell, data, configuration, folder, cache, device, progress, parallel, decoders)
         except DivergedError as error:
-            result = base | {"diverged": str(error), "run": run_metadata(device)}
-            write_json(done, result)
-            return result
+            return base | {"diverged": str(error), "run": run_metadata(device)}
         if not is_first_process():
             return None
         write_json(folder / "training.json", trained)
@@ -127,7 +120,7 @@ def run_cell(
     network, _ = load_detector(model)
     network.to(device)
     count = sum(len(collection) for collection in data.test)
-    maps = folder / "maps"
+    maps = folder / MAPS
     report = progress.stage(f"predicting {cell}", count)
     write_maps(network, data.test, maps, size=configuration.size, device=device, report=report)
     progress.stage(f"scoring {cell}", None)
@@ -137,7 +130,7 @@ def run_cell(
     audited = audit_network(
         network, pairs, size=configuration.size, images=configuration.audited_images, device=device
     )
-    result = base | {
+    return base | {
         "parameters": network.parameter_counts(),
         "training": training,
         "test_images": {collection.name: len(collection) for collection in data.test},
@@ -145,10 +138,6 @@ def run_cell(
         "audit": audited,
         "run": run_metadata(device) | {"seconds": training["seconds"] + time.perf_counter() - start},
     }
-    # Last: its presence says that the network is done.
-    write_json(done, result)
-    (folder / "training.ckpt").unlink(missing_ok=True)
-    return result
 
 
 def _train(
@@ -160,14 +149,14 @@ def _train(
     device: torch.device,
     progress: RunProgress,
     parallel: Parallel | None,
-    workers: int,
+    decoders: int,
 ) -> dict[str, Any]:
     """Train a network, store it, and return how training went."""
     pairs = data.train_pairs
     network = build_network(cell, configuration)
     report = progress.stage(f"preparing images for {cell}", len(pairs))
     images = training_images(
-        network, pairs, configuration, folder=cache, device=device, workers=workers, report=report
+        network, pairs, configuration, folder=cache, device=device, workers=decoders, report=report
     )
     loading = batches_per_second(images, batch_size=configuration.batch_size, device=device)
     steps = configuration.epochs * max(1, len(pairs) // configuration.batch_size)
@@ -218,11 +207,3 @@ def _thinned(losses: Sequence[float]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _checked(result: dict[str, Any], data: DetectionData, path: Path) -> dict[str, Any]:
-    if result["images"] != data.fingerprint():
-        raise ExperimentError(
-            f"{path} was made from other images: the data have changed since, choose another --output"
-        )
-    return result

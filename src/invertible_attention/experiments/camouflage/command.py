@@ -7,12 +7,13 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from ...cli.options import Device, Output, Overwrite, Quick, Resume, Seed, Spread, many
+from ...cli.options import Device, Output, Overwrite, Quick, Resume, Seed, Spread, Work, many
+from ..errors import UsageError
 from .apply_command import evaluate, predict
 from .configuration import Configuration
 from .measure_command import measure
 from .models import STUDY, ModelName
-from .options import DataFolders, Given, Models, Workers
+from .options import DataFolders, Decoders, Given, Models
 
 __all__ = ["APPLICATION"]
 
@@ -38,7 +39,7 @@ def train(
     ] = "certified-concatenation",
     given: Given = Given(),
     spread: Spread = Spread(),
-    workers: Workers = 0,
+    decoders: Decoders = 0,
     seed: Seed = 0,
     device: Device = "auto",
     quick: Quick = False,
@@ -61,7 +62,7 @@ def train(
         output=output,
         device=device,
         parallel=parallel,
-        workers=workers,
+        decoders=decoders,
         resume=resume,
         overwrite=overwrite,
     )
@@ -76,7 +77,8 @@ def study(
     seeds: Annotated[tuple[int, ...], many("Seeds; every model is trained with each.")] = (0,),
     given: Given = Given(),
     spread: Spread = Spread(),
-    workers: Workers = 0,
+    work: Work = Work(),
+    decoders: Decoders = 0,
     results: Annotated[
         Path | None, Parameter(help="Another folder for results.json, the report and the figures.")
     ] = None,
@@ -93,6 +95,8 @@ def study(
     """
     configuration = Configuration.choose(generated=not folders.given, quick=quick, **given.given())
     parallel = spread.parallel(batch_size=configuration.batch_size, precision=configuration.precision)
+    if parallel.processes > 1 and work != Work():
+        raise UsageError("--devices and --nodes spread one network: give no --workers or --cluster too")
     from .run import run_study
 
     run_study(
@@ -103,7 +107,8 @@ def study(
         output=output,
         device=device,
         parallel=parallel,
-        workers=workers,
+        decoders=decoders,
+        workers=work.pool(),
         resume=resume,
         results_folder=results,
     )

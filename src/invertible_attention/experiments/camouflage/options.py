@@ -14,7 +14,7 @@ from ..errors import ExperimentError
 from .configuration import GENERATED, QUICK, Configuration
 from .models import ModelName
 
-__all__ = ["DataFolders", "Given", "LeaveOutBad", "Models", "Results", "TestData", "Workers", "check_file"]
+__all__ = ["DataFolders", "Decoders", "Given", "LeaveOutBad", "Models", "Results", "TestData", "check_file"]
 
 OTHERWISE = {"without --data": GENERATED, "with --quick": QUICK}
 LeaveOutBad = Annotated[bool, flag("Skip files that cannot be used.")]
@@ -23,7 +23,7 @@ TestData = Annotated[
 ]
 Models = Annotated[tuple[ModelName, ...], many("Rows of Table 4.", show_default="the paper's nine and ours")]
 Results = Annotated[Path | None, Parameter(("--output", "-o"), help="JSON file to write.")]
-Workers = Annotated[int, number("Threads that decode images before training; 0 for all cores.", 0)]
+Decoders = Annotated[int, number("Threads that decode images before training; 0 for all cores.", 0)]
 
 
 class Given(Options, of=Configuration, otherwise=OTHERWISE):

@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from ..errors import ExperimentError
 from ..files import read_json, write_json
-from ..output import OutputFolder
-from ..progress import RunProgress
-from ..report import save_figures
-from ..report.summary import print_run, write_run_page
-from ..training import Parallel, choose_device, is_first_process
-from .cell import OWNED, Cell, run_cell
+from ..report import Figure
+from ..study import CELLS, RESULT, OutputFolder, Report, RunProgress, Study, Workers
+from ..study import Cell as StudyCell
+from ..training import CHECKPOINT, Parallel, choose_device, is_first_process
+from .cell import MAPS, OWNED, Cell, run_cell
 from .configuration import Configuration
 from .data import DetectionData, generate_data, open_data
 from .figures import draw_figures
 from .options import DataFolders
 from .results import collect
 
-__all__ = ["DataFolders", "collect_and_report", "load_data", "run_one", "run_study"]
+__all__ = ["DataFolders", "load_data", "run_one", "run_study"]
 
 CACHE = "cache"
 """Decoded images or features, while there is something to train."""
 
-CELLS = "cells"
 REPORT = ("figures", "report.html", "results.json")
 GENERATED = "generated-images"
 
 
 def load_data(
-    folders: DataFolders, configuration: Configuration, output: Path, progress: RunProgress
+    folders: DataFolders, configuration: Configuration, output: Path, console: Console
 ) -> DetectionData:
     """Check the images on disk, or generate them in ``output``.
 
@@ -44,28 +42,30 @@ def load_data(
         ExperimentError: naming the files that cannot be used, or when there is nothing to test on.
     """
     roots = folders.roots
-    if configuration.train_images is not None and configuration.test_images is not None:
-        progress.stage("generating images", None)
-        root = output / GENERATED
-        generate_data(
-            root,
-            train=configuration.train_images,
-            test=configuration.test_images,
-            size=configuration.size,
+    with RunProgress(1, console, "images") as progress:
+        if configuration.train_images is not None and configuration.test_images is not None:
+            progress.stage("generating images", None)
+            root = output / GENERATED
+            generate_data(
+                root,
+                train=configuration.train_images,
+                test=configuration.test_images,
+                size=configuration.size,
+            )
+            roots = (root,)
+        advance = progress.stage("checking images", None)
+        data = open_data(
+            roots,
+            train_roots=folders.train,
+            test_roots=folders.test,
+            leave_out_bad=folders.leave_out_bad,
+            # Beside the folder, which is not a run's yet.
+            listing=output.with_name(f"{output.name}-unusable-files.txt"),
+            report=lambda done, total: advance(done),
         )
-        roots = (root,)
-    advance = progress.stage("checking images", None)
-    data = open_data(
-        roots,
-        train_roots=folders.train,
-        test_roots=folders.test,
-        leave_out_bad=folders.leave_out_bad,
-        # Beside the folder, which is not a run's yet.
-        listing=output.with_name(f"{output.name}-unusable-files.txt"),
-        report=lambda done, total: advance(done),
-    )
     if not data.test:
         raise ExperimentError("there is nothing to test on: give --test-data, or --data with a test part")
+    console.print(f"Data: {data.describe()}", highlight=False, soft_wrap=True)
     return data
 
 
@@ -77,7 +77,7 @@ def run_one(
     output: Path,
     device: str = "auto",
     parallel: Parallel | None = None,
-    workers: int = 0,
+    decoders: int = 0,
     resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
@@ -91,38 +91,34 @@ def run_one(
         ExperimentError: when the data, the device or the folder cannot be used, or training diverges.
     """
     console = console or Console(quiet=not is_first_process())
-    place = choose_device(device)
     settings = configuration.to_json() | {"model": cell.model, "seed": cell.seed}
-    folder = OutputFolder(
-        output, settings, resume=resume, overwrite=overwrite, owned=(*OWNED, *REPORT, GENERATED, CACHE)
-    )
-    with (
-        RunProgress(1, console) as progress,
-        _claimed_with_data(folder, folders, configuration, progress) as data,
-    ):
-        console.print(f"Data: {data.describe()}", highlight=False, soft_wrap=True)
-        result = run_cell(
-            cell,
-            data,
-            configuration,
-            folder=output,
-            cache=output / CACHE,
-            device=place,
-            progress=progress,
-            parallel=parallel,
-            workers=workers,
-        )
-        if result is None:
-            return None
-        shutil.rmtree(output / CACHE, ignore_errors=True)
-        if "diverged" in result:
-            (output / "result.json").unlink()
-            raise ExperimentError(result["diverged"])
-        progress.stage("writing the report", None)
-        results = collect_and_report(output, [result], {cell: output / "maps"}, data)
-        progress.finish_cell(f"{cell}: {_summary(result)}")
-    print_run(console, results, output, ["scores"])
-    console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+    owned = (*OWNED, *REPORT, GENERATED, CACHE)
+    folder = OutputFolder(output, settings, resume=resume, overwrite=overwrite, owned=owned)
+    compute = _compute(configuration, output, device, parallel, decoders)
+    found = None if configuration.generated else load_data(folders, configuration, output, console)
+    with folder if is_first_process() else nullcontext():
+        data = found or load_data(folders, configuration, output, console)
+        done = output / RESULT
+        with RunProgress(1, console) as progress:
+            result = read_json(done) if done.is_file() else compute((cell, data), output, progress)
+            if result is None:
+                return None
+            if "diverged" in result:
+                raise ExperimentError(result["diverged"])
+            if result["images"] != data.fingerprint():
+                raise ExperimentError(
+                    f"{done} was made from other images: the data have changed since, choose another --output"
+                )
+            # Last: its presence says that the network is done.
+            write_json(done, result)
+            (output / CHECKPOINT).unlink(missing_ok=True)
+            shutil.rmtree(output / CACHE, ignore_errors=True)
+            progress.stage("writing the report", None)
+            report = _report(lambda cell: output / MAPS, data)
+            results = report.collect({cell.folder: result})
+            report.write(output, results)
+            progress.finish_cell(f"{cell}: {_summary(result)}")
+    report.show(console, output, results)
     return results
 
 
@@ -135,7 +131,8 @@ def run_study(
     output: Path,
     device: str = "auto",
     parallel: Parallel | None = None,
-    workers: int = 0,
+    decoders: int = 0,
+    workers: Workers | None = None,
     resume: bool = False,
     results_folder: Path | None = None,
     console: Console | None = None,
@@ -149,75 +146,57 @@ def run_study(
         The content of results.json; ``None`` in every process but the first of those that train together.
 
     Raises:
-        ExperimentError: when the data, the device or the folder cannot be used.
+        ExperimentError: when the data, the device or the folder cannot be used, or a network fails.
     """
     console = console or Console(quiet=not is_first_process())
-    place = choose_device(device)
-    cells = [Cell(model, seed) for seed in seeds for model in models]
-    claim = OutputFolder(output, configuration.to_json(), resume=resume)
-    with RunProgress(len(cells), console) as progress:
-        with _claimed_with_data(claim, folders, configuration, progress) as data:
-            # Claimed for this configuration, but not kept: each network has a lock of its own.
-            pass
-        console.print(f"Data: {data.describe()}", highlight=False, soft_wrap=True)
-        for cell in cells:
-            line = _study_cell(cell, data, configuration, output, place, progress, parallel, workers)
-            progress.finish_cell(line)
-        if not is_first_process():
-            return None
-        if all((output / CELLS / cell.folder / "result.json").is_file() for cell in cells):
+    found = None if configuration.generated else load_data(folders, configuration, output, console)
+    study = Study(output, configuration.to_json(), resume=resume, workers=workers, console=console)
+    with study:
+        data = found or load_data(folders, configuration, output, console)
+    settings, digest = configuration.to_json(), data.fingerprint()
+    cells = [
+        StudyCell(
+            cell.folder, settings | {"model": cell.model, "seed": cell.seed}, (cell, data), str(cell), digest
+        )
+        for cell in (Cell(model, seed) for seed in seeds for model in models)
+    ]
+    report = _report(lambda cell: output / CELLS / cell.folder / MAPS, data)
+    results = study.run(cells, _compute(configuration, output, device, parallel, decoders), report)
+    if results is not None:
+        if {cell.name for cell in cells} <= study.finished().keys():
             shutil.rmtree(output / CACHE, ignore_errors=True)
-        progress.stage("writing the report", None)
-        finished = {
-            Cell(result["model"], result["seed"]): (result, path.parent / "maps")
-            for path in sorted((output / CELLS).glob("*/result.json"))
-            if (result := read_json(path))["images"] == data.fingerprint()
-        }
-        maps = {cell: folder for cell, (_, folder) in finished.items()}
-        results = collect_and_report(output, [result for result, _ in finished.values()], maps, data)
         if results_folder is not None:
-            collect_and_report(results_folder, results["cells"], maps, data)
-    print_run(console, results, output, ["scores"])
-    console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+            report.write(results_folder, results)
     return results
 
 
-def _study_cell(
-    cell: Cell,
-    data: DetectionData,
-    configuration: Configuration,
-    output: Path,
-    device: torch.device,
-    progress: RunProgress,
-    parallel: Parallel | None,
-    workers: int,
-) -> str:
-    """Run a network of a study unless another process does; return a line about it."""
-    folder = output / CELLS / cell.folder
-    settings = configuration.to_json() | {"model": cell.model, "seed": cell.seed}
-    try:
-        with _claimed(OutputFolder(folder, settings, resume=True)):
-            result = run_cell(
-                cell,
-                data,
-                configuration,
-                folder=folder,
-                cache=output / CACHE,
-                device=device,
-                progress=progress,
-                parallel=parallel,
-                workers=workers,
-            )
-    except ExperimentError as error:
-        if "in use by another run" not in str(error):
-            raise
-        return f"{cell}: another process works on it"
-    return f"{cell}: {_summary(result)}"
+def _compute(
+    configuration: Configuration, output: Path, device: str, parallel: Parallel | None, decoders: int
+) -> Callable[..., dict[str, Any] | None]:
+    return partial(
+        run_cell,
+        configuration=configuration,
+        cache=output / CACHE,
+        device=choose_device(device),
+        parallel=parallel,
+        decoders=decoders,
+    )
 
 
-def _summary(result: dict[str, Any] | None) -> str:
-    if result is None:
-        return "done"
+def _report(maps: Callable[[Cell], Path], data: DetectionData) -> Report:
+    """Return what is reported of the networks that were trained and tested on these images."""
+
+    def mine(finished: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        return [result for result in finished.values() if result["images"] == data.fingerprint()]
+
+    def draw(results: dict[str, Any]) -> list[Figure]:
+        cells = [Cell(result["model"], result["seed"]) for result in results["cells"]]
+        return draw_figures(results, {cell: maps(cell) for cell in cells}, data)
+
+    return Report(lambda finished: collect(mine(finished)), draw, ["scores"], _summary)
+
+
+def _summary(result: dict[str, Any]) -> str:
     if "diverged" in result:
         return f"diverged ({result['diverged']})"
     scores = ", ".join(
@@ -229,34 +208,3 @@ def _summary(result: dict[str, Any] | None) -> str:
     if training.get("steps_per_second"):
         rates = f", {training['steps_per_second']:.2g} steps/s (loader alone {training['loader_steps_per_second']:.2g})"
     return f"{scores}; {training['seconds']:.0f} s of training{rates}"
-
-
-def collect_and_report(
-    output: Path, cells: Sequence[dict[str, Any]], maps: dict[Cell, Path], data: DetectionData
-) -> dict[str, Any]:
-    """Write results.json, the figures and report.html from finished networks; return the results."""
-    results = collect(cells)
-    write_json(output / "results.json", results)
-    save_figures(output / "figures", draw_figures(results, maps, data))
-    write_run_page(output / "report.html", results)
-    return results
-
-
-@contextmanager
-def _claimed_with_data(
-    folder: OutputFolder, folders: DataFolders, configuration: Configuration, progress: RunProgress
-) -> Iterator[DetectionData]:
-    """Hold a folder, once the images on disk are known to be good; generated ones are written into it."""
-    data = None if configuration.generated else load_data(folders, configuration, folder.path, progress)
-    with _claimed(folder) as path:
-        yield load_data(folders, configuration, path, progress) if data is None else data
-
-
-@contextmanager
-def _claimed(folder: OutputFolder) -> Iterator[Path]:
-    """Hold a folder in the first process of those that train together; the others only use it."""
-    if not is_first_process():
-        yield folder.path
-        return
-    with folder as path:
-        yield path

@@ -38,34 +38,40 @@ def compare(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Differences are paired: runs with the same seed share data, order of batches, noise, and the weights that
     both have. Equal time is the processor time of the fastest run of a seed, at which the learning curves
     are read. Where the learning rate decays over the steps, a slower run is read before its own has, which
-    counts against it: limit the time of all instead to compare at equal time alone.
+    counts against it: limit the time of all instead to compare at equal time alone. Where a run is missing, the
+    others of its variant and its seed are compared.
     """
-    variants = list(dict.fromkeys(run["variant"] for run in runs))
-    seeds = sorted({run["configuration"]["seed"] for run in runs})
     by_cell = {(run["variant"], run["configuration"]["seed"]): run for run in runs}
+    variants = list(dict.fromkeys(variant for variant, _ in by_cell))
+    seeds = {variant: sorted(seed for other, seed in by_cell if other == variant) for variant in variants}
     shortest = {
-        seed: min(by_cell[variant, seed]["training"]["processor_seconds"] for variant in variants)
-        for seed in seeds
+        seed: min(run["training"]["processor_seconds"] for (_, own), run in by_cell.items() if own == seed)
+        for _, seed in by_cell
     }
 
-    def final(variant: str, seed: int) -> float | None:
-        return by_cell[variant, seed]["evaluation"]["bits_per_dim"]
+    def final(run: dict[str, Any]) -> float | None:
+        return run["evaluation"]["bits_per_dim"]
 
-    def timed(variant: str, seed: int) -> float | None:
-        run = by_cell[variant, seed]
+    def timed(run: dict[str, Any]) -> float | None:
         start = {"processor_seconds": 0.0, "test": run["untrained"]["bits_per_dim"]}
-        return at_time([start, *run["curve"]], shortest[seed])
+        return at_time([start, *run["curve"]], shortest[run["configuration"]["seed"]])
 
+    def difference(measure: Any, variant: str) -> dict[str, Any]:
+        both = [seed for seed in seeds[variant] if seed in seeds[variants[0]]]
+        pairs = [(measure(by_cell[variant, seed]), measure(by_cell[variants[0], seed])) for seed in both]
+        return _summary([None if a is None or b is None else a - b for a, b in pairs])
+
+    reference = by_cell[variants[0], seeds[variants[0]][0]]
     rows = []
     for variant in variants:
-        own = [by_cell[variant, seed] for seed in seeds]
+        own = [by_cell[variant, seed] for seed in seeds[variant]]
         first = own[0]
         rows.append(
             {
                 "variant": variant,
                 "name": first["name"],
                 "parameters": first["parameters"],
-                "parameters_relative": first["parameters"] / by_cell[variants[0], seeds[0]]["parameters"],
+                "parameters_relative": first["parameters"] / reference["parameters"],
                 "processor_seconds": statistics.fmean(r["training"]["processor_seconds"] for r in own),
                 "model": first["configuration"]["model"],
                 "exact": all(run["evaluation"]["exact"] for run in own),
@@ -75,10 +81,10 @@ def compare(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 or None,
                 "skipped_steps": sum(run["training"]["skipped_steps"] for run in own),
                 "failed_samples": sum(r["samples"]["drawn"] - r["samples"]["converged"] for r in own),
-                "bits_per_dim": _summary([final(variant, seed) for seed in seeds]),
-                "difference": _difference(final, variant, variants[0], seeds),
-                "at_equal_time": _summary([timed(variant, seed) for seed in seeds]),
-                "difference_at_equal_time": _difference(timed, variant, variants[0], seeds),
+                "bits_per_dim": _summary([final(run) for run in own]),
+                "difference": difference(final, variant),
+                "at_equal_time": _summary([timed(run) for run in own]),
+                "difference_at_equal_time": difference(timed, variant),
             }
         )
     return rows
@@ -88,11 +94,6 @@ def _summary(values: Sequence[float | None]) -> dict[str, Any]:
     known = [value for value in values if value is not None]
     mean, error = mean_and_error(known) if known else (None, None)
     return {"mean": mean, "standard_error": error, "values": list(values)}
-
-
-def _difference(measure: Any, variant: str, reference: str, seeds: Sequence[int]) -> dict[str, Any]:
-    pairs = [(measure(variant, seed), measure(reference, seed)) for seed in seeds]
-    return _summary([None if a is None or b is None else a - b for a, b in pairs])
 
 
 def guarantee(row: dict[str, Any]) -> str:

@@ -17,11 +17,10 @@ from ...logdet import Exact, LogDetEstimator, RussianRoulette
 from ..errors import ExperimentError
 from ..files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from ..metadata import run_metadata
-from ..output import CONFIGURATION, OutputFolder
-from ..progress import RunProgress
 from ..report import save_figures
 from ..report.summary import write_run_page
-from ..training import Parallel, choose_device, is_first_process
+from ..study import CONFIGURATION, OutputFolder, RunProgress
+from ..training import CHECKPOINT, Parallel, choose_device, is_first_process
 from .baselines import check_library
 from .configuration import Configuration
 from .data import DensityData, load_data
@@ -32,9 +31,9 @@ from .pictures import draw_samples, interpolate, tile
 from .tables import RUN
 from .training import initialize, train
 
-__all__ = ["evaluate_run", "sample_run", "train_run"]
+__all__ = ["evaluate_run", "sample_run", "train_cell", "train_run"]
 
-OWNED = ("logs", "training.ckpt", "model.safetensors", "results.json", "report.html", "samples.png")
+OWNED = ("logs", CHECKPOINT, "model.safetensors", "results.json", "report.html", "samples.png")
 OWNED = (*OWNED, "interpolation.png", "evaluation.json", "figures")
 
 
@@ -72,7 +71,6 @@ def train_run(
     check_library(configuration)
     first = is_first_process()
     console = (console or Console()) if first else Console(quiet=True)
-    place = choose_device(device)
     folder = OutputFolder(output, configuration.to_json(), resume=resume, overwrite=overwrite, owned=OWNED)
     # Lightning starts the other processes with the same command once the first has the folder.
     with folder if first else nullcontext():
@@ -80,40 +78,83 @@ def train_run(
         if done.is_file():
             console.print(f"This run is finished: {output / 'report.html'}", highlight=False, soft_wrap=True)
             return read_json(done)
-        data = load_data(configuration, data_dir)
-        try:
-            model = cast(Flow, build_model(configuration, data.shape, data.levels)).to(place)
-        except ValueError as error:
-            raise ExperimentError(f"this model does not fit the images: {error}") from error
-        initialize(model, data.train, configuration.seed)
-        untrained = copy.deepcopy(model)
-        _say(console, f"{configuration.name} on {data.title}: {count_parameters(model):,} parameters")
         with RunProgress(1, console, unit="density") as progress:
-            training = train(
-                model,
-                data,
+            results = train_cell(
                 configuration,
-                device=place,
-                folder=output,
+                output,
+                progress,
+                data_dir=data_dir,
+                device=device,
                 parallel=parallel,
-                report=progress.stage("training, bits/dim", configuration.steps),
-                report_point=lambda point: _say(progress.console, _line(point)),
+                draws=draws,
+                say=progress.say,
             )
-            if training is None:
+            if results is None:
                 return {}
-            write_tensors(output / "model.safetensors", model.state_dict())
-            results = _results(configuration, data, model, training, place)
-            progress.stage("evaluating", None)
-            results["untrained"] = _final_score(untrained, data, draws=1, device=place)
-            results["evaluation"] = _final_score(model, data, draws=draws, device=place)
-            progress.stage("drawing", None)
-            results["samples"] = _pictures(output, model, data, seed=configuration.seed)
-            save_figures(output / "figures", [draw_curve([results])])
-            write_run_page(output / "report.html", results)
             # Last: its presence says that the run is done.
             write_json(done, results)
-            (output / "training.ckpt").unlink(missing_ok=True)
+            (output / CHECKPOINT).unlink(missing_ok=True)
     _summary(console, results, output)
+    return results
+
+
+def train_cell(
+    configuration: Configuration,
+    folder: Path,
+    progress: RunProgress,
+    *,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    parallel: Parallel | None = None,
+    draws: int = 4,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any] | None:
+    """Train a density in a folder, evaluate it, draw its pictures and its page, and return its results.
+
+    Args:
+        configuration: what to train.
+        folder: for the weights and the pictures; a checkpoint in it is continued.
+        progress: shows what is done.
+        data_dir: local data.
+        device: name of the device.
+        parallel: over how many devices and machines, and in which precision.
+        draws: dequantizations per test image in the final evaluation.
+        say: called with a line about the model, and about every point of the learning curve.
+
+    Raises:
+        ExperimentError: when the data or the device cannot be used, or the model does not fit the images.
+    """
+    place = choose_device(device)
+    data = load_data(configuration, data_dir)
+    try:
+        model = cast(Flow, build_model(configuration, data.shape, data.levels)).to(place)
+    except ValueError as error:
+        raise ExperimentError(f"this model does not fit the images: {error}") from error
+    initialize(model, data.train, configuration.seed)
+    untrained = copy.deepcopy(model)
+    if say is not None:
+        say(f"{configuration.name} on {data.title}: {count_parameters(model):,} parameters")
+    training = train(
+        model,
+        data,
+        configuration,
+        device=place,
+        folder=folder,
+        parallel=parallel,
+        report=progress.stage("training, bits/dim", configuration.steps),
+        report_point=None if say is None else lambda point: say(_line(point)),
+    )
+    if training is None:
+        return None
+    write_tensors(folder / "model.safetensors", model.state_dict())
+    results = _results(configuration, data, model, training, place)
+    progress.stage("evaluating", None)
+    results["untrained"] = _final_score(untrained, data, draws=1, device=place)
+    results["evaluation"] = _final_score(model, data, draws=draws, device=place)
+    progress.stage("drawing", None)
+    results["samples"] = _pictures(folder, model, data, seed=configuration.seed)
+    save_figures(folder / "figures", [draw_curve([results])])
+    write_run_page(folder / "report.html", results)
     return results
 
 

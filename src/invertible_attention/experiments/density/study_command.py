@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from ...cli.options import DataDir, Device, Options, Output, Overwrite, Quick, Resume, many, number
+from ...cli.options import DataDir, Device, Options, Output, Overwrite, Quick, Resume, Work, many, number
 from .configuration import Configuration
 from .options import OTHERWISE, Draws
 from .variants import FAIR_STUDY, TABLE_3
@@ -13,7 +13,6 @@ from .variants import FAIR_STUDY, TABLE_3
 __all__ = ["study", "table"]
 
 Seeds = Annotated[int, number("Seeds per variant, counted from --seed.")]
-Jobs = Annotated[int, number("Densities trained at once, each with one thread.")]
 VARIED = ("attention", "constraint", "affine", "width", "heads", "position_prior", "attention_after")
 BUDGET = ("steps", "decay", "evaluate_every", "warmup")
 
@@ -44,7 +43,7 @@ def study(
         ),
     ] = FAIR_STUDY,
     seeds: Seeds = 3,
-    jobs: Jobs = 1,
+    work: Work = Work(),
     data_dir: DataDir = None,
     given: Shared = Shared(),
     draws: Draws = 4,
@@ -69,7 +68,7 @@ def study(
         output=output,
         data_dir=data_dir,
         device=device,
-        jobs=jobs,
+        workers=work.pool(),
         draws=draws,
         resume=resume,
         overwrite=overwrite,
@@ -83,7 +82,7 @@ def table(
         tuple[str, ...], many("Rows of the table.", show_default="the paper's Table 3 and Residual Flow")
     ] = TABLE_3,
     seeds: Seeds = 1,
-    jobs: Jobs = 1,
+    work: Work = Work(),
     data_dir: DataDir = None,
     given: Timed = Timed(),
     draws: Draws = 4,
@@ -105,7 +104,7 @@ def table(
         output=output,
         data_dir=data_dir,
         device=device,
-        jobs=jobs,
+        workers=work.pool(),
         draws=draws,
         resume=resume,
         overwrite=overwrite,

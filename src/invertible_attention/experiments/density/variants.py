@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, get_args
 
@@ -110,8 +109,12 @@ def _setting(name: str, value: str, base: Configuration) -> dict[str, Any]:
         raise ValueError(f"{name} must be a number, got {value!r}") from None
 
 
-def slug(text: str, seed: int, variants: Sequence[str]) -> str:
-    """Return the folder name of a variant with a seed, unique among ``variants``."""
+def slug(text: str, seed: int) -> str:
+    """Return the folder name of a variant with a seed.
+
+    Example:
+        >>> slug("gaussian/certified/after=0:-1", 3)
+        'gaussian-certified-after=0--1-3'
+    """
     plain = "".join(c if c.isalnum() or c in "-=" else "-" for c in text).strip("-")
-    number = list(variants).index(text)
-    return f"{number:02d}-{plain}-{seed}"
+    return f"{plain}-{seed}"

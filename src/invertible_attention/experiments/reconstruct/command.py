@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from ...cli.options import DataDir, Device, Options, Output, Overwrite, Quick, Resume, flag
+from ...cli.options import DataDir, Device, Options, Output, Overwrite, Quick, Resume, Work, flag
 from ..errors import UsageError
 from .configuration import LARGE, OWN_SIZE, QUICK, Configuration
 
@@ -25,6 +25,7 @@ def reconstruct(
     output: Output = Path("runs/reconstruct"),
     data_dir: DataDir = None,
     given: Given = Given(),
+    work: Work = Work(),
     device: Device = "auto",
     quick: Quick = False,
     resume: Resume = False,
@@ -55,6 +56,7 @@ def reconstruct(
         output=output,
         data_dir=data_dir,
         device=device,
+        workers=work.pool(),
         resume=resume,
         reevaluate=reevaluate,
         overwrite=overwrite,

@@ -1,9 +1,10 @@
-"""Running the cells of a configuration, one after another, each stored when it is done."""
+"""Running the cells of a configuration: every network trained, inverted and studied."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from ...flows import Sequential
 from ..data import Images, draw_images, fit_counts, whole_test_images
-from ..errors import ExperimentError
-from ..files import atomic_path, read_json, write_json
+from ..files import atomic_path, read_json
 from ..metadata import run_metadata
-from ..output import OutputFolder
-from ..progress import RunProgress
-from ..report import save_figures
-from ..report.summary import print_run, write_run_page
+from ..study import CELLS, RESULT, Report, RunProgress, Study, Workers
+from ..study import Cell as StudyCell
 from ..training import choose_device
 from .batches import EpochBatches
 from .configuration import Cell, Configuration
@@ -33,10 +31,9 @@ from .training import train
 
 __all__ = ["run", "run_cell"]
 
-RESULT = "result.json"
 MODEL = "model.safetensors"
 PICTURES = "pictures"
-OWNED = ("cells", "figures", "report.html", "results.json")
+OWNED = ("figures", "report.html", "results.json")
 
 
 def run(
@@ -45,11 +42,12 @@ def run(
     output: Path,
     data_dir: Path | None = None,
     device: str = "auto",
+    workers: Workers | None = None,
     resume: bool = False,
     reevaluate: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Run every cell that is not done yet, then write results.json, the figures and report.html.
 
     Args:
@@ -57,7 +55,8 @@ def run(
         output: folder for everything written.
         data_dir: local data.
         device: name of the device.
-        resume: continue an interrupted run of the same configuration.
+        workers: how many networks are trained at once, and where.
+        resume: continue an interrupted run, or add cells to a finished one of the same settings.
         reevaluate: invert and study the networks that are trained already once more, with today's solvers.
         overwrite: delete an earlier run's results first.
         console: where progress and the table are shown; the terminal by default.
@@ -66,44 +65,51 @@ def run(
         The content of results.json.
 
     Raises:
-        ExperimentError: when the data, the device or the folder cannot be used.
+        ExperimentError: when the data, the device or the folder cannot be used, or a network fails.
     """
-    console = console or Console()
+    study = Study(
+        output,
+        configuration.to_json(),
+        growing=("responses", "constraints", "normalizations", "repeats"),
+        owned=OWNED,
+        resume=resume,
+        overwrite=overwrite,
+        workers=workers,
+        console=console,
+    )
     place = choose_device(device)
-    folder = OutputFolder(output, configuration.to_json(), resume=resume, overwrite=overwrite, owned=OWNED)
-    with folder:
-        cells = list(configuration.cells())
-        finished, title, about = [], "", ""
-        images: dict[int, Images] = {}
-        with RunProgress(len(cells), console) as progress:
-            for cell in cells:
-                if cell.repeat not in images:
-                    progress.stage("loading images", None)
-                    images = {cell.repeat: _draw(configuration, cell.repeat, data_dir)}
-                title, about = images[cell.repeat].title, images[cell.repeat].about
-                result = run_cell(
-                    cell,
-                    images[cell.repeat],
-                    configuration,
-                    folder=output / "cells" / cell.folder,
-                    data_dir=data_dir,
-                    device=place,
-                    progress=progress,
-                    reevaluate=reevaluate,
-                )
-                finished.append(result)
-                progress.finish_cell(_line(cell, result))
-            progress.stage("writing the report", None)
-            results = collect(finished, configuration, title=title, about=about, device=place)
-            write_json(output / "results.json", results)
-            save_figures(output / "figures", draw_figures(output, results))
-            write_run_page(output / "report.html", results)
-        print_run(console, results, output, ["errors"])
-        if configuration.own_size:
-            pictures = output / "cells" / "*" / PICTURES
-            console.print(f"Recovered pictures: {pictures}", highlight=False, soft_wrap=True)
-        console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+    prints, title, about = {}, "", ""
+    for repeat in range(1, configuration.repeats + 1):
+        images = _draw(configuration, repeat, data_dir)
+        prints[repeat], title, about = images.fingerprint(), images.title, images.about
+    with study:
+        pass
+    whole = Configuration(**study.settings)
+
+    def gather(finished: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        cells = [finished[cell.folder] for cell in whole.cells() if cell.folder in finished]
+        return collect(cells, whole, title=title, about=about, device=place)
+
+    results = study.run(
+        [
+            _cell(cell, configuration.seed_of(cell.repeat), prints[cell.repeat])
+            for cell in configuration.cells()
+        ],
+        partial(
+            run_cell, configuration=configuration, data_dir=data_dir, device=place, reevaluate=reevaluate
+        ),
+        Report(gather, lambda results: draw_figures(output, results), ["errors"], _line),
+        again=reevaluate,
+    )
+    if configuration.own_size:
+        pictures = output / CELLS / "*" / PICTURES
+        study.console.print(f"Recovered pictures: {pictures}", highlight=False, soft_wrap=True)
     return results
+
+
+def _cell(cell: Cell, seed: int, images: str) -> StudyCell:
+    title = f"{cell.response} {cell.constraint} {cell.normalization}, seed {seed}"
+    return StudyCell(cell.folder, asdict(cell) | {"seed": seed}, cell, title, images)
 
 
 def divide_folder(
@@ -161,26 +167,23 @@ def _draw(configuration: Configuration, repeat: int, data_dir: Path | None) -> I
 
 def run_cell(
     cell: Cell,
-    images: Images,
-    configuration: Configuration,
-    *,
     folder: Path,
+    progress: RunProgress,
+    *,
+    configuration: Configuration,
     data_dir: Path | None = None,
     device: torch.device,
-    progress: RunProgress,
     reevaluate: bool = False,
 ) -> dict[str, Any]:
-    """Train, invert and study one network; return its result, from disk where it is done already.
+    """Train, invert and study one network; return its result.
 
-    With ``reevaluate`` only the training is taken from disk. The authors' layer keeps estimating norms whenever it
-    is evaluated, so its figures then differ a little.
-
-    Raises:
-        ExperimentError: when the stored result belongs to other images.
+    With ``reevaluate`` the training of a network that is done is taken from disk. The authors' layer keeps estimating
+    norms whenever it is evaluated, so its figures then differ a little.
     """
-    earlier = _finished(folder / RESULT, images) if (folder / RESULT).is_file() else None
-    if earlier is not None and not reevaluate:
-        return earlier
+    progress.stage("loading images", None)
+    images = _draw(configuration, cell.repeat, data_dir)
+    done = folder / RESULT
+    earlier = read_json(done) if reevaluate and done.is_file() else None
     seed = configuration.seed_of(cell.repeat)
     network = build_network(cell, configuration, seed=seed)
     trained = 0.0
@@ -214,7 +217,8 @@ def run_cell(
         )
         report = progress.stage("inverting at own size", configuration.test_images)
         pictures = {"pictures": recover(network, whole, folder / PICTURES, device=device, report=report)}
-    result = {
+    _store(folder, network, evaluation)
+    return {
         "response": cell.response,
         "constraint": cell.constraint,
         "normalization": cell.normalization,
@@ -228,8 +232,6 @@ def run_cell(
         **pictures,
         "run": run_metadata(device) | {"seconds": trained + time.perf_counter() - start},
     }
-    _store(folder, network, evaluation, result)
-    return result
 
 
 def _train(
@@ -262,24 +264,12 @@ def _train(
     }
 
 
-def _finished(path: Path, images: Images) -> dict[str, Any]:
-    result = read_json(path)
-    if result["images"] != images.fingerprint():
-        raise ExperimentError(
-            f"{path} was made from other images: the data have changed since, choose another --output"
-        )
-    return result
-
-
-def _store(folder: Path, network: Sequential, evaluation: Evaluation, result: dict[str, Any]) -> None:
+def _store(folder: Path, network: Sequential, evaluation: Evaluation) -> None:
     state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     images = {name: tensor.contiguous() for name, tensor in vars(evaluation.samples).items()}
     errors = {name: tensor.contiguous() for name, tensor in vars(evaluation.scores).items()}
     _save(folder / MODEL, state)
     _save(folder / "images.safetensors", images | errors)
-    # Last: its presence says that the cell is done.
-    write_json(folder / RESULT, result)
-    (folder / "training.ckpt").unlink(missing_ok=True)
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -287,11 +277,10 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         save_file(tensors, temporary)
 
 
-def _line(cell: Cell, result: dict[str, Any]) -> str:
+def _line(result: dict[str, Any]) -> str:
     scores, inverse = result["reconstruction"], result["inverse"]
     error = "not finite" if scores["mse"] is None else f"{scores['mse']:.3g}"
-    name = f"{cell.response} {cell.constraint} {cell.normalization}, seed {result['seed']}"
     return (
-        f"{name}: MSE {error}, V-score {scores['v_score']:.1f} %, "
-        f"{inverse['evaluations_mean']:.1f} evaluations, {result['run']['seconds']:.0f} s"
+        f"MSE {error}, V-score {scores['v_score']:.1f} %, {inverse['evaluations_mean']:.1f} evaluations, "
+        f"{result['run']['seconds']:.0f} s"
     )

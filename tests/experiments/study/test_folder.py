@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from invertible_attention.experiments.errors import ExperimentError
-from invertible_attention.experiments.output import OutputFolder
+from invertible_attention.experiments.study.folder import OutputFolder
 
 ONE = {"seed": 1, "size": [32, 32]}
 TWO = {"seed": 2, "size": [32, 32]}
 
 
-def run(path: Path, configuration: dict, **options: bool) -> None:
+def run(path: Path, configuration: dict, **options: Any) -> None:
     with OutputFolder(path, configuration, owned=("results.json", "cells"), **options) as folder:
         (folder / "results.json").write_text("{}")
         (folder / "cells").mkdir(exist_ok=True)

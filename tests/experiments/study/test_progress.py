@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from invertible_attention.experiments.progress import RunProgress
+from invertible_attention.experiments.study.progress import RunProgress
 
 
 def drawn(cells: int, finished: int, error: type[BaseException] | None) -> str:

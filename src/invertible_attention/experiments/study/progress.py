@@ -71,7 +71,12 @@ class RunProgress:
 
         return advance
 
-    def finish_cell(self, line: str) -> None:
-        """Count a network as done and leave a line about it."""
+    def finish_cell(self, line: str | None) -> None:
+        """Count a network as done and leave a line about it, if there is one."""
         self._progress.update(self._all, advance=1)
+        if line is not None:
+            self.say(line)
+
+    def say(self, line: str) -> None:
+        """Leave a line above the bars."""
         self._progress.console.print(line, highlight=False, soft_wrap=True)

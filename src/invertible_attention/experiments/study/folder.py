@@ -1,4 +1,4 @@
-"""The folder a run writes to: one run at a time, one configuration."""
+"""The folder that a run or a study writes to: one configuration, and who may write."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import ExperimentError
-from .files import read_json, remove_unfinished, write_json
+from ..errors import ExperimentError
+from ..files import read_json, remove_unfinished, write_json
 
-__all__ = ["OutputFolder"]
+__all__ = ["CELLS", "CONFIGURATION", "LOCK", "OutputFolder", "differences"]
 
+CELLS = "cells"
 CONFIGURATION = "configuration.json"
 LOCK = ".lock"
 INTERRUPTED = "interrupted: the same command with --resume continues it"
+PATIENCE = 60.0
+"""Seconds to wait for a process that claims a shared folder, or reports on it."""
 
 
 class OutputFolder:
@@ -34,6 +37,8 @@ class OutputFolder:
         overwrite: whether to start again in a folder that holds a run; of its entries those in ``owned`` are
             deleted.
         owned: names of the files and folders a run writes.
+        growing: names of settings that may differ, lists and numbers of things: the folder gets all of both.
+        shared: whether several processes work in the folder, each on the cells that it has claimed.
 
     Raises:
         KeyboardInterrupt: when leaving because of one, with what to do as its message.
@@ -48,30 +53,34 @@ class OutputFolder:
         resume: bool = False,
         overwrite: bool = False,
         owned: Sequence[str] = (),
+        growing: Sequence[str] = (),
+        shared: bool = False,
     ):
         self.path = path
         self.configuration = configuration
         self.resume = resume
         self.overwrite = overwrite
         self.owned = (*owned, CONFIGURATION)
-        self._lock = FileLock(path / LOCK, timeout=0)
+        self.growing = growing
+        self.shared = shared
+        self._lock = FileLock(path / LOCK, timeout=PATIENCE if shared else 0)
         self._new = False
 
     def __enter__(self) -> Path:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-        except Timeout:
-            raise ExperimentError(f"{self.path} is in use by another run: choose another --output") from None
-        except OSError as error:
-            reason = error.strerror or error
-            raise ExperimentError(
-                f"cannot write to {self.path} ({reason}): choose another --output"
-            ) from error
-        try:
             self._claim()
-        except BaseException:
+        except BaseException as error:
             self._lock.release()
+            if isinstance(error, Timeout):
+                raise ExperimentError(
+                    f"{self.path} is in use by another run: choose another --output"
+                ) from None
+            if isinstance(error, OSError):
+                raise ExperimentError(
+                    f"cannot write to {self.path} ({error.strerror or error}): choose another --output"
+                ) from error
             raise
         return self.path
 
@@ -100,18 +109,33 @@ class OutputFolder:
             write_json(stored, self.configuration)
         elif not stored.is_file():
             raise ExperimentError(f"{self.path} holds other files ({held[0]}): choose an empty --output")
-        elif changes := differences(read_json(stored), self.configuration):
+        else:
+            self._compare(read_json(stored))
+        # What a cell's folder holds belongs to the process that has claimed the cell.
+        remove_unfinished(self.path, leave=CELLS if self.shared else None)
+
+    def _compare(self, known: dict[str, Any]) -> None:
+        """Refuse another configuration; add what this one has more of."""
+        both = {
+            name: _together(known[name], self.configuration[name]) for name in self.growing if name in known
+        }
+        if changes := differences(known | both, self.configuration | both):
             raise ExperimentError(
                 f"{self.path} holds a run of another configuration ({'; '.join(changes)}): "
                 "choose another --output, or --overwrite it"
             )
-        elif not self.resume:
+        if not self.resume:
             raise ExperimentError(
                 f"{self.path} already holds this run: --resume continues it, --overwrite starts again"
             )
-        remove_unfinished(self.path)
+        if both and both != {name: known[name] for name in both}:
+            write_json(self.path / CONFIGURATION, known | both)
+        self.configuration |= both
 
     def _clear(self) -> None:
+        for lock in self.path.glob(f"{CELLS}/*/{LOCK}"):
+            with FileLock(lock, timeout=0):
+                pass
         for name in self.owned:
             entry = self.path / name
             if entry.is_dir() and not entry.is_symlink():
@@ -123,15 +147,29 @@ class OutputFolder:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return one phrase for every setting that differs, those inside of a setting by themselves.
 
+    A setting that an earlier version did not know was off.
+
     Example:
         >>> differences({"seed": 0, "base": {"steps": 5, "size": 8}}, {"seed": 1, "base": {"steps": 9, "size": 8}})
         ['seed was 0, now 1', 'steps was 5, now 9']
+        >>> differences({"seed": 0}, {"seed": 0, "own_size": False})
+        []
     """
     phrases = []
     for name in dict.fromkeys([*old, *new]):
         before, now = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
             phrases += differences(before, now)
-        elif before != now:
+        elif before != now and (name in old or now):
             phrases.append(f"{name} was {before}, now {now}")
     return phrases
+
+
+def _together(known: Any, given: Any) -> Any:
+    """Return what there is of one setting in two configurations.
+
+    Example:
+        >>> _together(["none", "gaussian"], ["none", "row"]), _together(3, 2)
+        (['none', 'gaussian', 'row'], 3)
+    """
+    return list(dict.fromkeys([*known, *given])) if isinstance(known, list) else max(known, given)

@@ -1,0 +1,20 @@
+"""Studies: cells that are each computed once, over processes and machines, and reported on together."""
+
+from __future__ import annotations
+
+from .engine import RESULT, Cell, Report, Study
+from .folder import CELLS, CONFIGURATION, OutputFolder
+from .progress import RunProgress
+from .workers import Workers
+
+__all__ = [
+    "CELLS",
+    "CONFIGURATION",
+    "RESULT",
+    "Cell",
+    "OutputFolder",
+    "Report",
+    "RunProgress",
+    "Study",
+    "Workers",
+]
