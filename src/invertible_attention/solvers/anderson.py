@@ -151,8 +151,6 @@ class Anderson(Solver):
             return self._first_step(problem, state, progress)
         state, products = self._remember(state, progress)
         state, fallback = self._judge(state, progress, problem)
-        # The first Picard step from an iterate is a full one; when the sample comes back to it, half as long.
-        damping = torch.exp2(-state.picard_steps.to(problem.z.dtype))
         gamma, _ = torch.linalg.solve_ex(state.gram, products)
         # With regularization=0 the system can be singular: then the sample takes a plain Picard step.
         gamma = torch.nan_to_num(gamma, nan=0.0, posinf=0.0, neginf=0.0).to(problem.z.dtype)[:, None]
@@ -167,14 +165,13 @@ class Anderson(Solver):
             preconditioned = problem.precondition(remainder, at=progress.x)
             x = choose(state.trust > 0, x + (remainder - preconditioned), x)
             state = replace(state, trust=state.trust * (preconditioned != remainder).any(dim=1))
-        forgets = fallback[:, None]
-        x = torch.where(forgets, progress.best_x - damping[:, None] * progress.best_residual, x)
+        state = replace(state, x=progress.x, residual=progress.residual)
+        # Asking a CPU costs less than doing it for no sample; another device would have to be waited for.
+        if fallback.device.type != "cpu" or bool(fallback.any()):
+            x, state = _fall_back(x, state, progress, fallback[:, None])
         extrapolated = (state.valid.any(dim=1) | (state.trust > 0)) & ~fallback
         state = replace(
             state,
-            x=torch.where(forgets, progress.best_x, progress.x),
-            residual=torch.where(forgets, progress.best_residual, progress.residual),
-            valid=state.valid & ~forgets,
             best=progress.best_norm,
             extrapolated=extrapolated,
             picard_steps=state.picard_steps + ~extrapolated,
@@ -241,3 +238,18 @@ class Anderson(Solver):
         column[:, cursor] += self.regularization
         state.gram[:, cursor] = state.gram[:, :, cursor] = column
         return replace(state, cursor=(cursor + 1) % self.memory), products[:, :, 1]
+
+
+def _fall_back(
+    x: Float[Tensor, "active features"], state: _State, progress: Progress, samples: Bool[Tensor, "active 1"]
+) -> tuple[Float[Tensor, "active features"], _State]:
+    """Let samples take a Picard step from their best iterate instead, and forget their differences."""
+    # The first from an iterate is a full one; when the sample comes back to it, half as long.
+    damping = torch.exp2(-state.picard_steps.to(x.dtype))[:, None]
+    x = torch.where(samples, progress.best_x - damping * progress.best_residual, x)
+    return x, replace(
+        state,
+        x=torch.where(samples, progress.best_x, state.x),
+        residual=torch.where(samples, progress.best_residual, state.residual),
+        valid=state.valid & ~samples,
+    )
