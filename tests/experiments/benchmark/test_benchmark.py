@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from invertible_attention.experiments.benchmark import contenders
+from invertible_attention.experiments.benchmark import implementations
 from invertible_attention.experiments.benchmark import run as run_module
-from invertible_attention.experiments.benchmark.contenders import CONTENDERS, RESPONSES, work
+from invertible_attention.experiments.benchmark.implementations import IMPLEMENTATIONS, RESPONSES, work
 from invertible_attention.experiments.benchmark.memory import STATUS, peak_memory
 from invertible_attention.experiments.benchmark.released import measure_released
 from invertible_attention.experiments.benchmark.settings import Settings
@@ -24,10 +24,10 @@ from invertible_attention.experiments.files import read_json
 
 
 def attention_by_definition(
-    response: str, contender: str, query: Tensor, key: Tensor, value: Tensor
+    response: str, implementation: str, query: Tensor, key: Tensor, value: Tensor
 ) -> Tensor:
     """The N×N matrix written down: PyTorch's softmax over keys, or a response normalized by column."""
-    if contender == "sdpa":
+    if implementation == "sdpa":
         return torch.softmax(query @ key.mT / query.shape[-1] ** 0.5, dim=-1) @ value
     form = RESPONSES[response]
     scores = query @ key.mT if form.combine == "product" else query + key.mT
@@ -36,15 +36,15 @@ def attention_by_definition(
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("response", RESPONSES)
 def test_work_is_the_attention_it_says_and_nothing_else(
-    response: str, contender: str, backward: bool, monkeypatch: pytest.MonkeyPatch
+    response: str, implementation: str, backward: bool, monkeypatch: pytest.MonkeyPatch
 ):
     calls: list[tuple[tuple[Tensor, ...], Tensor, str]] = []
     gradients: list[tuple[tuple[Tensor, ...], Tensor]] = []
     attend, fused, grad = (
-        contenders.attend,
+        implementations.attend,
         torch.nn.functional.scaled_dot_product_attention,
         torch.autograd.grad,
     )
@@ -63,23 +63,23 @@ def test_work_is_the_attention_it_says_and_nothing_else(
             gradients.append((found, grad_outputs))
         return found
 
-    monkeypatch.setattr(contenders, "attend", attended)
+    monkeypatch.setattr(implementations, "attend", attended)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fused_attended)
     monkeypatch.setattr(torch.autograd, "grad", graded)
-    once = work(response, contender, 20, batch=2, backward=backward)
+    once = work(response, implementation, 20, batch=2, backward=backward)
     assert not calls, "work is done when the function is called, not when it is made"
     once()
     once()
     assert len(calls) == 2
     (inputs, output, implementation), repeated = calls
-    assert implementation == contender
+    assert implementation == implementation
     assert all(tensor is again for tensor, again in zip(inputs, repeated[0], strict=True))
-    dim = contenders.CHANNELS if contender == "sdpa" else RESPONSES[response].dim
+    dim = implementations.CHANNELS if implementation == "sdpa" else RESPONSES[response].dim
     assert [tuple(tensor.shape) for tensor in inputs] == [
-        (2, 1, 20, d) for d in (dim, dim, contenders.CHANNELS)
+        (2, 1, 20, d) for d in (dim, dim, implementations.CHANNELS)
     ]
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    expected = attention_by_definition(response, contender, *exact)
+    expected = attention_by_definition(response, implementation, *exact)
     torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-4)
     assert output.requires_grad == backward
     assert len(gradients) == (2 if backward else 0)
@@ -89,7 +89,7 @@ def test_work_is_the_attention_it_says_and_nothing_else(
             torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
 
 
-def test_contenders_take_turns():
+def test_implementations_take_turns():
     order: list[str] = []
     times = interleaved(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, seconds=9.0
@@ -149,7 +149,7 @@ def test_run_writes_results_and_figure(tmp_path: Path, monkeypatch: pytest.Monke
     assert results is not None
     assert read_json(tmp_path / "benchmark.json") == results
     assert (tmp_path / "attention.png").stat().st_size > 10_000
-    assert len(results["times"]) == len(RESPONSES) * len(CONTENDERS) * 3
+    assert len(results["times"]) == len(RESPONSES) * len(IMPLEMENTATIONS) * 3
     assert "gaussian, 32 tokens, with gradients: auto " in printed.getvalue()
     assert "times faster" in printed.getvalue()
     again = run_module.run(tmp_path, quick=True, resume=True, console=Console(file=io.StringIO()))

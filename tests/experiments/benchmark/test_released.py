@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from invertible_attention.cli import main
-from invertible_attention.experiments.benchmark import command, memory
 from invertible_attention.experiments.benchmark import measure as measuring
-from invertible_attention.experiments.benchmark.contenders import RESPONSES
+from invertible_attention.experiments.benchmark import memory, run
 from invertible_attention.experiments.benchmark.figure import draw
+from invertible_attention.experiments.benchmark.implementations import RESPONSES
 from invertible_attention.experiments.benchmark.released import CLASSES, measure_released
 from invertible_attention.experiments.benchmark.settings import PAPER_SIZE, PAPER_TOKENS
 from invertible_attention.experiments.benchmark.summary import claims, growth
@@ -52,7 +52,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     monkeypatch.setattr(measuring, "measure_released", released)
     said: list[str] = []
-    records = measuring._released(tmp_path, said.append)
+    records = [measuring._released(response, tmp_path, said.append) for response in RESPONSES]
     assert "concatenation, authors’ code: 2.00 s, 3.00 GB" in said
     return {"times": [], "memory": [], "released": records, "growth": []}
 
@@ -101,7 +101,7 @@ def test_the_command_measures_on_a_cpu_unless_another_device_is_given(
     asked: str, used: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(command, "run", lambda output, **options: calls.append({"output": output} | options))
+    monkeypatch.setattr(run, "run", lambda output, **options: calls.append({"output": output} | options))
     arguments = ["benchmark", "--quick", "--device", asked, "--output", str(tmp_path)]
     assert main([*arguments, "--authors-code", str(tmp_path / "theirs")]) == 0
     (call,) = calls

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..published import RESPONSES as TITLES
 from ..report import COLORS, Figure, plot_style, render_png
-from .contenders import CONTENDERS, RESPONSES
+from .implementations import IMPLEMENTATIONS, RESPONSES
 
 __all__ = ["draw"]
 
@@ -42,18 +42,20 @@ def draw(results: dict[str, Any]) -> Figure:
 
 def _panel(axes: Any, results: dict[str, Any], kind: str, response: str) -> None:
     unit, scale = ("seconds", 1.0) if kind == "times" else ("bytes", 1e6)
-    for contender, color in zip(CONTENDERS, COLORS, strict=False):
+    for implementation, color in zip(IMPLEMENTATIONS, COLORS, strict=False):
         points = sorted(
             (record["tokens"], record[unit] / scale)
             for record in results[kind]
             if record["response"] == response
-            and record["contender"] == contender
+            and record["contender"] == implementation
             and not record["backward"]
             and record["batch"] == 1
             and record[unit]
         )
         if points:
-            axes.loglog(*zip(*points, strict=True), marker="o", ms=3, color=color, label=LABELS[contender])
+            axes.loglog(
+                *zip(*points, strict=True), marker="o", ms=3, color=color, label=LABELS[implementation]
+            )
     for record in results["released"]:
         if record["response"] == response:
             axes.loglog(

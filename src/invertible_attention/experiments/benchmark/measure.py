@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..study import RunProgress
-from .contenders import CONTENDERS, work
+from .implementations import IMPLEMENTATIONS, work
 from .memory import peak_memory
 from .released import measure_released
 from .settings import PAPER_SIZE, PAPER_TOKENS, Settings
@@ -27,7 +27,7 @@ def measure(
     device: str,
     authors_code: Path | None,
 ) -> dict[str, list[Record]]:
-    """Measure time and memory of a response with every contender.
+    """Measure time and memory of a response with every implementation.
 
     Args:
         response: of the attention.
@@ -49,9 +49,9 @@ def measure(
     return {"times": times, "memory": memory, "released": released}
 
 
-def fits(contender: str, tokens: int, settings: Settings) -> bool:
-    """Tell whether a contender's largest tensor is within the settings."""
-    return contender != "reference" or 4 * tokens**2 <= settings.matrix_bytes
+def fits(implementation: str, tokens: int, settings: Settings) -> bool:
+    """Tell whether an implementation's largest tensor is within the settings."""
+    return implementation != "reference" or 4 * tokens**2 <= settings.matrix_bytes
 
 
 def _times(
@@ -62,16 +62,16 @@ def _times(
         if backward and tokens > settings.most_backward_tokens:
             continue
         functions = {
-            contender: work(response, contender, tokens, backward=backward, device=device)
-            for contender in CONTENDERS
-            if fits(contender, tokens, settings)
+            implementation: work(response, implementation, tokens, backward=backward, device=device)
+            for implementation in IMPLEMENTATIONS
+            if fits(implementation, tokens, settings)
         }
         times = interleaved(functions, repeats=settings.repeats, seconds=settings.seconds)
-        for contender, taken in times.items():
+        for implementation, taken in times.items():
             records.append(
                 {
                     "response": response,
-                    "contender": contender,
+                    "contender": implementation,
                     "tokens": tokens,
                     "batch": 1,
                     "backward": backward,
@@ -87,21 +87,22 @@ def _times(
 
 def _memory(response: str, settings: Settings, say: Callable[[str], None]) -> list[Record]:
     cases = [
-        (contender, tokens, 1, backward)
+        (implementation, tokens, 1, backward)
         for tokens in settings.memory_tokens
-        for contender in CONTENDERS
+        for implementation in IMPLEMENTATIONS
         for backward in (False, True)
-        if fits(contender, tokens, settings) and not (backward and tokens > settings.most_backward_tokens)
+        if fits(implementation, tokens, settings)
+        and not (backward and tokens > settings.most_backward_tokens)
     ]
     if response == "concatenation":
         cases.append(("auto", min(PAPER_TOKENS, max(settings.tokens)), settings.batch, False))
     records = []
-    for contender, tokens, batch, backward in cases:
-        size = peak_memory(response, contender, tokens, batch=batch, backward=backward)
+    for implementation, tokens, batch, backward in cases:
+        size = peak_memory(response, implementation, tokens, batch=batch, backward=backward)
         records.append(
             {
                 "response": response,
-                "contender": contender,
+                "contender": implementation,
                 "tokens": tokens,
                 "batch": batch,
                 "backward": backward,
@@ -110,7 +111,7 @@ def _memory(response: str, settings: Settings, say: Callable[[str], None]) -> li
         )
         if size is not None:
             what = "with gradients" if backward else "forward"
-            say(f"{response}, {tokens} tokens, batch {batch}, {what}: {contender} {size / 1e6:.0f} MB")
+            say(f"{response}, {tokens} tokens, batch {batch}, {what}: {implementation} {size / 1e6:.0f} MB")
     return records
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExperimentError
-from .contenders import work
+from .implementations import work
 
 __all__ = ["peak_memory", "run_alone"]
 
@@ -17,13 +17,13 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_memory(
-    response: str, contender: str, tokens: int, *, batch: int = 1, backward: bool = False
+    response: str, implementation: str, tokens: int, *, batch: int = 1, backward: bool = False
 ) -> int | None:
     """Measure the high-water mark of resident memory, inputs and outputs included.
 
     Args:
-        response: see :func:`~.contenders.work`.
-        contender: see there.
+        response: see :func:`~.implementations.work`.
+        implementation: see there.
         tokens: number of tokens.
         batch: number of samples.
         backward: whether gradients are computed.
@@ -35,7 +35,7 @@ def peak_memory(
         return None
     arguments = {
         "response": response,
-        "contender": contender,
+        "implementation": implementation,
         "tokens": tokens,
         "batch": batch,
         "backward": backward,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import ExperimentError
-from .contenders import CHANNELS
+from .implementations import CHANNELS
 from .memory import high_water_mark, run_alone
 
 __all__ = ["measure_released"]

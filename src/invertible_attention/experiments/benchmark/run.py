@@ -11,8 +11,8 @@ from rich.console import Console
 
 from ..metadata import run_metadata
 from ..study import Cell, Report, Study
-from .contenders import RESPONSES
 from .figure import draw
+from .implementations import RESPONSES
 from .measure import measure
 from .settings import FULL, PAPER_TOKENS, QUICK
 from .summary import claims, growth

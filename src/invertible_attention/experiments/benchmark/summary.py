@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .contenders import CONTENDERS, RESPONSES
+from .implementations import IMPLEMENTATIONS, RESPONSES
 from .settings import PAPER_TOKENS
 from .timing import exponent
 
@@ -15,16 +15,16 @@ FEWEST_GROWTH_TOKENS = 4096
 
 
 def growth(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Fit the exponents of time and memory in the number of tokens, for every response and contender."""
+    """Fit the exponents of time and memory in the number of tokens, for every response and implementation."""
     found = []
     for response in RESPONSES:
-        for contender in CONTENDERS:
+        for implementation in IMPLEMENTATIONS:
             for kind, unit in (("times", "seconds"), ("memory", "bytes")):
                 points = [
                     (record["tokens"], record[unit])
                     for record in results[kind]
                     if record["response"] == response
-                    and record["contender"] == contender
+                    and record["contender"] == implementation
                     and not record["backward"]
                     and record["batch"] == 1
                     and record["tokens"] >= FEWEST_GROWTH_TOKENS
@@ -33,7 +33,7 @@ def growth(results: dict[str, Any]) -> list[dict[str, Any]]:
                 if len(points) >= 2:
                     value = round(exponent(*zip(*points, strict=True)), 3)
                     found.append(
-                        {"response": response, "contender": contender, "of": kind, "exponent": value}
+                        {"response": response, "contender": implementation, "of": kind, "exponent": value}
                     )
     return found
 
@@ -107,10 +107,10 @@ def _ratio(
 
 
 def _seconds(
-    results: dict[str, Any], response: str, contender: str, tokens: int, backward: bool
+    results: dict[str, Any], response: str, implementation: str, tokens: int, backward: bool
 ) -> float | None:
     for record in results["times"]:
         key = (record["response"], record["contender"], record["tokens"], record["backward"])
-        if key == (response, contender, tokens, backward):
+        if key == (response, implementation, tokens, backward):
             return record["seconds"]
     return None

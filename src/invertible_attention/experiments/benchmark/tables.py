@@ -19,14 +19,14 @@ from ..report import (
     format_number,
     tabulate,
 )
-from .contenders import CONTENDERS
 from .figure import draw
+from .implementations import IMPLEMENTATIONS
 from .settings import PAPER_TOKENS
 
 __all__ = ["BENCHMARK", "DEFINITION"]
 
 Case = dict[str, dict[str, Any]]
-"""Records of one size and pass, by contender."""
+"""Records of one size and pass, by implementation."""
 
 
 def _section(result: Result) -> Section:
@@ -67,7 +67,7 @@ def _claims(content: dict[str, Any], source: Source) -> Table:
 
 
 def _lines(records: Iterable[dict[str, Any]]) -> dict[str, list[Line]]:
-    """Return records by response and size, contenders together, where this library is among them."""
+    """Return records by response and size, implementations together, where this library is among them."""
     cases: dict[str, dict[tuple[Any, ...], Case]] = {}
     for record in records:
         size = (record["tokens"], record["batch"], record["backward"])
@@ -84,14 +84,14 @@ def _size(tokens: int, batch: int, backward: bool) -> str:
 
 
 def _times(name: str, records: Iterable[dict[str, Any]], source: Source) -> Table:
-    def ratio(contender: str) -> Callable[[Case], str]:
+    def ratio(implementation: str) -> Callable[[Case], str]:
         def text(case: Case) -> str:
-            other = case.get(contender)
+            other = case.get(implementation)
             return "–" if other is None else f"{format_number(other['seconds'] / case['auto']['seconds'])}×"
 
         return text
 
-    reference, fused = CONTENDERS[1:]
+    reference, fused = IMPLEMENTATIONS[1:]
     columns = (
         Column("this library, ms", lambda case: format_number(1e3 * case["auto"]["seconds"])),
         Column("median, ms", lambda case: format_number(1e3 * case["auto"]["median"])),
@@ -107,15 +107,18 @@ def _times(name: str, records: Iterable[dict[str, Any]], source: Source) -> Tabl
 
 
 def _memory(content: dict[str, Any], source: Source) -> Table:
-    def size(contender: str) -> Callable[[Case], str]:
+    def size(implementation: str) -> Callable[[Case], str]:
         def text(case: Case) -> str:
-            found = case.get(contender, {}).get("bytes")
+            found = case.get(implementation, {}).get("bytes")
             return "–" if found is None else format_number(found / 1e6)
 
         return text
 
     names = ("this library, MB", "N×N matrix, MB", "fused softmax attention, MB")
-    columns = [Column(name, size(contender)) for name, contender in zip(names, CONTENDERS, strict=True)]
+    columns = [
+        Column(name, size(implementation))
+        for name, implementation in zip(names, IMPLEMENTATIONS, strict=True)
+    ]
     caption = "Peak memory above what importing takes."
     return tabulate("memory", caption, columns, _lines(content["memory"]), (source,))
 
@@ -130,8 +133,8 @@ def _growth(content: dict[str, Any], source: Source) -> Table:
         for name in ("times", "memory")
     ]
     lines: dict[str, list[Line]] = {
-        title: [(contender, exponents, "") for contender, exponents in contenders.items()]
-        for title, contenders in found.items()
+        title: [(implementation, exponents, "") for implementation, exponents in implementations.items()]
+        for title, implementations in found.items()
     }
     return tabulate(
         "growth", "Exponents of time and memory in the number of tokens, fitted.", columns, lines, (source,)

@@ -1,6 +1,6 @@
-"""Times that can be compared: contenders take turns, and the fastest turn of each is compared.
+"""Times that can be compared: implementations take turns, and the fastest round of each is compared.
 
-A slow turn says what else the machine was doing (see :mod:`timeit`); the middle turn is kept beside it.
+A slow round says what else the machine was doing (see :mod:`timeit`); the middle round is kept beside it.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ __all__ = ["exponent", "interleaved", "median"]
 def interleaved(
     work: Mapping[str, Callable[[], None]], *, repeats: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Time functions in turns, after one turn that is not counted.
+    """Time functions in turns, after one round that is not counted.
 
     Args:
         work: what to time, by name.
-        repeats: turns, at most.
-        seconds: no turn begins after this time, but three are taken.
+        repeats: rounds, at most.
+        seconds: no round begins after this time, but three are taken.
 
     Returns:
-        Seconds of every turn, by name.
+        Seconds of every round, by name.
     """
     for function in work.values():
         function()
     times: dict[str, list[float]] = {name: [] for name in work}
     start = time.perf_counter()
-    for turn in range(repeats):
-        if turn >= 3 and time.perf_counter() - start > seconds:
+    for round in range(repeats):
+        if round >= 3 and time.perf_counter() - start > seconds:
             break
         for name, function in work.items():
             begin = time.perf_counter()

@@ -110,7 +110,7 @@ class TrainingRun(lightning.LightningModule):
         checkpoint["losses"] = self.losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the losses so far."""
+        """Restore the losses."""
         self.losses = list(checkpoint["losses"])
 
 

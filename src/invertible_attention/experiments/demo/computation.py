@@ -43,7 +43,7 @@ class Side:
         network: squeeze and attention, trained.
         latent: :math:`z = f(x)`, in the picture's shape.
         reconstruction: what the inverse returned, as the network's numbers.
-        error: largest absolute error over the colours of each pixel, on 0–255; infinite where it is not finite.
+        error: largest absolute error over the colors of each pixel, on 0–255; infinite where it is not finite.
         mse: mean squared error on 0–255.
         converged: whether the inverse reached its tolerance.
         evaluations: of the branch, spent by the inverse.

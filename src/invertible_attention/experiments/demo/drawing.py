@@ -1,4 +1,4 @@
-"""The pictures of the page: images pixel for pixel, errors in colours, curves."""
+"""The pictures of the page: images pixel for pixel, errors in colors, curves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .words import NAMES, attention_words
 __all__ = ["draw_attention", "draw_constants", "draw_pictures", "draw_residuals", "draw_scale", "preview"]
 
 SCALE = (-8.0, 3.0)
-"""Decimal logarithms of the errors at the ends of the colours."""
+"""Decimal logarithms of the errors at the ends of the colors."""
 COLORMAP = "viridis"
 SHOWN = 320
 """Least side, in pixels, of the picture that can be clicked on."""
@@ -93,7 +93,7 @@ def _stretched(x: Tensor) -> np.ndarray:
 
 
 def _colored(error: Float[Tensor, "size size"]) -> np.ndarray:
-    """Return errors in colours on a logarithmic scale; what is not finite has the colour of the largest."""
+    """Return errors in colors on a logarithmic scale; what is not finite has the color of the largest."""
     import matplotlib as mpl
 
     low, high = SCALE
@@ -108,7 +108,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def draw_scale() -> Figure:
-    """Draw which colour means which error."""
+    """Draw which color means which error."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure as Canvas
@@ -121,8 +121,8 @@ def draw_scale() -> Figure:
         axes.set_xlabel("absolute error of a pixel, 0–255")
         png = render_png(canvas)
     low, high = SCALE
-    description = f"Colours from dark blue, an error of 1e{low:.0f}, to yellow, an error of 1e{high:.0f}."
-    return Figure("scale", "Colours of both error maps.", description, png)
+    description = f"Colors from dark blue, an error of 1e{low:.0f}, to yellow, an error of 1e{high:.0f}."
+    return Figure("scale", "Colors of both error maps.", description, png)
 
 
 def draw_residuals(outcome: Outcome) -> Figure:
@@ -231,9 +231,7 @@ def draw_attention(outcome: Outcome, row: int, column: int) -> tuple[Image.Image
         scale.ax.ticklabel_format(useOffset=False, style="plain")
         png = render_png(canvas)
     words = attention_words(shares, block)
-    return marked(outcome, block), Figure(
-        "attention", words, f"A map of the picture in colours. {words}", png
-    )
+    return marked(outcome, block), Figure("attention", words, f"A map of the picture in colors. {words}", png)
 
 
 def _frame(block: tuple[int, int]) -> Any:

@@ -36,7 +36,7 @@ def compare(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one row per variant, in their order; the first is what others are compared with.
 
     Differences are paired: runs with the same seed share data, order of batches, noise, and the weights that
-    both have. Equal time is the processor time of the fastest run of a seed, at which the learning curves
+    both have. Equal time is the CPU time of the fastest run of a seed, at which the learning curves
     are read. Where the learning rate decays over the steps, a slower run is read before its own has, which
     counts against it: limit the time of all instead to compare at equal time alone. Where a run is missing, the
     others of its variant and its seed are compared.

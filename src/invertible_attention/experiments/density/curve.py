@@ -50,7 +50,7 @@ class LearningCurve(lightning.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up times and points."""
+        """Restore times and points."""
         self.seconds = state_dict["seconds"]
         self.processor_seconds = state_dict["processor_seconds"]
         self.points = list(state_dict["points"])

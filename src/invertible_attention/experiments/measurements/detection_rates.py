@@ -21,7 +21,7 @@ def _section(result: Result) -> Section:
         lines.setdefault(group, []).append((what, row, ""))
     caption = (
         f"Batches of {settings['batch_size']} images made, and training steps of Base on {settings['backbone']} at "
-        f"{settings['size']}×{settings['size']}, per second of processor time of {content['threads']} thread; "
+        f"{settings['size']}×{settings['size']}, per second of CPU time of {content['threads']} thread; "
         f"medians of {settings['repeats']}, over {settings['images']} images."
     )
     return Section(

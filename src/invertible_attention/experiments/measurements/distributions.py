@@ -19,7 +19,7 @@ def _section(result: Result) -> Section:
     )
     lines: list[Line] = [(name, case, "") for name, case in content["cases"].items()]
     caption = (
-        f"The same density as a flow and in torch.distributions, in the same run: {content['what']}; processor time of "
+        f"The same density as a flow and in torch.distributions, in the same run: {content['what']}; CPU time of "
         f"a training step, median of {content['rounds']} rounds."
     )
     return Section(

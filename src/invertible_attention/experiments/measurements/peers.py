@@ -56,7 +56,7 @@ def _section(result: Result) -> Section:
     caption = (
         f"Ours as a share of theirs, or theirs / ours: {settings['blocks']} blocks over the same layers of "
         f"{settings['hidden']} channels with this limit of their norms, batches of {settings['batch']}, after "
-        f"{settings['steps']} training steps; medians of processor time over {settings['rounds']} rounds in turns, "
+        f"{settings['steps']} training steps; medians of CPU time over {settings['rounds']} rounds in turns, "
         "inverses to a relative error of 1e-5 but for the defaults. A log-determinant of FrEIA has no gradient."
     )
     return Section(

@@ -81,7 +81,7 @@ def _signed(group: Group) -> str:
         f"trained network's weights are negative, and {share('mixed_share')} of the sums they are divided by "
         "mix both signs. In the worst sum the terms' absolute values add up to "
         f"{format_number(cancellation, missing='∞')} times what is left of them (1 where signs agree); by so "
-        "much normalised weights exceed an average, and they jump where the sum passes zero. The local Lipschitz "
+        "much normalized weights exceed an average, and they jump where the sum passes zero. The local Lipschitz "
         f"constant reaches {_local(group)} and is above 1 on {above:.0f} % of the studied images"
         + (": there the fixed-point steps need not converge." if above else ".")
     )

@@ -4,7 +4,7 @@ It departs from the paper (Zha et al., 2021, https://github.com/Schwartz-Zha/Inv
 
 - token :math:`j` receives :math:`\tfrac23 \sum_i w_{ij} F(x_i) / \sum_i w_{ij}`: ordinary attention with
   queries and keys exchanged, its rows summing to 2/3 (a factor of 1.5 the paper does not mention), where the
-  paper normalises columns to 1;
+  paper normalizes columns to 1;
 - :math:`\varphi` is ELU, which is negative below zero, so the weights of Dot-product and Concatenation have
   mixed signs and their sums can come close to zero;
 - the embeddings are constrained like :math:`F` and :math:`W_L`, to 0.9, and Dot-product's :math:`F` to 0.5,
@@ -42,7 +42,7 @@ Tokens = Float[Tensor, "batch tokens features"]
 
 
 class SignedWeights(NamedTuple):
-    """Attention weights before normalisation, and what they are divided by."""
+    """Attention weights before normalization, and what they are divided by."""
 
     weights: Float[Tensor, "batch tokens tokens"]
     denominators: Float[Tensor, "batch tokens"]

@@ -100,7 +100,7 @@ def signed_weights(branch: ReleasedBranch, x: Float[Tensor, "batch channels *spa
     Returns:
         ``negative_share`` of all weights; ``mixed_share`` of the sums that have weights of both signs;
         ``cancellation_largest`` and ``cancellation_median``, :math:`\\sum_i |w_{ij}| / |\\sum_i w_{ij}|`,
-        which is 1 where all weights have one sign: by so much normalised weights exceed a convex combination;
+        which is 1 where all weights have one sign: by so much normalized weights exceed a convex combination;
         ``denominator_smallest``, the least :math:`|\\sum_i w_{ij}|`, divided by the number of tokens.
     """
     negative, mixed, cancellation, denominators = [], [], [], []

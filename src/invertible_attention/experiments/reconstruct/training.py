@@ -49,7 +49,7 @@ class TrainingRun(lightning.LightningModule):
         report: Report | None = None,
     ):
         super().__init__()
-        # Several parts of a batch are one optimiser step.
+        # Several parts of a batch are one optimizer step.
         self.automatic_optimization = False
         self.network = network
         self.images = images
@@ -95,7 +95,7 @@ class TrainingRun(lightning.LightningModule):
         checkpoint["losses"] = self.losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the losses so far."""
+        """Restore the losses."""
         self.losses = list(checkpoint["losses"])
 
 

@@ -60,14 +60,14 @@ def camouflage(
 ) -> tuple[Image.Image, Bool[np.ndarray, "size size"]]:
     """Hide an object in a window of a photograph.
 
-    The object is filled with texture from elsewhere in the photograph, its colours drawn towards those it
+    The object is filled with texture from elsewhere in the photograph, its colors drawn towards those it
     covers, its border softened.
 
     Args:
         photograph: in RGB.
         size: side of the square image returned.
         random: all chance comes from it.
-        strength: range of how far colours are drawn, from 0 (as they were) to 1 (the same mean and contrast).
+        strength: range of how far colors are drawn, from 0 (as they were) to 1 (the same mean and contrast).
         vary: rotate and mirror the photograph and exchange its colors at random.
 
     Returns:

@@ -16,7 +16,7 @@ Map = Float[Tensor, "batch channels height width"]
 class DilatedSum(nn.Module):
     r"""Four parallel dilated 3×3 convolutions, summed: :math:`\sum_d W_d *_d x + b_d`.
 
-    No normalisation and no activation; weights start from :math:`N(0, 0.01^2)`.
+    No normalization and no activation; weights start from :math:`N(0, 0.01^2)`.
 
     Args:
         in_channels: channels of the input.

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from ...attention.functional import attend
 
-__all__ = ["CONTENDERS", "RESPONSES", "Response", "work"]
+__all__ = ["IMPLEMENTATIONS", "RESPONSES", "Response", "work"]
 
 CHANNELS = 12
-"""Channels of a squeezed colour image."""
+"""Channels of a squeezed color image."""
 
 EMBEDDED = 3
 """Channels of an embedding: a quarter, the paper's choice."""
@@ -43,19 +43,25 @@ RESPONSES = {
 }
 """The four responses of Table 1, normalized by column, with the paper's sizes."""
 
-CONTENDERS = ("auto", "reference", "sdpa")
+IMPLEMENTATIONS = ("auto", "reference", "sdpa")
 """This library's choice, the N×N matrix, and PyTorch's fused softmax attention on as many tokens."""
 
 
 def work(
-    response: str, contender: str, tokens: int, *, batch: int = 1, backward: bool = False, device: str = "cpu"
+    response: str,
+    implementation: str,
+    tokens: int,
+    *,
+    batch: int = 1,
+    backward: bool = False,
+    device: str = "cpu",
 ) -> Callable[[], None]:
     """Return a function that runs attention once on random tokens, made beforehand.
 
     Args:
         response: a name from :data:`RESPONSES`.
-        contender: a name from :data:`CONTENDERS`. Fused attention gets queries, keys and values of 12 features
-            whatever the response: with unequal ones it would not be fused.
+        implementation: a name from :data:`IMPLEMENTATIONS`. Fused attention gets queries, keys and values of 12
+            features whatever the response: with unequal ones it would not be fused.
         tokens: number of tokens.
         batch: number of samples.
         backward: whether gradients of all three inputs are computed too.
@@ -65,7 +71,7 @@ def work(
         The function, which waits for the device.
     """
     form = RESPONSES[response]
-    dim = CHANNELS if contender == "sdpa" else form.dim
+    dim = CHANNELS if implementation == "sdpa" else form.dim
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(batch, 1, tokens, features, generator=generator).to(device)
@@ -73,7 +79,7 @@ def work(
     )
 
     def forward(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if contender == "sdpa":
+        if implementation == "sdpa":
             return F.scaled_dot_product_attention(query, key, value)
         return attend(
             query,
@@ -82,7 +88,7 @@ def work(
             combine=form.combine,
             phi=form.phi,
             normalization="column",
-            implementation=contender,
+            implementation=implementation,
         )
 
     inputs = [tensor.requires_grad_(backward) for tensor in (query, key, value)]
