@@ -42,6 +42,7 @@ QUESTIONS = [
         "How is an image file decoded",
         "as_shown",
     ),
+    ("Two workers want the same cell: who gets it?", "run, shared by workers", "Study"),
     ("A results file has a field that no table shows: where is the list?", "Which results files", "Kind"),
     ("Context in FrEIA arrives as c: where is it passed on?", "in another flow library", "FreiaModule"),
 ]
