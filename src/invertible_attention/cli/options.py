@@ -32,6 +32,7 @@ __all__ = [
     "flag",
     "many",
     "number",
+    "read",
 ]
 
 

@@ -12,8 +12,8 @@ from ..errors import UsageError
 from .apply_command import evaluate, predict
 from .configuration import Configuration
 from .measure_command import measure
-from .models import STUDY, ModelName
-from .options import DataFolders, Decoders, Given, Models
+from .models import STUDY
+from .options import DataFolders, Decoders, Given, Model, Models
 
 __all__ = ["APPLICATION"]
 
@@ -34,9 +34,7 @@ def train(
     *,
     output: Output = Path("runs/camouflage"),
     folders: DataFolders = DataFolders(),
-    model: Annotated[
-        ModelName, Parameter(help="Row of Table 4: which attention.")
-    ] = "certified-concatenation",
+    model: Model = "certified-concatenation",
     given: Given = Given(),
     spread: Spread = Spread(),
     decoders: Decoders = 0,

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from ..published import RESPONSES
 
-__all__ = ["MODELS", "STUDY", "Model", "ModelName"]
+__all__ = ["MODELS", "STUDY", "VARIANTS", "Model", "ModelName"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ def _model(name: str) -> Model:
 
 MODELS = {name: _model(name) for name in get_args(ModelName)}
 """Every model by name."""
+
+VARIANTS = {f"{model.response}/{model.constraint}": name for name, model in MODELS.items()} | {"none": "base"}
+"""The same as the variants of a density study write them."""
 
 STUDY: tuple[ModelName, ...] = (
     "base",

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
-from ...cli.options import Options, flag, many, number
+from ...cli.options import Options, flag, many, number, read
 from ..errors import ExperimentError
 from .configuration import GENERATED, QUICK, Configuration
-from .models import ModelName
+from .models import VARIANTS, ModelName
 
-__all__ = ["DataFolders", "Decoders", "Given", "LeaveOutBad", "Models", "Results", "TestData", "check_file"]
+__all__ = [
+    "DataFolders",
+    "Decoders",
+    "Given",
+    "LeaveOutBad",
+    "Model",
+    "Models",
+    "Results",
+    "TestData",
+    "check_file",
+]
 
 OTHERWISE = {"without --data": GENERATED, "with --quick": QUICK}
 LeaveOutBad = Annotated[bool, flag("Skip files that cannot be used.")]
 TestData = Annotated[
     tuple[Path, ...], many("Folders with test images only.", "--test-data", show_default=False)
 ]
-Models = Annotated[tuple[ModelName, ...], many("Rows of Table 4.", show_default="the paper's nine and ours")]
+
+
+def read_models(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Read rows of the table, also as the variants of a density study write them."""
+    items = [(token, item) for token in tokens for item in token.value.split(",") if item]
+    return read(kind, [token.evolve(value=VARIANTS.get(item, item)) for token, item in items])
+
+
+ROWS = "of Table 4; dot_product/certified and none, as density study has them, are rows, too."
+Model = Annotated[ModelName, Parameter(help=f"Row {ROWS}", converter=read_models)]
+Models = Annotated[
+    tuple[ModelName, ...],
+    many(f"Rows {ROWS}", converter=read_models, show_default="the paper's nine and ours"),
+]
 Results = Annotated[Path | None, Parameter(("--output", "-o"), help="JSON file to write.")]
 Decoders = Annotated[int, number("Threads that decode images before training; 0 for all cores.", 0)]
 
