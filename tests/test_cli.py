@@ -31,6 +31,20 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
     return status, captured.err
 
 
+def test_an_interrupted_command_says_how_to_continue(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from invertible_attention.experiments.audit import campaign
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(campaign, "search_group", interrupted)
+    status = main(["audit", "--attack", "--configurations", "1", "--networks", "0", "-o", str(tmp_path)])
+    assert status == 130
+    assert "interrupted: the same command with --resume continues it" in capsys.readouterr().err
+
+
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out

@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if package in {"", "invertible_attention"}:
             raise
         return _complain(f"this needs the package {package!r}: {install_line(_extra(arguments))}")
-    except KeyboardInterrupt:
-        return _complain("interrupted", status=130)
+    except KeyboardInterrupt as error:
+        return _complain(str(error) or "interrupted", status=130)
 
 
 def _run(arguments: list[str]) -> int:

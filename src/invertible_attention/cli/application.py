@@ -25,6 +25,7 @@ def build(described: Collection[Command | None] = COMMANDS) -> App:
         help_flags=("--help", "-h"),
         group_parameters="Options",
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     for position, command in enumerate(COMMANDS):
         help = None if command in described else command.help

@@ -230,7 +230,7 @@ def test_processes_on_one_folder_compute_every_cell_once(tmp_path: Path) -> None
     names = "abcdefghijklmnopqrstuvwxyz"
     script = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path)]
     processes = [subprocess.Popen([*script, order]) for order in (names, names[::-1], names)]
-    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert [process.wait() for process in processes] == [0, 0, 0]
     assert done(tmp_path / "log") == Counter(f"{part} {name}" for part in ("half", "whole") for name in names)
     found = json.loads((tmp_path / "study" / "results.json").read_text())
     assert found["values"] == {name: name * 2 for name in names}, "the last to finish reports everything"
