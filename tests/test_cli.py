@@ -83,6 +83,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"invertible-attention {version('invertible-attention')}\n"
 
 
+@pytest.mark.parametrize("message", ["", "interrupted: the same command with --resume continues it"])
+def test_an_interruption_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, message: str
+) -> None:
+    def interrupt(folders: object) -> None:
+        raise KeyboardInterrupt(message) if message else KeyboardInterrupt
+
+    monkeypatch.setattr("invertible_attention.experiments.report.results.find_results", interrupt)
+    status, line = fail(capsys, "report", str(tmp_path))
+    assert status == 130
+    assert line == f"invertible-attention: error: {message or 'interrupted'}\n"
+
+
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "reconstruct" in capsys.readouterr().out
