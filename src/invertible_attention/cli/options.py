@@ -79,7 +79,7 @@ Output = Annotated[
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1, mps, …")]
 Seed = Annotated[int, number("Random seed.", 0)]
-Quick = Annotated[bool, flag("A small but real run: minutes on a laptop.")]
+Quick = Annotated[bool, flag("A small but real run: at most three minutes on a laptop.")]
 Resume = Annotated[bool, flag("Continue the run in the output folder.", group=("Options", ONE))]
 Overwrite = Annotated[
     bool, flag("Delete the run in the output folder and start again.", group=("Options", ONE))

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from ...cli.options import Device, Output, Overwrite, Quick, Resume, Seed, Spread, Work, many
 from ..errors import UsageError
 from .apply_command import evaluate, predict
-from .configuration import Configuration
+from .configuration import QUICK_STUDY, Configuration
 from .measure_command import measure
 from .models import STUDY
 from .options import DataFolders, Decoders, Given, Model, Models
@@ -91,7 +91,10 @@ def study(
 
         invertible-attention camouflage study --data COD10K CAMO --models base certified-concatenation --seeds 0 1 2
     """
-    configuration = Configuration.choose(generated=not folders.given, quick=quick, **given.given())
+    fewer = dict(QUICK_STUDY) if quick else {}
+    if folders.given:
+        fewer = {name: value for name, value in fewer.items() if name not in ("train_images", "test_images")}
+    configuration = Configuration.choose(generated=not folders.given, quick=quick, **fewer | given.given())
     parallel = spread.parallel(batch_size=configuration.batch_size, precision=configuration.precision)
     if parallel.processes > 1 and work != Work():
         raise UsageError("--devices and --nodes spread one network: give no --workers or --cluster too")

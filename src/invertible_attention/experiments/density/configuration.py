@@ -44,6 +44,8 @@ QUICK: dict[str, Any] = {
     "evaluate_every": 50,
     "curve_images": 100,
 }
+QUICK_STUDY: dict[str, Any] = {"steps": 40, "minutes": 0.05}
+"""Of each of many densities: a study of the paper's variants then takes two minutes."""
 FEW = "50000; photos, svhn, celeba, folder: 1000"
 FEW_TEST = "10000; photos, svhn, celeba, folder: 100"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ...cli.options import DataDir, Device, Options, Output, Overwrite, Quick, Resume, Work, many, number
-from .configuration import Configuration
+from .configuration import QUICK, QUICK_STUDY, Configuration
 from .options import OTHERWISE, Draws
 from .variants import FAIR_STUDY, TABLE_3
 
@@ -17,7 +17,13 @@ VARIED = ("attention", "constraint", "affine", "width", "heads", "position_prior
 BUDGET = ("steps", "decay", "evaluate_every", "warmup")
 
 
-class Shared(Options, of=Configuration, without=VARIED, defaults={"dataset": "digits"}, otherwise=OTHERWISE):
+class Shared(
+    Options,
+    of=Configuration,
+    without=VARIED,
+    defaults={"dataset": "digits"},
+    otherwise=OTHERWISE | {"with --quick": QUICK | {"steps": QUICK_STUDY["steps"]}},
+):
     """The settings that all variants share."""
 
 
@@ -25,8 +31,8 @@ class Timed(
     Options,
     of=Configuration,
     without=(*VARIED, *BUDGET),
-    defaults={"dataset": "digits", "minutes": 3.0},
-    otherwise=OTHERWISE,
+    defaults={"dataset": "digits"},
+    otherwise={**OTHERWISE, "by default": {"minutes": 3.0}, "with --quick": QUICK | QUICK_STUDY},
 ):
     """The settings that all rows share, where time is the budget."""
 
@@ -42,7 +48,9 @@ def study(
             show_default="none and the four responses, certified and relaxed",
         ),
     ] = FAIR_STUDY,
-    seeds: Seeds = 3,
+    seeds: Annotated[
+        int | None, number("Seeds per variant, counted from --seed.", show_default="3; with --quick 1")
+    ] = None,
     work: Work = Work(),
     data_dir: DataDir = None,
     given: Shared = Shared(),
@@ -58,7 +66,9 @@ def study(
 
         invertible-attention density study --variants none concatenation/certified/heads=2 maf --seeds 5 --jobs 4
     """
-    base = Configuration.choose(quick=quick, **given.given() | {"attention": "none"})
+    fewer = {"steps": QUICK_STUDY["steps"]} if quick else {}
+    seeds = (1 if quick else 3) if seeds is None else seeds
+    base = Configuration.choose(quick=quick, **fewer | given.given() | {"attention": "none"})
     from .study import run_study
 
     run_study(
@@ -94,7 +104,8 @@ def table(
     """Train the other rows of Table 3, too (zuko, normflows), all on the same data for the same time."""
     # Time is the budget: no schedule that depends on the number of steps.
     budget = {"attention": "none", "steps": 1_000_000, "decay": False, "evaluate_every": 10**9}
-    base = Configuration.choose(quick=quick, **given.given() | budget)
+    time = {"minutes": QUICK_STUDY["minutes"] if quick else 3.0}
+    base = Configuration.choose(quick=quick, **time | given.given() | budget)
     from .study import run_study
 
     run_study(
