@@ -98,7 +98,7 @@ def run(
         partial(
             run_cell, configuration=configuration, data_dir=data_dir, device=place, reevaluate=reevaluate
         ),
-        Report(gather, lambda results: draw_figures(output, results), ["errors"], _line),
+        Report(gather, lambda results: draw_figures(output, results), ["errors", "pictures"], _line),
         again=reevaluate,
     )
     if configuration.own_size:
