@@ -69,7 +69,7 @@ class Geometry:
 
     @property
     def of_norm(self) -> Geometry:
-        """What an upper bound of the norm depends on: neither the stride nor the amount of padding."""
+        """What an upper bound of the norm depends on, which is neither the stride nor the amount of padding."""
         return replace(self, stride=1, pads=None)
 
     def check(self, weight: Tensor, input_size: Sequence[int] | None) -> tuple[int, ...]:
