@@ -43,9 +43,11 @@ def _console() -> Any:
     return Console(file=io.StringIO(), width=200)
 
 
-def _study(output: Path, models=("base", "inv-concatenation"), seeds=(0,), **options):
+def _study(output: Path, models=("base", "inv-concatenation"), seeds=(0,), configuration=SMALL, **options):
     console = _console()
-    results = run_study(models, seeds, SMALL, DataFolders(), output=output, console=console, **options)
+    results = run_study(
+        models, seeds, configuration, DataFolders(), output=output, console=console, **options
+    )
     return results, console.file.getvalue()
 
 
@@ -191,6 +193,27 @@ def test_a_study_can_grow_and_keeps_what_is_done(tmp_path) -> None:
     assert "InvConcatenation" in page
     assert "CHAMELEON" not in page
     assert re.search(r"InvConcatenation [+-]0\.\d{3} \((within|more than) one deviation", page)
+
+
+def test_a_study_continues_from_its_results_alone(tmp_path, monkeypatch) -> None:
+    published = tmp_path / "published"
+    first, _ = _study(tmp_path / "one", models=("base",), results_folder=published)
+    trained = []
+    train = cells.train
+
+    def count(*args, **options):
+        trained.append(options["seed"])
+        return train(*args, **options)
+
+    monkeypatch.setattr(cells, "train", count)
+    second, _ = _study(tmp_path / "two", models=("base",), seeds=(0, 1), results_folder=published)
+    assert trained == [1]
+    assert second["cells"][0] == first["cells"][0]
+    assert [cell["seed"] for cell in second["cells"]] == [0, 1]
+    changed = replace(SMALL, epochs=SMALL.epochs + 1)
+    with pytest.raises(ExperimentError, match=rf"another configuration \(epochs was {SMALL.epochs}, now"):
+        _study(tmp_path / "three", models=("base",), configuration=changed, results_folder=published)
+    assert json.loads((published / "results.json").read_text())["cells"] == second["cells"]
 
 
 def test_networks_another_process_works_on_are_left_to_it(tmp_path) -> None:

@@ -78,7 +78,10 @@ def study(
     work: Work = Work(),
     decoders: Decoders = 0,
     results: Annotated[
-        Path | None, Parameter(help="Another folder for results.json, the report and the figures.")
+        Path | None,
+        Parameter(
+            help="Another folder for results.json, report and figures; networks in its results are kept."
+        ),
     ] = None,
     device: Device = "auto",
     quick: Quick = False,

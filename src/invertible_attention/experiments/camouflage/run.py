@@ -14,15 +14,16 @@ from rich.console import Console
 from ..errors import ExperimentError
 from ..files import read_json, write_json
 from ..report import Figure
-from ..study import CELLS, RESULT, OutputFolder, Report, RunProgress, Study, Workers
+from ..study import CELLS, CONFIGURATION, RESULT, OutputFolder, Report, RunProgress, Study, Workers
 from ..study import Cell as StudyCell
+from ..study.folder import differences
 from ..training import CHECKPOINT, Parallel, choose_device, is_first_process
 from .cell import MAPS, OWNED, Cell, run_cell
 from .configuration import Configuration
 from .data import DetectionData, generate_data, open_data
 from .figures import draw_figures
 from .options import DataFolders
-from .results import collect
+from .results import SCHEMA, collect
 
 __all__ = ["DataFolders", "load_data", "run_one", "run_study"]
 
@@ -91,7 +92,7 @@ def run_one(
         ExperimentError: when the data, the device or the folder cannot be used, or training diverges.
     """
     console = console or Console(quiet=not is_first_process())
-    settings = configuration.to_json() | {"model": cell.model, "seed": cell.seed}
+    settings = _settings(cell, configuration)
     owned = (*OWNED, *REPORT, GENERATED, CACHE)
     folder = OutputFolder(output, settings, resume=resume, overwrite=overwrite, owned=owned)
     compute = _compute(configuration, output, device, parallel, decoders)
@@ -140,7 +141,8 @@ def run_study(
     """Run every model with every seed, and report on all networks the folder holds.
 
     Several processes may work on one folder: each takes networks that nobody else works on. More models and seeds
-    may be added later, in the same configuration.
+    may be added later, in the same configuration: also to the results file in ``results_folder``, whose networks
+    need not be there any more.
 
     Returns:
         The content of results.json; ``None`` in every process but the first of those that train together.
@@ -153,14 +155,14 @@ def run_study(
     study = Study(output, configuration.to_json(), resume=resume, workers=workers, console=console)
     with study:
         data = found or load_data(folders, configuration, output, console)
-    settings, digest = configuration.to_json(), data.fingerprint()
+    digest = data.fingerprint()
     cells = [
-        StudyCell(
-            cell.folder, settings | {"model": cell.model, "seed": cell.seed}, (cell, data), str(cell), digest
-        )
+        StudyCell(cell.folder, _settings(cell, configuration), (cell, data), str(cell), digest)
         for cell in (Cell(model, seed) for seed in seeds for model in models)
     ]
     report = _report(lambda cell: output / CELLS / cell.folder / MAPS, data)
+    if results_folder is not None and is_first_process():
+        _take_over(results_folder / report.results, output, configuration, digest)
     results = study.run(cells, _compute(configuration, output, device, parallel, decoders), report)
     if results is not None:
         if {cell.name for cell in cells} <= study.finished().keys():
@@ -168,6 +170,36 @@ def run_study(
         if results_folder is not None:
             report.write(results_folder, results)
     return results
+
+
+def _take_over(results: Path, output: Path, configuration: Configuration, digest: str) -> None:
+    """Count networks as done that a results file has, in the same configuration and of the same images.
+
+    Raises:
+        ExperimentError: when the file holds a study of something else, which the report would replace.
+    """
+    if not results.is_file():
+        return
+    content = read_json(results)
+    if content.get("schema") != SCHEMA:
+        raise ExperimentError(f"{results} is no results file of a study: choose another --results")
+    for result in content["cells"]:
+        changes = differences(result["configuration"], configuration.portable())
+        if result["images"] != digest:
+            changes.append("other images")
+        if changes:
+            raise ExperimentError(
+                f"{results} holds a study of another configuration ({'; '.join(changes)}): choose another --results"
+            )
+        cell = Cell(result["model"], result["seed"])
+        folder = output / CELLS / cell.folder
+        if not folder.exists():
+            write_json(folder / CONFIGURATION, _settings(cell, configuration))
+            write_json(folder / RESULT, result)
+
+
+def _settings(cell: Cell, configuration: Configuration) -> dict[str, Any]:
+    return configuration.to_json() | {"model": cell.model, "seed": cell.seed}
 
 
 def _compute(
