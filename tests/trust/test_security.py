@@ -66,7 +66,7 @@ READS_PICKLES = {
     "dill.load",
     "torch.jit.load",
 }
-MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "yaml"}
 ARCHIVES = {"tarfile", "zipfile", "shutil.unpack_archive"}
 
 

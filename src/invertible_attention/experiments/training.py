@@ -14,25 +14,19 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from .errors import ExperimentError
 from .files import atomic_path
 
 __all__ = [
-    "CHECKPOINT",
     "CheckpointEvery",
     "Parallel",
     "choose_device",
-    "is_first_process",
     "make_trainer",
     "quiet_lightning",
     "resume_or_start",
 ]
-
-CHECKPOINT = "training.ckpt"
-"""The file that interrupted training continues from."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +49,6 @@ class Parallel:
     def processes(self) -> int:
         """How many processes train."""
         return self.devices * self.nodes
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that writes results, of all those that train together."""
-    return rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def choose_device(name: str) -> torch.device:

@@ -12,8 +12,9 @@ import torch
 
 from ..files import read_json, write_json
 from ..metadata import run_metadata
-from ..study import RESULT, RunProgress
-from ..training import CHECKPOINT, Parallel, is_first_process
+from ..ranks import is_first_process
+from ..study import CHECKPOINT, RESULT, RunProgress
+from ..training import Parallel
 from .audit import audit_network
 from .configuration import Configuration
 from .data import DetectionData, batches_per_second

@@ -13,11 +13,22 @@ from rich.console import Console
 
 from ..errors import ExperimentError
 from ..files import read_json, write_json
+from ..ranks import is_first_process
 from ..report import Figure
-from ..study import CELLS, CONFIGURATION, RESULT, OutputFolder, Report, RunProgress, Study, Workers
+from ..study import (
+    CELLS,
+    CHECKPOINT,
+    CONFIGURATION,
+    RESULT,
+    OutputFolder,
+    Report,
+    RunProgress,
+    Study,
+    Workers,
+)
 from ..study import Cell as StudyCell
 from ..study.folder import differences
-from ..training import CHECKPOINT, Parallel, choose_device, is_first_process
+from ..training import Parallel, choose_device
 from .cell import MAPS, OWNED, Cell, run_cell
 from .configuration import Configuration
 from .data import DetectionData, generate_data, open_data

@@ -17,10 +17,11 @@ from ...logdet import Exact, LogDetEstimator, RussianRoulette
 from ..errors import ExperimentError
 from ..files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from ..metadata import run_metadata
+from ..ranks import is_first_process
 from ..report import save_figures
 from ..report.summary import write_run_page
-from ..study import CONFIGURATION, OutputFolder, RunProgress
-from ..training import CHECKPOINT, Parallel, choose_device, is_first_process
+from ..study import CHECKPOINT, CONFIGURATION, OutputFolder, RunProgress
+from ..training import Parallel, choose_device
 from .baselines import check_library
 from .configuration import Configuration
 from .data import DensityData, load_data

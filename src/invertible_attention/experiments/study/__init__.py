@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .engine import RESULT, Cell, Report, Study
-from .folder import CELLS, CONFIGURATION, OutputFolder
+from .folder import CELLS, CHECKPOINT, CONFIGURATION, OutputFolder
 from .progress import RunProgress
 from .workers import Workers
 
 __all__ = [
     "CELLS",
+    "CHECKPOINT",
     "CONFIGURATION",
     "RESULT",
     "Cell",

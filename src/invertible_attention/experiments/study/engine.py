@@ -18,10 +18,10 @@ from rich.console import Console
 
 from ..errors import ExperimentError
 from ..files import read_json, remove_unfinished, write_json, write_text
+from ..ranks import is_first_process
 from ..report import Figure, save_figures
 from ..report.summary import print_run, run_markdown, write_run_page
-from ..training import CHECKPOINT, is_first_process
-from .folder import CELLS, CONFIGURATION, INTERRUPTED, LOCK, OutputFolder, differences
+from .folder import CELLS, CHECKPOINT, CONFIGURATION, INTERRUPTED, LOCK, OutputFolder, differences
 from .progress import RunProgress
 from .workers import Workers
 

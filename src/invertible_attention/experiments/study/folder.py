@@ -13,11 +13,13 @@ from filelock import FileLock, Timeout
 from ..errors import ExperimentError
 from ..files import read_json, remove_unfinished, write_json
 
-__all__ = ["CELLS", "CONFIGURATION", "LOCK", "OutputFolder", "differences"]
+__all__ = ["CELLS", "CHECKPOINT", "CONFIGURATION", "LOCK", "OutputFolder", "differences"]
 
 CELLS = "cells"
 CONFIGURATION = "configuration.json"
 LOCK = ".lock"
+CHECKPOINT = "training.ckpt"
+"""The file that interrupted training continues from."""
 INTERRUPTED = "interrupted: the same command with --resume continues it"
 PATIENCE = 60.0
 """Seconds to wait for a process that claims a shared folder, or reports on it."""
