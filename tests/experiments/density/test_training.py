@@ -111,9 +111,9 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def command(folder: Path, *more: str) -> list[str]:
+def command(folder: Path, *more: str, steps: int = 100, evaluate_every: int = 50) -> list[str]:
     settings = "--quick --blocks 1 --hidden-channels 4 --train-images 64 --test-images 8 --batch-size 16"
-    limits = "--steps 100 --evaluate-every 50 --draws 2 --device cpu"
+    limits = f"--steps {steps} --evaluate-every {evaluate_every} --draws 2 --device cpu"
     program = [sys.executable, "-m", "invertible_attention", "density", "train"]
     return [*program, *settings.split(), *limits.split(), "--output", str(folder), *more]
 
@@ -145,7 +145,7 @@ def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_run(tmp_path: 
 @pytest.mark.slow
 def test_two_processes_train_together(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = command(tmp_path / "both", "--devices", "2", "--steps", "6", "--evaluate-every", "3")
+    arguments = command(tmp_path / "both", "--devices", "2", steps=6, evaluate_every=3)
     subprocess.run(arguments, env=environment, check=True, capture_output=True)
     results = read_json(tmp_path / "both" / "results.json")
     assert results["training"]["steps"] == 6
