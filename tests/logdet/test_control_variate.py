@@ -208,3 +208,45 @@ def test_functional_call_and_vmap_see_the_linear_part_of_their_own_weights():
     )
     for name, found in zip(given, gradient, strict=True):
         torch.testing.assert_close(found, functional[name])
+
+
+class Multiples(torch.nn.Module):
+    """Each sample times its own number, and one number for all as the linear part."""
+
+    def __init__(self, *numbers: float, reference: float) -> None:
+        super().__init__()
+        self.numbers, self.reference = torch.tensor(numbers, dtype=torch.float64), reference
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.numbers[:, None] * x
+
+    def linear_part(self, x: Tensor) -> Multiples:
+        return self
+
+    def apply(self, v: Tensor, *, transposed: bool = False) -> Tensor:
+        return self.reference * v
+
+    def solve(self, r: Tensor, *, transposed: bool = False) -> Tensor:
+        return r / (1 + self.reference)
+
+    def log_determinant(self) -> Tensor:
+        return torch.full((1,), DIM * math.log1p(self.reference), dtype=torch.float64)
+
+
+DIM = 64
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_linear_part_far_from_one_sample_leaves_both_estimates_usable(training):
+    """As where most tokens are projected on the ball: the series of what the linear part leaves would grow."""
+    torch.manual_seed(0)
+    branch, x = Multiples(-0.89, 0.1, reference=-0.9), torch.ones(2, DIM, dtype=torch.float64)
+    with torch.no_grad():
+        draws = torch.stack(
+            [RussianRoulette()(branch, x, lipschitz=0.9, training=training)[1] for _ in range(500)]
+        )
+    truth = DIM * branch.numbers.log1p()
+    assert ((draws.mean(0) - truth).abs() <= 4 * draws.std(0) / len(draws) ** 0.5).all()
+    # nats; the truth is -141 and 6
+    assert draws.std(0)[0] < 5
+    assert draws.std(0)[1] < 300

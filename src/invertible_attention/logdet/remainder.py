@@ -40,7 +40,8 @@ class ShortSeries:
     function of the probe, nothing is biased, and what is small is rarely paid for.
 
     Args:
-        terms: Most terms; fewer are evaluated where what is left is small.
+        terms: Most terms; fewer are evaluated where what is left is small, or would grow. Where it would, as many of
+            the remainder's series are certain.
         uniform: Draws from the unit interval.
         tail: Draws how many terms of the remainder's series are evaluated, and returns their weights.
         gradient: Whether the vectors of the gradient are wanted.
@@ -61,38 +62,59 @@ class ShortSeries:
             return self.otherwise(linear, part, probe, differentiable=differentiable)
         value = inner_product(probe, torch.zeros_like(probe))
         reference = part.solve(probe, transposed=True)
-        vector, left = probe, torch.zeros_like(probe)
-        count, size = 0, torch.inf
-        while count < self.terms and size > _SMALL:
+        vector, left, size = probe, torch.zeros_like(probe), sample_norm(probe)
+        short = torch.ones_like(size, dtype=torch.bool)
+        count = torch.zeros_like(size)
+        for k in range(self.terms):
             solved = part.solve(vector, transposed=True)
-            left = left + (-1) ** count * solved
-            vector = remaining(linear, part, solved, differentiable)
-            count += 1
-            value = value - (-1) ** count / count * inner_product(vector, probe)
-            size = as_number(sample_norm(vector))
-        chance = min(1.0, max(size, _RAREST))
+            following = remaining(linear, part, solved, differentiable)
+            norm = sample_norm(following)
+            # Where the linear part is far from the Jacobian the series may grow: there it ends before it does.
+            short = short & (norm < size)
+            each = _each(short, probe)
+            left = torch.where(each, left + (-1) ** k * solved, left)
+            value = torch.where(short, value + (-1) ** k / (k + 1) * inner_product(following, probe), value)
+            vector = torch.where(each, following, vector)
+            size = torch.where(short, norm, size)
+            count = count + short
+            if as_number(torch.where(short, size, 0.0)) <= _SMALL:
+                break
+        chance = min(1.0, max(as_number(size), _RAREST))
         if self.uniform() < chance:
-            sign = (-1) ** count / chance
+            exact = 0 if as_number((~short).to(size)) == 0 else self.terms
+            sign = (1 - 2 * (count % 2)) / chance
             # A power of a uniform variable has the density (K + 1) s^K that the integral asks for.
-            s = self.uniform() ** (1 / (count + 1))
+            s = _each(self.uniform() ** (1 / (count + 1)), probe).to(probe.dtype)
             further = remaining(linear, part, part.solve(vector, transposed=True), differentiable)
-            between = self._inverse(linear, part, further, s, differentiable)
+            between = self._inverse(linear, part, further, s, exact, differentiable)
             right = probe + part.apply(probe)
             value = value + sign / (count + 1) * inner_product(between, right)
             if self.gradient:
-                left = left + sign * self._inverse(linear, part, vector, 1.0, False)
+                rest = self._inverse(linear, part, vector, 1.0, exact, False)
+                left = left + _each(sign, probe).to(probe.dtype) * rest
         return Expansion(value, left.detach(), reference.detach())
 
     def _inverse(
-        self, linear: Linearization, part: LinearPart, z: Tensor, s: float, differentiable: bool
+        self,
+        linear: Linearization,
+        part: LinearPart,
+        z: Tensor,
+        s: float | Tensor,
+        exact: int,
+        differentiable: bool,
     ) -> Tensor:
         """Return an unbiased estimate of ``(I + J_s)⁻ᵀ z``."""
         total = term = z
-        for weight in self.tail():
+        for weight in [1.0] * exact + [*self.tail()]:
             product = linear.vjp(term, differentiable=differentiable)
             term = -(s * product + (1 - s) * part.apply(term, transposed=True))
             total = total + weight * term
         return total
+
+
+def _each(values: Tensor, like: Tensor) -> Tensor:
+    """Return values per sample in a shape that multiplies samples."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def remaining(linear: Linearization, part: LinearPart, solved: Tensor, differentiable: bool) -> Tensor:
