@@ -104,7 +104,12 @@ def _sections(results: Sequence[Result]) -> list[Section]:
 
 
 LOGDET = Kind("logdet", "log-determinant estimators", "python benchmarks/logdet.py")
-OF_LAYERS = Kind("logdet-layers", "log-determinants of trained layers", "python benchmarks/logdet_layers.py")
+OF_LAYERS = Kind(
+    "logdet-layers",
+    "log-determinants of trained layers",
+    "python benchmarks/logdet_layers.py",
+    unshown={"rows.*.series.standard_error_bits": "the deviation, in other units"},
+)
 REMAINDER = Kind("logdet-remainder", "certified remainders", "python benchmarks/logdet_remainder.py")
 BUILDERS = {LOGDET.name: _estimators, OF_LAYERS.name: _layers, REMAINDER.name: _remainder}
 DEFINITION = Definition(kinds=(LOGDET, OF_LAYERS, REMAINDER), sections=_sections, place=4)
