@@ -167,6 +167,25 @@ def test_weight_changed_between_forward_and_backward_is_noticed(change, x):
         logdet.sum().backward()
 
 
+def test_a_sample_that_is_not_finite_hides_no_change_from_another():
+    linear = nn.Linear(3, 3, bias=False)
+    x = torch.randn(2, 3)
+    x[0] = torch.nan
+    _, logdet = RussianRoulette()(linear, x, training=True)
+    # The norm stays as it is.
+    linear.weight.data = -linear.weight.data
+    with pytest.raises(RuntimeError, match=r"not what it was"):
+        logdet[1].backward()
+
+
+def test_change_of_a_computed_weight_is_noticed_where_the_value_does_not_show_it():
+    weight = 2 * torch.randn(3, 3, requires_grad=True)
+    _, logdet = RussianRoulette()(lambda x: x @ weight, torch.zeros(2, 3), parameters=[weight], training=True)
+    weight.data.mul_(1.01)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|not what it was"):
+        logdet.sum().backward()
+
+
 def test_weights_exchanged_and_put_back_are_no_change():
     linear = nn.Linear(3, 3)
     _, logdet = RussianRoulette()(linear, torch.randn(2, 3), training=True)

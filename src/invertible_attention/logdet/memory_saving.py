@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from torch.nn.utils import get_total_norm
 
 from invertible_attention.logdet.linearization import Linearization, LinearPart, full_precision
-from invertible_attention.logdet.probes import average, inner_product
+from invertible_attention.logdet.probes import average, inner_product, sample_norm
 
 __all__ = ["captured_tensors", "recomputed_gradient", "surrogate"]
 
@@ -76,7 +75,7 @@ def recomputed_gradient(
     value = linear.value.detach()
     counts = (len(left), len(reference), len(right))
     fingerprint = _fingerprint(value, right[0], captured)
-    tolerance = _SAME * torch.stack([torch.linalg.vector_norm(value), fingerprint[1]])
+    tolerance = _SAME * torch.cat([sample_norm(value), fingerprint[len(value) :]])
     record = _Record(_AsItIs(branch), len(args), where, captured, counts, (fingerprint, tolerance))
     constants = (*left, *reference, *right)
     return _Recompute.apply(record, (value, logdet), x, *constants, *tensors, *captured)
@@ -159,10 +158,12 @@ def _edge(tensor: Tensor) -> tuple[object, int]:
 
 
 @torch.no_grad()
-def _fingerprint(value: Tensor, probe: Tensor, captured: Sequence[Tensor]) -> Float[Tensor, "2"]:
-    """Return what another value of the branch would change, and what other weights; computed ones are nobody else's."""
-    norm = get_total_norm([t for t in captured if t.grad_fn is None])
-    return torch.stack([torch.sum(value * probe), norm.to(value.device)])
+def _fingerprint(
+    value: Tensor, probe: Tensor, captured: Sequence[Tensor]
+) -> Float[Tensor, " batch_and_captured"]:
+    """Return a number per sample that another value of the branch would change, and the norm of every weight."""
+    norms = torch._foreach_norm(list(captured)) if captured else ()  # pyright: ignore[reportPrivateImportUsage]
+    return torch.cat([inner_product(value, probe), *(norm.to(value)[None] for norm in norms)])
 
 
 def _refuse_changes(found: Tensor, expected: Tensor, tolerance: Tensor) -> None:
@@ -171,7 +172,7 @@ def _refuse_changes(found: Tensor, expected: Tensor, tolerance: Tensor) -> None:
     Tensors count the changes made to them, but not those that go through ``.data`` or another view of the storage, and
     nothing counts what was drawn at random.
     """
-    # What was not finite is not compared.
+    # A number that was not finite is not compared, and no sample's hides another's.
     changed = ((found - expected).abs() > tolerance).any()
 
     def check() -> None:
