@@ -13,7 +13,7 @@ __all__ = ["LogDetEstimator"]
 
 
 class LogDetEstimator(ABC):
-    r"""Computes :math:`\log|\det(I + J_g(x))|` per sample, beside :math:`g(x)` itself.
+    r"""Computes :math:`\log|\det(I + J_g(x))|` per sample, together with :math:`g(x)`.
 
     Implementers **must**
 

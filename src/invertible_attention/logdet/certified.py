@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invertible_attention._linear_part import LinearPart
 from invertible_attention._precision import wide_dtype
 from invertible_attention.logdet.base import LogDetEstimator
-from invertible_attention.logdet.linearization import Linearization, LinearPart
+from invertible_attention.logdet.linearization import Linearization
 from invertible_attention.logdet.probes import (
     ProbeDistribution,
     check_generator,

@@ -5,43 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from invertible_attention._differentiation import functional_transforms_active
 from invertible_attention._precision import raised
 
-__all__ = ["LinearPart", "Linearization", "full_precision", "linear_part_of", "promote", "unhooked"]
-
-
-class LinearPart(Protocol):
-    r"""A linear map :math:`J_0` near the Jacobian of a branch, such as the mean field of attention.
-
-    Its norm must not exceed the branch's Lipschitz constant, so that what converges for :math:`J` does for it.
-    """
-
-    def apply(self, v: Tensor, *, transposed: bool = False) -> Tensor:
-        """Return ``J₀ v``, or ``J₀ᵀ v``."""
-        ...
-
-    def solve(self, r: Tensor, *, transposed: bool = False) -> Tensor:
-        """Return ``(I + J₀)⁻¹ r``, or ``(I + J₀)⁻ᵀ r``."""
-        ...
-
-    def log_determinant(self) -> Float[Tensor, "batch_or_one"]:
-        """Return ``log |det(I + J₀)|``."""
-        ...
-
-
-def linear_part_of(
-    branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | None]
-) -> LinearPart | None:
-    """Return the linear part of a branch at a point, if it offers one."""
-    offered = getattr(branch, "linear_part", None)
-    return None if offered is None else offered(x, *args)
+__all__ = ["Linearization", "full_precision", "promote", "unhooked"]
 
 
 @contextmanager

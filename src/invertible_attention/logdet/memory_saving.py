@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from invertible_attention.logdet.linearization import Linearization, LinearPart, full_precision
+from invertible_attention._linear_part import LinearPart
+from invertible_attention.logdet.linearization import Linearization, full_precision
 from invertible_attention.logdet.probes import average, inner_product, sample_norm
 
 __all__ = ["captured_tensors", "recomputed_gradient", "surrogate"]

@@ -36,7 +36,7 @@ def check_generator(generator: torch.Generator | None) -> None:
     """Raise :class:`RuntimeError` where a generator would not repeat the draws that are asked for again.
 
     :func:`torch.utils.checkpoint.checkpoint` evaluates a layer again during the backward pass. It restores the state
-    of torch's global generators, so that they repeat their draws, but knows of no others.
+    of torch's global generators, so that they repeat their draws, but not that of any other generator.
     """
     recomputed = torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1
     if generator is not None and recomputed:

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from invertible_attention._linear_part import LinearPart
 from invertible_attention._mapped import plain
-from invertible_attention.logdet.linearization import Linearization, LinearPart
+from invertible_attention.logdet.linearization import Linearization
 from invertible_attention.logdet.probes import inner_product, sample_norm
 from invertible_attention.logdet.series import Expand, Expansion
 

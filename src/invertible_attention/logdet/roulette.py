@@ -55,7 +55,7 @@ class RussianRoulette(LogDetEstimator):
     the gradient.
 
     Of a branch with a linear part, such as attention, that is the control variate: its determinant is known, and the
-    series is that of what is left, which one or two terms tell up to a remainder that is rarely worth estimating. It
+    series is that of what is left, of which one or two terms leave a remainder that is rarely worth estimating. It
     needs no more than the series above to be unbiased; see :mod:`invertible_attention.logdet.remainder`.
 
     In evaluation samples of few dimensions get the log-determinant itself, from the whole Jacobian: that takes no more

@@ -10,13 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention._differentiation import functional_transforms_active
-from invertible_attention.logdet.linearization import (
-    Linearization,
-    LinearPart,
-    full_precision,
-    linear_part_of,
-    promote,
-)
+from invertible_attention._linear_part import LinearPart, linear_part_of
+from invertible_attention.logdet.linearization import Linearization, full_precision, promote
 from invertible_attention.logdet.memory_saving import recomputed_gradient, surrogate
 from invertible_attention.logdet.probes import average, inner_product
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from invertible_attention._linear_part import LinearPart, linear_part_of
 from invertible_attention._mapped import outside_vmap
 from invertible_attention._precision import working_dtype
-from invertible_attention.logdet.linearization import LinearPart, linear_part_of
 from invertible_attention.solvers.base import Solver
 from invertible_attention.solvers.batched import sample_norm
 from invertible_attention.solvers.problem import Branch

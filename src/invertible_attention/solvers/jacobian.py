@@ -19,8 +19,8 @@ class JacobianProduct:
     supports: fused attention kernels often have no forward mode. A branch with a method ``jvp(x, v, *args)`` is
     asked directly. Each product is counted as one evaluation.
 
-    Two reverse passes would give the same product, but not safely: autograd leaves out the part of a branch that
-    can be differentiated only once, without a word.
+    Two reverse passes would give the same product, but not safely: autograd silently drops the part of a branch that
+    can be differentiated only once.
 
     Args:
         problem: whose branch to differentiate.

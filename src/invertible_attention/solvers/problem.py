@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from invertible_attention._differentiation import functional_transforms_active
+from invertible_attention._linear_part import linear_part_of
 from invertible_attention._mapped import is_mapped
-from invertible_attention.logdet.linearization import linear_part_of
 from invertible_attention.solvers.batched import choose, sample_norm, wide_dtype
 
 __all__ = ["Branch", "Problem", "Progress", "select"]
@@ -21,7 +21,7 @@ Branch = Callable[..., Tensor]
 """A callable ``branch(x, *args) -> g(x)``; see the map of the code.
 
 It may have a method ``precondition(residual, *args)`` that returns about ``(I + J)^-1 residual``, linear in the
-residual and cheap beside an evaluation, or about ``(I + J)^-T residual`` if it is called with ``transposed=True``.
+residual and cheap compared with an evaluation, or about ``(I + J)^-T residual`` if called with ``transposed=True``.
 It must be invertible; solvers judge the steps it leads to, so it need not be good.
 """
 
