@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from invertible_attention.attention.functional import IMPLEMENTATIONS, attend
-from invertible_attention.attention.functional.dispatch import Problem, choose
 from invertible_attention.attention.functional.form import Form
+from invertible_attention.attention.functional.implementations import Problem, choose
 
 from .cases import FORMS, problem, run
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from invertible_attention.attention.functional.dispatch import IMPLEMENTATIONS, Implementation, attend
+from invertible_attention.attention.functional.dispatch import attend
 from invertible_attention.attention.functional.form import log_phi
+from invertible_attention.attention.functional.implementations import IMPLEMENTATIONS, Implementation
 from invertible_attention.attention.functional.reference import response_matrix
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "attend", "log_phi", "response_matrix"]

@@ -37,7 +37,7 @@ _not_compiled: set[tuple[Any, ...]] = set()
 
 
 def is_compiled_on(device: torch.device) -> bool:
-    """Tell whether FlexAttention runs fused on a device; elsewhere it materializes the scores."""
+    """Return whether FlexAttention runs fused on a device; elsewhere it materializes the scores."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
