@@ -68,7 +68,7 @@ __all__ = [
     "solvers",
 ]
 
-# The command line and whoever needs the version only should not wait for torch.
+# The command line and the version should not need torch.
 __getattr__, __dir__ = lazily(
     __name__,
     {

@@ -13,7 +13,7 @@ from invertible_attention._precision import accurate
 
 __all__ = ["AttentionMask", "Spread"]
 
-# Far above the smallest float32: terms that vanish beside it do not matter.
+# Far above the smallest float32: smaller terms do not matter.
 _SMALLEST_SUM = 1e-30
 
 

@@ -118,22 +118,22 @@ class Options:
     ) -> None:
         cls.__annotations__ = {}
         for declared in fields(of):
-            name, told = declared.name, declared.metadata
+            name, metadata = declared.name, declared.metadata
             if name in without or (only is not None and name not in only):
                 continue
             kind, value = kind_of(of)[name], (defaults or {}).get(name)
-            shown = _defaults(name, value or told["shown"] or declared.default, otherwise or {})
+            shown = _defaults(name, value or metadata["shown"] or declared.default, otherwise or {})
             about: dict[str, Any] = {
-                "help": told["help"],
+                "help": metadata["help"],
                 "show_default": shown,
-                "validator": _validator(told["check"]),
+                "validator": _validator(metadata["check"]),
                 "negative": (),
             }
             if int in (kind, *get_args(kind)):
                 about["converter"] = read
             if get_origin(kind) is tuple and get_args(kind)[1:] == (...,):
                 about = SEVERAL | about
-            cls.__annotations__[name] = Annotated[kind | None, Parameter(**about | told["option"])]
+            cls.__annotations__[name] = Annotated[kind | None, Parameter(**about | metadata["option"])]
             setattr(cls, name, value)
         Parameter(name="*")(dataclass(frozen=True)(cls))
 
@@ -171,7 +171,7 @@ class Spread:
     strategy: Annotated[str, Parameter(help="Lightning strategy: auto, ddp, …")] = "auto"
 
     def parallel(self, *, batch_size: int, precision: str) -> Parallel:
-        """Return what the training is told.
+        """Return the devices and the precision of a training.
 
         Raises:
             UsageError: when the devices do not share a batch evenly.
@@ -204,7 +204,7 @@ class Work:
     ] = None
 
     def pool(self) -> Workers:
-        """Return what the study is told."""
+        """Return the workers of a study."""
         from ..experiments.study import Workers
 
         return Workers(self.workers, self.cluster)

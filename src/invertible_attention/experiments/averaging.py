@@ -61,6 +61,6 @@ class WeightAverage(lightning.Callback):
         return {"updates": self.updates, "average": self.average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the average of a checkpoint."""
+        """Restore the average from a checkpoint."""
         self.updates = state_dict["updates"]
         self.average = dict(state_dict["average"])

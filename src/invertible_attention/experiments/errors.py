@@ -1,4 +1,4 @@
-"""What an experiment tells its user when it cannot continue."""
+"""Errors of an experiment that its user can fix."""
 
 from __future__ import annotations
 

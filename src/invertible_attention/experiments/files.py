@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Writing files atomically, and reading them with errors that name the file."""
 
 from __future__ import annotations
 

@@ -42,9 +42,9 @@ def setting(
     Args:
         default: its default.
         help: what it is, as ``--help`` and the documentation say it.
-        check: what its value must be beside its type; ``None`` passes.
+        check: what its value must be in addition to its type; ``None`` passes.
         shown: the default in words, where the value alone does not say it.
-        **option: what else the command line's ``Parameter`` is told, such as ``name``.
+        **option: further arguments of the command line's ``Parameter``, such as ``name``.
     """
     return field(default=default, metadata={"help": help, "check": check, "shown": shown, "option": option})
 

@@ -51,8 +51,8 @@ def bind(module: Module) -> Module:
     """Return a module that computes what ``module`` does now, with every constraint evaluated, and only once.
 
     It has the structure, the hooks and the tensors of ``module`` at this moment, in ``float32`` or better, and is
-    nobody else's: other threads, :func:`torch.func.functional_call` and :func:`torch.nn.utils.parametrize.cached` do
-    not reach it, and it reaches none of them. Tensors are shared, not copied, and gradients arrive at the parameters
+    independent: other threads, :func:`torch.func.functional_call` and :func:`torch.nn.utils.parametrize.cached` do not
+    reach it, and it reaches none of them. Tensors are shared, not copied, and gradients arrive at the parameters
     of ``module``. It is made for one solve or one pass through a flow, and thrown away: weights that change later
     are not seen.
 

@@ -87,7 +87,7 @@ def register_lipschitz_bound(
 ) -> Callable[[Bound[Layer]], Bound[Layer]] | None:
     """Register the Lipschitz bound of a custom layer for :func:`lipschitz_upper_bound`.
 
-    Certificates, and the error bounds of inverses, will rest on it: **whoever registers a bound answers for it.** It
+    Certificates, and the error bounds of inverses, will rest on it: **the caller is responsible for it.** It
     must hold in the Euclidean norm between any two inputs, for every state of the layer, in the mode it is in
     (``layer.training``), and the layer must treat samples independently, be deterministic, and leave its input as it
     is. The bound is computed again whenever it is needed. It is used for this very class, not for subclasses, and

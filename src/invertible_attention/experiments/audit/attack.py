@@ -49,7 +49,7 @@ def attack_layer(
 
     Args:
         layer: With a ``branch`` and a ``lipschitz_bound()``; it is left as it is.
-        x: Starting points, float64 to tell an excess from rounding.
+        x: Starting points, float64 to distinguish an excess from rounding.
         steps: Steps of Adam.
         lr: Its learning rate, on the logarithm of the ratio.
     """

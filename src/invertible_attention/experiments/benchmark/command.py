@@ -16,7 +16,7 @@ def benchmark(
     *,
     output: Output = Path("runs/benchmark"),
     authors_code: Annotated[
-        Path | None, Parameter(help="Checkout of the authors' code, to time beside.")
+        Path | None, Parameter(help="Checkout of the authors' code, to time as well.")
     ] = None,
     device: Device = "cpu",
     quick: Quick = False,

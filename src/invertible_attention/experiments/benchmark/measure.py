@@ -50,7 +50,7 @@ def measure(
 
 
 def fits(implementation: str, tokens: int, settings: Settings) -> bool:
-    """Tell whether an implementation's largest tensor is within the settings."""
+    """Return whether an implementation's largest tensor is within the settings."""
     return implementation != "reference" or 4 * tokens**2 <= settings.matrix_bytes
 
 

@@ -29,7 +29,7 @@ def peak_memory(
         backward: whether gradients are computed.
 
     Returns:
-        Bytes, or ``None`` on a system that does not tell.
+        Bytes, or ``None`` on a system that does not report it.
     """
     if not STATUS.exists():
         return None

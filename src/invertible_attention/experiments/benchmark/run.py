@@ -39,7 +39,7 @@ def run(
         output: folder for the files.
         quick: whether to measure small sizes only, in about a minute.
         device: where to measure time; memory is measured on a CPU.
-        authors_code: checkout of the authors' released code to time beside.
+        authors_code: checkout of the authors' released code to time as well.
         resume: keep what an interrupted benchmark has measured.
         overwrite: delete an earlier benchmark first.
         console: where progress and tables are shown; the terminal by default.

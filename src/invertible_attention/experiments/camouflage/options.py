@@ -60,7 +60,7 @@ class DataFolders:
     """Where the images are.
 
     Args:
-        roots: folders whose names tell training from test; all empty for generated images.
+        roots: folders whose names distinguish training and test; all empty for generated images.
         train: folders of which everything is for training.
         test: folders of which everything is for testing.
         leave_out_bad: continue without files that cannot be used.
@@ -69,7 +69,7 @@ class DataFolders:
     roots: Annotated[
         tuple[Path, ...],
         many(
-            "Dataset folders as distributed; the names in them tell training from test.",
+            "Dataset folders as distributed; the names in them distinguish training and test.",
             "--data",
             show_default="generated images",
         ),

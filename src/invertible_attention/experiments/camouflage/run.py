@@ -151,7 +151,7 @@ def run_study(
 ) -> dict[str, Any] | None:
     """Run every model with every seed, and report on all networks the folder holds.
 
-    Several processes may work on one folder: each takes networks that nobody else works on. More models and seeds
+    Several processes may work on one folder: each takes networks that no other process works on. More models and seeds
     may be added later, in the same configuration: also to the results file in ``results_folder``, whose networks
     need not be there any more.
 

@@ -1,4 +1,4 @@
-"""Reading a picture that somebody sends: limits before anything is decoded, and no word about where files are."""
+"""Reading an uploaded picture: limits before anything is decoded, and errors without paths."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def _happened(side: Side) -> str:
     if side.converged:
         return (
             f"{name}: FAILED. The iteration converged, but to another picture ({error}), which the network maps to the "
-            "same latent, to within the solver’s tolerance: the latent does not tell which of the two it was."
+            "same latent, to within the solver’s tolerance: the latent does not determine which of the two it was."
         )
     return (
         f"{name}: FAILED. After {side.evaluations} evaluations the iteration has not converged (relative residual "
@@ -107,7 +107,7 @@ def attention_words(shares: Float[Tensor, "rows columns"], block: tuple[int, int
     row, column = divmod(int(shares.flatten().argmax()), shares.shape[1])
     highest, lowest = float(shares.max()), float(shares.min())
     spread = (highest - lowest) / max(abs(highest), abs(lowest))
-    # As many digits as tell the largest from the smallest.
+    # As many digits as distinguish the largest from the smallest.
     digits = 3 if spread > ALMOST_EVEN else min(8, 2 - math.floor(math.log10(max(spread, 1e-6))))
     text = (
         f"The block at row {2 * block[0]}, column {2 * block[1]} takes {format_number(highest, digits)} times an even "

@@ -84,7 +84,7 @@ class ZukoBase(Base):
         """Return the log-density in nats.
 
         Raises:
-            ValueError: for a mask: a flow of another library knows of no missing values.
+            ValueError: for a mask: flows of other libraries do not support missing values.
         """
         if mask is not None:
             raise ValueError(f"zuko flows take no mask, got one of shape {tuple(mask.shape)}")

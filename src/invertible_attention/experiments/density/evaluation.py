@@ -112,7 +112,7 @@ def score(
         stack.enter_context(using_estimator(model, measuring))
         for draw in range(draws):
             row = []
-            if draw == 1:  # one draw tells the radius
+            if draw == 1:  # one draw is enough for the radius
                 stack.enter_context(using_estimator(model, estimator))
             for number, batch in enumerate(images.split(batch_size)):
                 torch.manual_seed(step_seed(seed, EVALUATION, draw * 100_003 + number))

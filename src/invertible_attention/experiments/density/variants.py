@@ -38,7 +38,7 @@ ORDER_STUDY = (
     "triangular/after=0:0+0:-1",
     "triangular/affine/after=0:0+0:-1",
 )
-"""Contraction against order as the reason to be invertible, beside as many more weights in convolutions."""
+"""Contraction against order as the reason to be invertible, and convolutions with as many more weights."""
 
 TABLE_3 = (
     "made",

@@ -87,7 +87,7 @@ def _remainder(result: Result) -> Section:
     content = result.content
     source = Source.of_runs(result.name, "certified remainders", [content["run"]], seeds=[content["seed"]])
     caption = (
-        "What a partial sum leaves out, in units of the bound it comes with: the largest of "
+        "Error of a partial sum in units of its certified remainder: the largest of "
         f"{content['configurations']:,} Jacobians and linear parts, after up to {content['terms']} terms each. "
         "Above 1 a bound would be wrong."
     )

@@ -1,7 +1,7 @@
 """Every kind of result: its schema, what writes it, and what is shown of it.
 
 A kind is declared once, in the ``tables`` module of the experiment that writes it, or in a module of
-:mod:`~invertible_attention.experiments.measurements`. Nothing else has to know of it: the terminal, the page of a run,
+:mod:`~invertible_attention.experiments.measurements`. Nothing else changes: the terminal, the page of a run,
 the page over all results, the documentation and the README are rendered from the sections declared there.
 """
 

@@ -79,7 +79,7 @@ def open_data(
     """Find, pair and check the images of an experiment.
 
     Args:
-        roots: folders whose names tell training from test.
+        roots: folders whose names distinguish training and test.
         train_roots: folders of which everything is for training.
         test_roots: folders of which everything is for testing.
         need_train: whether it is an error if there are no training images.
