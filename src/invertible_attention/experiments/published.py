@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 __all__ = [
+    "EVALUATIONS",
     "RESPONSES",
     "TABLE_2",
     "TABLE_3",
@@ -22,6 +23,9 @@ RESPONSES = {
     "dot_product": "Dot-product",
     "concatenation": "Concatenation",
 }
+
+EVALUATIONS = 100
+"""Evaluations of the branch that the paper's inverse takes (Algorithm 1, N = 100)."""
 
 
 class ReconstructionRow(NamedTuple):
