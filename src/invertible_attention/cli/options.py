@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DataDir",
     "Device",
+    "Job",
     "Options",
     "Output",
     "Overwrite",
@@ -208,3 +209,24 @@ class Work:
         from ..experiments.study import Workers
 
         return Workers(self.workers, self.cluster)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Job(Work):
+    """What commands that train many networks have in common, besides settings."""
+
+    data_dir: DataDir = None
+    device: Device = "auto"
+    resume: Resume = False
+    overwrite: Overwrite = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of what runs it."""
+        return {
+            "data_dir": self.data_dir,
+            "device": self.device,
+            "workers": self.pool(),
+            "resume": self.resume,
+            "overwrite": self.overwrite,
+        }

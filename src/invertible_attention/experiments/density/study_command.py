@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from ...cli.options import DataDir, Device, Options, Output, Overwrite, Quick, Resume, Work, many, number
+from ...cli.options import Job, Options, Output, Quick, many, number
 from .configuration import QUICK, QUICK_STUDY, Configuration
 from .options import OTHERWISE, Draws
 from .variants import FAIR_STUDY, TABLE_3
@@ -51,14 +51,10 @@ def study(
     seeds: Annotated[
         int | None, number("Seeds per variant, counted from --seed.", show_default="3; with --quick 1")
     ] = None,
-    work: Work = Work(),
-    data_dir: DataDir = None,
+    job: Job = Job(),
     given: Shared = Shared(),
     draws: Draws = 4,
-    device: Device = "auto",
     quick: Quick = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
 ) -> None:
     """Train every variant with every seed and compare them, paired by seed, with the first.
 
@@ -71,18 +67,7 @@ def study(
     base = Configuration.choose(quick=quick, **fewer | given.given() | {"attention": "none"})
     from .study import run_study
 
-    run_study(
-        base,
-        variants,
-        seeds=seeds,
-        output=output,
-        data_dir=data_dir,
-        device=device,
-        workers=work.pool(),
-        draws=draws,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    run_study(base, variants, seeds=seeds, output=output, draws=draws, **job.arguments())
 
 
 def table(
@@ -92,14 +77,10 @@ def table(
         tuple[str, ...], many("Rows of the table.", show_default="the paper's Table 3 and Residual Flow")
     ] = TABLE_3,
     seeds: Seeds = 1,
-    work: Work = Work(),
-    data_dir: DataDir = None,
+    job: Job = Job(),
     given: Timed = Timed(),
     draws: Draws = 4,
-    device: Device = "auto",
     quick: Quick = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
 ) -> None:
     """Train the other rows of Table 3, too (zuko, normflows), all on the same data for the same time."""
     # Time is the budget: no schedule that depends on the number of steps.
@@ -108,15 +89,4 @@ def table(
     base = Configuration.choose(quick=quick, **time | given.given() | budget)
     from .study import run_study
 
-    run_study(
-        base,
-        variants,
-        seeds=seeds,
-        output=output,
-        data_dir=data_dir,
-        device=device,
-        workers=work.pool(),
-        draws=draws,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    run_study(base, variants, seeds=seeds, output=output, draws=draws, **job.arguments())

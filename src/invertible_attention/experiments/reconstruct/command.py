@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from ...cli.options import DataDir, Device, Options, Output, Overwrite, Quick, Resume, Work, flag
+from ...cli.options import Job, Options, Output, Quick, flag
 from ..errors import UsageError
 from .configuration import LARGE, OWN_SIZE, QUICK, Configuration
 
@@ -23,14 +23,10 @@ class Given(
 def reconstruct(
     *,
     output: Output = Path("runs/reconstruct"),
-    data_dir: DataDir = None,
     given: Given = Given(),
-    work: Work = Work(),
-    device: Device = "auto",
+    job: Job = Job(),
     quick: Quick = False,
-    resume: Resume = False,
     reevaluate: Annotated[bool, flag("With --resume: invert trained networks again.")] = False,
-    overwrite: Overwrite = False,
 ) -> None:
     """Train invertible attention on images, invert it, and measure what comes back (Tables 2 and 5).
 
@@ -43,21 +39,12 @@ def reconstruct(
     """
     chosen = given.given()
     configuration = Configuration.choose(quick=quick, **chosen)
-    if reevaluate and not resume:
+    if reevaluate and not job.resume:
         raise UsageError("--reevaluate is about an earlier run: give --resume too")
 
     from .run import divide_folder, run
 
     if configuration.dataset == "folder":
         fixed = ("train_images" in chosen, "test_images" in chosen)
-        configuration = divide_folder(configuration, data_dir, fixed=fixed)
-    run(
-        configuration,
-        output=output,
-        data_dir=data_dir,
-        device=device,
-        workers=work.pool(),
-        resume=resume,
-        reevaluate=reevaluate,
-        overwrite=overwrite,
-    )
+        configuration = divide_folder(configuration, job.data_dir, fixed=fixed)
+    run(configuration, output=output, reevaluate=reevaluate, **job.arguments())
