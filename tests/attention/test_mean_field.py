@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import invertible_attention as ia
-from invertible_attention.attention.evaluation import Evaluation
-from invertible_attention.attention.mean_field import LinearPart
+from invertible_attention.attention.evaluation import Evaluation, project_on_ball
+from invertible_attention.attention.mean_field import LinearPart, Projection
 from invertible_attention.attention.position import PositionPrior
 
 CONSTRAINTS = [ia.Certified(0.9), ia.Relaxed(0.9, column_sum=0.8)]
@@ -70,11 +70,18 @@ def test_average_is_the_dense_matrix(
     channels=st.integers(1, 4),
     heads=st.integers(1, 3),
     per_sample=st.booleans(),
+    length=st.sampled_from([None, 0.1, 3.0]),
     seed=st.integers(0, 2**31),
 )
 @settings(deadline=None, max_examples=50)
 def test_convolution_is_the_dense_matrix(
-    batch: int, spatial: list[int], channels: int, heads: int, per_sample: bool, seed: int
+    batch: int,
+    spatial: list[int],
+    channels: int,
+    heads: int,
+    per_sample: bool,
+    length: float | None,
+    seed: int,
 ):
     generator = torch.Generator().manual_seed(seed)
     real = {"generator": generator, "dtype": torch.float64}
@@ -84,13 +91,26 @@ def test_convolution_is_the_dense_matrix(
     weights /= torch.linalg.matrix_norm(weights, 2).sum()
     gain = 0.95 * torch.rand((batch,) if per_sample else (), **real)
     residual = torch.randn(batch, channels, *spatial, **real)
+    projection = None
+    before = torch.eye(channels, dtype=torch.float64).expand(batch, -1, -1)
+    if length is not None:
+        tokens, radius = length * torch.randn(batch, channels, math.prod(spatial), **real), torch.tensor(1.0)
+        projection = Projection.at(tokens, radius.double())
+        before = torch.stack([projection_jacobians(sample.mT, radius).mean(0) for sample in tokens])
     with torch.no_grad():
-        part = LinearPart.convolution(prior.kernel(spatial), weights, gain)
+        part = LinearPart.convolution(prior.kernel(spatial), weights, gain, projection)
         pairs = prior(spatial).exp()
-        dense = (
-            sum(torch.kron(weights[h], pairs[h]) for h in range(heads)) * gain.expand(batch)[:, None, None]
-        )
+        convolution = torch.stack([torch.kron(weights[h], pairs[h]) for h in range(heads)]).sum(0)
+        first = torch.stack([torch.kron(b, torch.eye(len(pairs[0]), dtype=torch.float64)) for b in before])
+        dense = gain.expand(batch)[:, None, None] * convolution @ first
     assert_is_dense(part, dense, residual)
+
+
+def projection_jacobians(tokens: Tensor, radius: Tensor) -> Tensor:
+    """The Jacobian of the projection on the ball at each token."""
+    return torch.stack(
+        [torch.autograd.functional.jacobian(lambda t: project_on_ball(t, radius), t) for t in tokens]
+    )
 
 
 def layer(**arguments) -> ia.InvertibleAttention:
@@ -186,6 +206,29 @@ def test_is_the_derivative_outside_the_ball_too(normalization, masked: bool, con
     with torch.no_grad():
         part = branch.linear_part(x, given, mask)
         assert_is_dense(part, jacobians(branch, x, given, mask), torch.randn_like(x))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("normalization", ["column", "row", "all"])
+def test_with_a_prior_it_is_the_average_over_translations_outside_the_ball(normalization, heads: int):
+    built = with_equal_weights(
+        layer(
+            response="embedded_gaussian",
+            normalization=normalization,
+            heads=heads,
+            position_prior=ia.TorusPrior(heads=heads, width=0.6, reference=3),
+        )
+    )
+    x = 3 * torch.randn(2, 6, 3, 3, dtype=torch.float64)
+    assert (x.norm(dim=1) > built.branch.radius).double().mean() > 0.3
+    branch = built.branch.bind()
+    with torch.no_grad():
+        moves = [(i, j) for i in range(3) for j in range(3)]
+        identity = torch.eye(54, dtype=torch.float64).view(54, 6, 3, 3)
+        moved = [identity.roll(move, (2, 3)).flatten(1) for move in moves]
+        jacobian = jacobians(branch, x, None, None)
+        average = torch.stack([move @ jacobian @ move.mT for move in moved]).mean(0)
+        assert_is_dense(branch.linear_part(x), average, torch.randn_like(x))
 
 
 class Shuffled(PositionPrior):

@@ -193,19 +193,19 @@ class Evaluation(Bindable, ABC):
             out, value = self.out_weight.to(dtype), self.value_weight.to(dtype)
             prior = self.position_prior
             kernel = None if prior is None or mask is not None else prior.kernel(x.shape[2:])
+            projection = None
+            if projected and scale.radius is not None:
+                tokens = self._tokens(x, mask, dtype)
+                moved = tokens if terms.value is None else tokens + terms.value
+                projection = Projection.at(moved.mT, scale.radius)
             if kernel is None:
-                projection = None
-                if projected and scale.radius is not None:
-                    tokens = self._tokens(x, mask, dtype)
-                    moved = tokens if terms.value is None else tokens + terms.value
-                    projection = Projection.at(moved.mT, scale.radius)
                 return LinearPart.average(out @ value, gain, mask, projection)
             kernel = kernel.to(dtype).expand(self.heads, *x.shape[2:])
             into, onto = (
                 value.unflatten(0, (self.heads, -1)),
                 out.unflatten(1, (self.heads, -1)).transpose(0, 1),
             )
-            return LinearPart.convolution(kernel, onto @ into, gain)
+            return LinearPart.convolution(kernel, onto @ into, gain, projection)
 
     def _tokens(
         self, x: Image, mask: Tensor | None, dtype: torch.dtype

@@ -9,8 +9,11 @@ Both are diagonal in a known basis but for these small matrices :math:`\hat J_f`
           (I + J_0)^{-1} r = r - S\, \hat J (I + G \hat J)^{-1} A\, r
 
 with the analysis :math:`A` (mean, or FFT) and the synthesis :math:`S` of the basis, and :math:`G = A S`, which is 1
-but where tokens lie outside the ball they are projected on. The derivative of trained attention is :math:`J_0` but for
-small terms. So the inverse preconditions a solver, and the determinant is the control variate of an estimator.
+but where tokens lie outside the ball they are projected on. There :math:`A` begins with the derivative of the
+projection: of each token before a mean; before an FFT, which keeps its basis only if all tokens go through the same,
+the average over tokens, so that :math:`J_0` is the circular convolution nearest to the derivative. That of trained
+attention is :math:`J_0` but for small terms. So the inverse preconditions a solver, and the determinant is the control
+variate of an estimator.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from functools import cached_property
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from invertible_attention._mapped import plain
 
 __all__ = ["Basis", "Fourier", "LinearPart", "Mean", "Projection"]
 
@@ -51,11 +56,14 @@ class Projection:
         """Multiply a vector per token; the derivative is symmetric."""
         return self.scale * (v - self.normal * (self.normal * v).sum(1, keepdim=True))
 
-    def matrices(self) -> Float[Tensor, "batch tokens channels channels"]:
-        """Return the derivative as one matrix per token."""
-        normal = self.normal.mT
-        identity = torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
-        return self.scale.mT[..., None] * (identity - normal[..., None] * normal[..., None, :])
+    def average(
+        self, mask: Bool[Tensor, "batch tokens"] | None = None
+    ) -> Float[Tensor, "batch channels channels"]:
+        """Return the mean derivative of the (valid) tokens, a symmetric matrix."""
+        scale = self.scale if mask is None else self.scale.masked_fill(~mask[:, None], 0.0)
+        count = scale.shape[2] if mask is None else mask.sum(1)[:, None, None].clamp_min(1)
+        identity = torch.eye(self.normal.shape[1], dtype=scale.dtype, device=scale.device)
+        return (scale.sum(2)[..., None] * identity - (scale * self.normal) @ self.normal.mT) / count
 
 
 class Basis(ABC):
@@ -110,8 +118,7 @@ class Mean(Basis):
         """Return the mean of the projection's derivative."""
         if self.projection is None:
             return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
-        matrices = self.projection.matrices()
-        return self._mean(matrices.flatten(2).mT).view(len(matrices), 1, *matrices.shape[2:])
+        return self.projection.average(self.mask)[:, None]
 
     def multiplicity(self, like: Tensor) -> Float[Tensor, "batch_or_one components"]:
         """One, where there is a valid token."""
@@ -130,22 +137,27 @@ class Fourier(Basis):
 
     Args:
         spatial: Size of the grid.
+        before: A symmetric map of the channels of every token that comes first; ``None`` for nothing.
     """
 
     spatial: tuple[int, ...]
+    before: Float[Tensor, "batch channels channels"] | None = None
 
     def analyze(self, v: Image, transposed: bool) -> Tensor:
         """Transform."""
-        return torch.fft.rfftn(v, dim=self._axes).flatten(2).mT
+        return torch.fft.rfftn(v if transposed else self._mapped(v), dim=self._axes).flatten(2).mT
 
     def synthesize(self, coefficients: Tensor, like: Image, transposed: bool) -> Image:
         """Transform back."""
         shape = (*like.shape[:2], *self.spatial[:-1], self.spatial[-1] // 2 + 1)
-        return torch.fft.irfftn(coefficients.mT.reshape(shape), s=self.spatial, dim=self._axes)
+        image = torch.fft.irfftn(coefficients.mT.reshape(shape), s=self.spatial, dim=self._axes)
+        return self._mapped(image) if transposed else image
 
     def gram(self, like: Tensor) -> Tensor:
-        """Return the identity: waves are orthogonal."""
-        return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+        """Return the map that comes first: waves are orthogonal."""
+        if self.before is None:
+            return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+        return self.before[:, None].to(like.dtype)
 
     def multiplicity(self, like: Tensor) -> Float[Tensor, "batch_or_one components"]:
         """Two for waves that stand for a conjugate pair."""
@@ -159,6 +171,9 @@ class Fourier(Basis):
     def transfer(self, kernel: Float[Tensor, "heads *spatial"]) -> Tensor:
         """Return the factor of each component under the convolution with ``kernel``, ``(heads, components)``."""
         return torch.fft.rfftn(kernel, dim=self._axes).flatten(1)
+
+    def _mapped(self, v: Image) -> Image:
+        return v if self.before is None else (self.before @ v.flatten(2)).reshape(v.shape)
 
     @property
     def _axes(self) -> tuple[int, ...]:
@@ -210,15 +225,19 @@ class LinearPart:
         kernel: Float[Tensor, "heads *spatial"],
         weights: Float[Tensor, "heads channels channels"],
         gain: Float[Tensor, "*batch"],
+        projection: Projection | None = None,
     ) -> LinearPart:
-        r"""Return :math:`\gamma \sum_h \pi_h \otimes W_h`, circular.
+        r"""Return :math:`\gamma \sum_h \pi_h \otimes W_h`, circular, after the projection's average derivative.
 
         Args:
             kernel: :math:`\pi_h`, by relative position.
             weights: :math:`W_h`.
             gain: :math:`\gamma`, for all samples or one for each.
+            projection: What tokens go through before they are convolved.
         """
-        basis = Fourier(tuple(kernel.shape[1:]))
+        # Where no token is moved all samples share their blocks.
+        moved = projection is not None and bool((plain(projection.normal) != 0).any())
+        basis = Fourier(tuple(kernel.shape[1:]), projection.average() if projection and moved else None)
         transfer = basis.transfer(kernel)
         matrices = torch.einsum("hf,hij->fij", transfer, weights.to(transfer.dtype))
         return cls(basis, gain.reshape(-1, 1, 1, 1) * matrices)
