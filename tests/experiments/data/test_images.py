@@ -184,3 +184,29 @@ def test_full_size_crops_of_photographs_at_hand(data_dir: Path) -> None:
     images = draw_images("celeba", train=4, test=3, size=(218, 178), data_dir=data_dir / "camo", title=title)
     assert images.train.shape == (4, 3, 218, 178)
     assert images.title == title
+
+
+@pytest.mark.parametrize("random_crops", [False, True])
+def test_every_file_that_cannot_be_read_is_named_once(twelve: Path, random_crops: bool) -> None:
+    (twelve / "02.png").write_text("hello")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(twelve / "07.tif")
+    with pytest.raises(ExperimentError) as error:
+        draw_images(
+            "folder",
+            train=20 if random_crops else 9,
+            test=20 if random_crops else 4,
+            data_dir=twelve,
+            random_crops=random_crops,
+        )
+    message = str(error.value)
+    assert message.startswith("2 files cannot be used: ")
+    assert message.count("02.png") == message.count("07.tif") == 1
+    assert message.endswith(": repair or remove them")
+
+
+def test_the_first_picture_of_an_animation_is_an_image_of_a_folder(tmp_path: Path) -> None:
+    shades = [Image.new("L", (8, 8), shade) for shade in (50, 200)]
+    for name in ("a.gif", "b.gif"):
+        shades[0].save(tmp_path / name, save_all=True, append_images=shades[1:])
+    images = draw_images("folder", train=1, test=1, size=(8, 8), data_dir=tmp_path)
+    assert colors(images.train) == colors(images.test) == [50]

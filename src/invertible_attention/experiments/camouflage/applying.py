@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..data.problems import REMEDY
 from ..errors import ExperimentError
 from ..files import write_json
 from ..metadata import run_metadata
 from ..study import RunProgress
 from .console import print_evaluation
 from .data import Collection, DetectionData, open_data, open_images, report_problems
-from .data.problems import REMEDY
 from .evaluation import Evaluation, match_folders, score_collection, score_pairs
 
 __all__ = ["MODEL", "predict_images", "score_maps", "score_network"]

@@ -13,12 +13,12 @@ from jaxtyping import UInt8
 
 from ..data.appearance import UnclearImageError
 from ..data.folder import folders_in, split_of
+from ..data.problems import Problem, report_problems
 from ..data.source import UnusableImageError, open_image
 from ..errors import ExperimentError
 from .data.layouts import TRUTH_FOLDERS, dataset_of
 from .data.masks import gray_values, read_mask
 from .data.pairs import Collection, by_stem, files_in
-from .data.problems import Problem, report_problems
 from .metrics import CONVENTIONS, Scores, score_map
 
 __all__ = [

@@ -22,7 +22,7 @@ __all__ = [
     "split_of",
 ]
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MASK_FOLDERS = ("gt_object", "gt", "gts", "masks", "mask")
 NO_IMAGES = frozenset({*MASK_FOLDERS, "edge", "edges", "annotations"})
 CELEBA_IMAGES = "img_align_celeba"
@@ -120,9 +120,7 @@ def describe_folder(root: Path, splits: Mapping[str, ImageSource]) -> str:
     if not skipped:
         return f"{division}; no file is skipped."
     more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-    return (
-        f"{division}; skipped, for they are no images or lie among masks: {', '.join(skipped[:NAMED])}{more}."
-    )
+    return f"{division}; skipped, being of no kind that is read or among masks: {', '.join(skipped[:NAMED])}{more}."
 
 
 def split_of(name: str) -> str | None:

@@ -18,7 +18,8 @@ from .datasets import DATASETS, open_splits
 from .folder import describe_folder
 from .hub import parquet_files
 from .preparation import random_crop, to_tensor
-from .source import ImageSource
+from .problems import Problem, report_problems
+from .source import ImageSource, UnusableImageError
 
 __all__ = ["Images", "draw_images", "fit_counts", "whole_test_images"]
 
@@ -70,12 +71,13 @@ def draw_images(
             per file; by default only for ``photos``.
 
     Raises:
-        ExperimentError: when there are too few images, or one cannot be read.
+        ExperimentError: when there are too few images, or naming every one that cannot be read.
     """
     dataset = DATASETS[name]
     splits = open_splits(name, data_dir)
     crops = dataset.random_crops if random_crops is None else random_crops
     parts = []
+    problems: list[Problem] = []
     for part, (source, indices) in enumerate(_choose(splits, (train, test), seed, repeat=crops)):
         if part == 0 and name == "celeba" and title is None:
             _check_celeba(source, indices)
@@ -84,7 +86,8 @@ def draw_images(
             inner, shape = dataset.prepare, dataset.native_size or size
             random = np.random.default_rng([seed, 2, part])
             prepare = _cropped(inner, shape, random)
-        parts.append(_read(source, indices, size, prepare))
+        parts.append(_read(source, indices, size, prepare, problems))
+    report_problems(list(dict.fromkeys(problems)))
     if name != "folder" or data_dir is None or parquet_files(data_dir):
         return Images(*parts, title=title or dataset.title)
     named = f"Folder {data_dir.resolve().name}"
@@ -212,12 +215,17 @@ def _read(
     indices: Sequence[int],
     size: tuple[int, int],
     prepare: Callable[[Image.Image, tuple[int, int]], Image.Image],
+    problems: list[Problem],
 ) -> UInt8[Tensor, "images 3 height width"]:
     pixels = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
     opened: dict[int, Image.Image] = {}
     keep = len(source) <= 32  # few photographs, many crops: decode each once
     for row, index in enumerate(indices):
-        image = opened.get(index) or source[index]
+        try:
+            image = opened.get(index) or source[index]
+        except UnusableImageError as error:
+            problems.append(Problem.of(error))
+            continue
         if keep:
             opened[index] = image
         pixels[row] = to_tensor(prepare(image, size))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ...data.problems import Problem, report_problems
 from .cache import Batch, CachedFeatures, CachedImages, TrainingImages
 from .loader import EpochBatches, batches_per_second
 from .masks import binarize, read_mask
 from .opening import DetectionData, open_data, open_images
 from .pairs import Collection, Pair
-from .problems import Problem, report_problems
 from .synthetic import generate_data
 
 __all__ = [

@@ -11,10 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from ...data.appearance import shown_size
+from ...data.problems import Problem
 from ...data.source import MAX_PIXELS, UnusableImageError, identify, open_image
 from .masks import read_mask
 from .pairs import Pair
-from .problems import Problem
 
 __all__ = ["check_pair", "check_pairs"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.folder import MASK_FOLDERS, image_files, split_of
+from ...data.problems import Problem
 from ...errors import ExperimentError
 from ...published import TABLE_4_DATASETS
 from .pairs import Collection, Pair, by_stem, files_in, pair_by_stem
-from .problems import Problem
 
 __all__ = ["LAYOUTS", "TRUTH_FOLDERS", "Part", "collect", "dataset_of", "find_parts"]
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...data.problems import REMEDY, Problem, report_problems
 from ...data.source import image_size
 from ...errors import ExperimentError
 from .checks import check_pairs
 from .layouts import Part, collect, find_parts
 from .pairs import Collection, Pair, by_stem, files_in
-from .problems import REMEDY, Problem, report_problems
 
 __all__ = ["DetectionData", "check_collections", "open_data", "open_images"]
 

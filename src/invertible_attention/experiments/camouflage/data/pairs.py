@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.folder import IMAGE_SUFFIXES
-from .problems import Problem
+from ...data.problems import Problem
 
 __all__ = ["Collection", "Pair", "by_stem", "files_in", "pair_by_stem"]
 

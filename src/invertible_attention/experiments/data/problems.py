@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...data.source import REPAIR, UnusableImageError
-from ...errors import ExperimentError
-from ...files import write_text
+from ..errors import ExperimentError
+from ..files import write_text
+from .source import REPAIR, UnusableImageError
 
 __all__ = ["REMEDY", "Problem", "report_problems"]
 
@@ -41,14 +41,14 @@ class Problem:
 
 
 def report_problems(
-    problems: Sequence[Problem], *, listing: Path | None = None, remedy: str = "repair or remove these files"
+    problems: Sequence[Problem], *, listing: Path | None = None, remedy: str | None = None
 ) -> None:
     """Raise one message naming the files, if there are any.
 
     Args:
         problems: what was found.
         listing: a file that gets the whole list where the message cannot hold it.
-        remedy: what the reader may do.
+        remedy: what the reader may do; by default to repair or remove the files.
 
     Raises:
         ExperimentError: naming the first files, and where the others are listed.
@@ -67,5 +67,5 @@ def report_problems(
         if listing is not None:
             write_text(listing, "".join(f"{problem}\n" for problem in problems))
             named += f", all listed in {listing}"
-    count = "1 file" if len(problems) == 1 else f"{len(problems)} files"
-    raise ExperimentError(f"{count} cannot be used: {named}: {remedy}")
+    count, them = ("1 file", "it") if len(problems) == 1 else (f"{len(problems)} files", "them")
+    raise ExperimentError(f"{count} cannot be used: {named}: {remedy or f'repair or remove {them}'}")
