@@ -41,7 +41,7 @@ def attention(**arguments):
     return ia.InvertibleAttention(3, logdet=ia.Exact(), **arguments)
 
 
-def test_the_other_two_methods_are_derived():
+def test_methods_without_logdet_are_derived():
     x = torch.randn(2, 3)
     torch.testing.assert_close(Double()(x), 2 * x)
     torch.testing.assert_close(Double().inverse(x), x / 2)
@@ -51,13 +51,13 @@ def test_the_other_two_methods_are_derived():
 
 @pytest.mark.parametrize("method", [*METHODS, "solve_inverse"])
 @pytest.mark.parametrize("argument", ["context", "mask"])
-def test_methods_that_take_an_argument_by_position_are_refused_where_they_are_written(method, argument):
+def test_positional_arguments_in_overrides_are_refused_at_definition(method, argument):
     written = {"context": lambda self, x, context=None: x, "mask": lambda self, z, mask=None: z}[argument]
     with pytest.raises(TypeError, match=rf"Old.{method} takes {argument} by position.*\*, context=None"):
         type("Old", (Double,), {method: written})
 
 
-def test_chains_pass_a_context_to_the_parts_that_use_it():
+def test_chains_pass_context_only_to_parts_that_use_it():
     x, context = torch.randn(2, 3), torch.randn(2, 3)
     chain = flows.Sequential(Double(), Shift(), flows.Sequential(flows.Flatten((3,)), Double()))
     assert chain.uses_context
@@ -118,7 +118,7 @@ def refusals():
 
 
 @pytest.mark.parametrize(("call", "x", "given"), [pytest.param(*case, id=name) for name, *case in refusals()])
-def test_what_nobody_uses_is_refused(call, x, given):
+def test_unused_arguments_are_refused(call, x, given):
     with pytest.raises(ValueError, match=rf"takes no (context|mask), {SHAPE}"):
         call(x, **given)
 
@@ -137,6 +137,6 @@ def test_settings_of_a_layer_are_keywords(layer):
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
 
 
-def test_what_is_no_tensor_is_shown():
+def test_non_tensor_is_refused_with_its_value():
     with pytest.raises(ValueError, match=r"takes no context, got \[1, 2\]"):
         attention()(torch.zeros(2, 3, 4), context=[1, 2])

@@ -49,7 +49,7 @@ def test_settings_are_torch_safe_globals(kind):
     assert set(concrete(kind)) <= set(torch.serialization.get_safe_globals())
 
 
-def test_the_solution_and_the_prior_of_a_layer_are_loaded_too(tmp_path):
+def test_solutions_and_priors_are_loaded(tmp_path):
     layer = ia.InvertibleAttention(4, position_prior=ia.TorusPrior(1))
     z = torch.randn(2, 4, 6)
     stored = {"solution": layer.solve_inverse(z), "prior": layer.branch.position_prior}
@@ -85,7 +85,7 @@ print(layer.branch.constraint, layer.solver, layer.logdet, type(layer.branch.res
 
 
 @pytest.mark.slow
-def test_lightning_loads_a_module_in_a_process_of_its_own(tmp_path):
+def test_lightning_loads_a_module_in_a_fresh_process(tmp_path):
     pytest.importorskip("lightning", reason="needs pip install 'invertible-attention[experiments]'")
     path = str(tmp_path / "module.ckpt")
 

@@ -31,7 +31,7 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
     return status, captured.err
 
 
-def test_an_interrupted_command_says_how_to_continue(
+def test_interrupted_command_says_how_to_resume(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from invertible_attention.experiments.audit import campaign
@@ -69,7 +69,7 @@ def test_every_command_has_help(command, capsys: pytest.CaptureFixture[str]) -> 
         (["camouflage", "measure"], "[default: random]", "without --data"),
     ],
 )
-def test_help_says_what_holds_for_this_command(
+def test_help_is_specific_to_the_command(
     capsys: pytest.CaptureFixture[str], arguments: list[str], shown: str, hidden: str
 ) -> None:
     assert main([*arguments, "--help"]) == 0
@@ -84,7 +84,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("message", ["", "interrupted: the same command with --resume continues it"])
-def test_an_interruption_says_what_to_do(
+def test_interruption_message_says_what_to_do(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, message: str
 ) -> None:
     def interrupt(folders: object) -> None:
@@ -96,7 +96,7 @@ def test_an_interruption_says_what_to_do(
     assert line == f"invertible-attention: error: {message or 'interrupted'}\n"
 
 
-def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_shown_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "reconstruct" in capsys.readouterr().out
 
@@ -145,7 +145,7 @@ def test_runs_as_a_module() -> None:
         (["--data-dir", "/nowhere/at/all"], '"/nowhere/at/all" does not exist.'),
     ],
 )
-def test_bad_arguments_are_one_clear_line(
+def test_bad_arguments_are_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     status, line = fail(capsys, "reconstruct", *arguments)
@@ -154,7 +154,7 @@ def test_bad_arguments_are_one_clear_line(
     assert "see invertible-attention reconstruct --help" in line
 
 
-def test_a_mistyped_command_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistyped_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     status, line = fail(capsys, "reconstrct")
     assert status == 2
     assert "reconstruct" in line
@@ -167,7 +167,7 @@ def test_a_mistyped_command_is_recognised(capsys: pytest.CaptureFixture[str]) ->
         (["--dataset", "folder"], "needs --data-dir"),
     ],
 )
-def test_failures_are_one_clear_line(
+def test_failures_are_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     status, line = fail(capsys, "reconstruct", "--output", str(tmp_path / "out"), *arguments)
@@ -175,13 +175,13 @@ def test_failures_are_one_clear_line(
     assert message in line
 
 
-def test_error_points_to_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_points_to_the_commands_help(capsys: pytest.CaptureFixture[str]) -> None:
     status, line = fail(capsys, "density", "train", "--coefficient", "2")
     assert status == 2
     assert "see invertible-attention density train --help" in line
 
 
-def test_a_device_that_is_not_there_is_one_clear_line_of_the_benchmark_too(
+def test_missing_device_of_the_benchmark_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     status, line = fail(capsys, "benchmark", "--quick", "--device", "warp", "--output", str(tmp_path))
@@ -189,16 +189,14 @@ def test_a_device_that_is_not_there_is_one_clear_line_of_the_benchmark_too(
     assert "there is no device 'warp'" in line
 
 
-def test_an_output_that_cannot_be_written_is_one_clear_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_unwritable_output_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     status, line = fail(capsys, "reconstruct", "--output", str(tmp_path / "file" / "out"))
     assert status == 1
     assert "cannot write to" in line
 
 
-def test_a_damaged_image_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_damaged_image_error_names_the_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / f"{number}.png").write_bytes(b"not a picture")
     arguments = [
@@ -216,7 +214,7 @@ def test_a_damaged_image_is_named(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert ".png cannot be read as an image" in line
 
 
-def test_a_missing_package_names_the_extra(
+def test_missing_package_error_names_the_extra(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "invertible_attention.experiments.reconstruct.run", None)
@@ -235,7 +233,7 @@ def test_a_missing_package_names_the_extra(
     assert f"needs the package 'lightning': {install_line('experiments')}" in line
 
 
-def test_without_cyclopts_the_command_line_says_what_to_install(
+def test_missing_cyclopts_error_names_the_extra(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cyclopts", None)
@@ -260,7 +258,7 @@ def test_lists_take_several_values(given: list[str], expected: tuple[str, ...]) 
 
 
 @pytest.mark.slow
-def test_a_run_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_run_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = [
         *("reconstruct", "--quick", "--output", str(tmp_path / "run")),
         *("--responses", "concatenation", "--constraints", "certified", "released", "--size", "12", "12"),

@@ -28,7 +28,7 @@ hub = importlib.import_module("invertible_attention.hub")
         {"context_channels": 3, "logdet": ia.Exact()},
     ],
 )
-def test_a_layer_comes_back_as_it_was(arguments, tmp_path):
+def test_layer_round_trips(arguments, tmp_path):
     layer = hub.InvertibleAttention(4, **arguments)
     assert isinstance(layer, ia.InvertibleAttention)
     x = 3 * torch.randn(2, 4, 6)
@@ -43,7 +43,7 @@ def test_a_layer_comes_back_as_it_was(arguments, tmp_path):
     assert not loaded.training
 
 
-def test_a_flow_comes_back_as_it_was(tmp_path):
+def test_flow_round_trips(tmp_path):
     flow = hub.InvertibleResNet(
         (1, 4, 4),
         blocks=(1, 1),
@@ -58,7 +58,7 @@ def test_a_flow_comes_back_as_it_was(tmp_path):
     torch.testing.assert_close(loaded(x), z)
 
 
-def test_a_module_of_ones_own(tmp_path):
+def test_user_module_round_trips(tmp_path):
     class Pair(torch.nn.Module):
         def __init__(self, channels: int, factor: float = 1.0) -> None:
             super().__init__()
@@ -96,7 +96,7 @@ def folder(tmp_path):
         ({"implementation": "blocked"}, lambda layer: layer.branch.implementation),
     ],
 )
-def test_an_argument_overrides_the_stored_one(arguments, attribute, folder):
+def test_argument_overrides_the_stored_value(arguments, attribute, folder):
     loaded = hub.InvertibleAttention.from_pretrained(folder, **arguments)
     assert attribute(loaded) == next(iter(arguments.values()))
     again = folder / "again"
@@ -118,7 +118,7 @@ def test_an_argument_overrides_the_stored_one(arguments, attribute, folder):
         ({"logdet": {"object": "x"}}, "logdet"),
     ],
 )
-def test_an_argument_that_cannot_hold_is_refused(arguments, error, folder):
+def test_conflicting_argument_is_refused(arguments, error, folder):
     with pytest.raises((ValueError, TypeError, RuntimeError), match=error):
         hub.InvertibleAttention.from_pretrained(folder, **arguments)
 
@@ -131,7 +131,7 @@ def test_a_fixed_radius_does_not_replace_a_learned_one(tmp_path):
         hub.InvertibleAttention.from_pretrained(tmp_path, constraint=ia.Certified(0.9, radius=3.0))
 
 
-def test_arguments_of_every_hub_class_are_used_or_refused(tmp_path):
+def test_every_hub_class_uses_or_refuses_its_arguments(tmp_path):
     flow = hub.InvertibleResNet((1, 4, 4), blocks=(1,), hidden_channels=4)
     flow(torch.rand(8, 1, 4, 4))
     flow.save_pretrained(tmp_path)
@@ -149,7 +149,7 @@ def test_arguments_of_every_hub_class_are_used_or_refused(tmp_path):
         kind.from_pretrained(tmp_path, low=-2.0)
 
 
-def test_objects_that_were_exchanged_are_saved(folder, tmp_path):
+def test_replaced_objects_are_saved(folder, tmp_path):
     layer = hub.InvertibleAttention.from_pretrained(folder)
     layer.logdet, layer.solver = ia.Exact(), ia.Anderson(tolerance=1e-3)
     layer.save_pretrained(tmp_path)
@@ -175,7 +175,7 @@ class Scaled(torch.nn.Module):
         self.weight, self.names, self.factors = torch.nn.Parameter(torch.ones(channels)), names, factors
 
 
-def test_keywords_and_dictionaries_come_back_as_they_were(tmp_path):
+def test_keywords_and_dictionaries_round_trip(tmp_path):
     kind = hub.with_hub(Scaled)
     kind(3, names={"a": 1}, first=2.0, second=3.0).save_pretrained(tmp_path)
     loaded = kind.from_pretrained(tmp_path, second=4.0)
@@ -186,7 +186,7 @@ def test_keywords_and_dictionaries_come_back_as_they_were(tmp_path):
         kind(3).save_pretrained(tmp_path, config={"channels": 4})
 
 
-def test_constructors_that_cannot_be_repeated_are_refused(tmp_path):
+def test_non_repeatable_constructors_are_refused(tmp_path):
     class Wide(hub.InvertibleAttention):
         def __init__(self, factor: int) -> None:
             super().__init__(4 * factor)
@@ -200,14 +200,14 @@ def test_constructors_that_cannot_be_repeated_are_refused(tmp_path):
         hub.with_hub(ia.flows.Sequential)
 
 
-def test_what_cannot_be_stored_says_so(tmp_path):
+def test_unstorable_settings_are_refused(tmp_path):
     layer = hub.InvertibleAttention(4, position_prior=ia.TorusPrior(1))
     with pytest.raises(ValueError, match="position_prior"):
         layer.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", "invertible_attention.hub.with_hub"])
-def test_a_configuration_can_only_name_what_the_library_offers(name, tmp_path):
+def test_configuration_can_only_name_library_classes(name, tmp_path):
     hub.InvertibleAttention(4).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(
         json.dumps({"channels": 4, "solver": {"object": name, "arguments": {}}})
@@ -235,7 +235,7 @@ def uploads(monkeypatch):
     return calls
 
 
-def test_what_is_pushed_is_what_is_loaded(uploads, tmp_path):
+def test_pushed_model_is_loaded_unchanged(uploads, tmp_path):
     layer = hub.InvertibleAttention(4, heads=2, constraint=ia.Certified(0.8))
     x = torch.randn(2, 4, 6)
     z = layer(x)
@@ -256,7 +256,7 @@ def test_what_is_pushed_is_what_is_loaded(uploads, tmp_path):
     torch.testing.assert_close(hub.InvertibleAttention.from_pretrained(tmp_path)(x), z)
 
 
-def test_from_the_hub_only_the_two_files_are_fetched(monkeypatch, tmp_path):
+def test_only_two_files_are_fetched_from_the_hub(monkeypatch, tmp_path):
     layer = hub.InvertibleAttention(4)
     x = torch.randn(2, 4, 6)
     z = layer(x)
@@ -312,14 +312,14 @@ def test_a_pickle_under_another_name_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_missing_file_is_named(name, tmp_path):
+def test_missing_file_error_names_the_file(name, tmp_path):
     hub.InvertibleAttention(4).save_pretrained(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
         hub.InvertibleAttention.from_pretrained(tmp_path)
 
 
-def test_without_the_library_the_error_names_the_extra(monkeypatch):
+def test_missing_library_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.delitem(sys.modules, "invertible_attention.hub")
     with pytest.raises(ImportError, match=r"pip install .*\[interop\]"):

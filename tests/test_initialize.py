@@ -160,7 +160,7 @@ def stacked(flow: Flow) -> tuple[Callable[[Tensor], Tensor], dict[str, Tensor]]:
     scale=st.sampled_from([1e-2, 1.0, 30.0]),
 )
 @settings(max_examples=40, deadline=None)
-def test_equal_states_have_equal_results_and_are_not_rewritten(ways, target, call, training, scale):
+def test_equal_states_give_equal_results_and_are_not_rewritten(ways, target, call, training, scale):
     source, x = make_flow(), batch(0.1, seed=2)
     source(batch(scale))
     expected, state = source(x), state_of(source)
@@ -172,7 +172,7 @@ def test_equal_states_have_equal_results_and_are_not_rewritten(ways, target, cal
 
 @given(ways=FEW, target=st.sampled_from([make_flow, used_flow]))
 @settings(max_examples=20, deadline=None)
-def test_a_state_that_is_not_initialized_stays_so_whichever_way_it_came(ways, target):
+def test_uninitialized_state_stays_uninitialized_however_loaded(ways, target):
     fresh = make_flow()
     before = state_of(fresh)
     moved = move(fresh, ways, target)
@@ -207,7 +207,7 @@ def part(request: pytest.FixtureRequest) -> tuple[ia.Bijection, Tensor]:
 
 
 @pytest.mark.parametrize("method", ["forward", "inverse", "forward_and_logdet", "inverse_and_logdet"])
-def test_evaluation_refuses_and_says_what_to_do(part, method):
+def test_uninitialized_evaluation_is_refused_with_a_remedy(part, method):
     bijection, x = part
     before = state_of(bijection.eval())
     if "inverse" in method and isinstance(bijection, InvertibleResNet):
@@ -217,7 +217,7 @@ def test_evaluation_refuses_and_says_what_to_do(part, method):
     torch.testing.assert_close(bijection.state_dict(), before, rtol=0, atol=0)
 
 
-def test_initialize_sets_what_the_first_batch_in_training_sets(part):
+def test_initialize_matches_the_first_training_batch(part):
     bijection, x = part
     trained = copy.deepcopy(bijection)
     expected = trained(x)
@@ -230,7 +230,7 @@ def test_initialize_sets_what_the_first_batch_in_training_sets(part):
     torch.testing.assert_close(bijection.state_dict(), before, rtol=0, atol=0)
 
 
-def test_parameters_without_their_flag_are_not_rewritten(part):
+def test_parameters_loaded_without_their_flag_are_not_rewritten(part):
     bijection, x = part
     trained = copy.deepcopy(bijection)
     expected = trained(x)
@@ -242,7 +242,7 @@ def test_parameters_without_their_flag_are_not_rewritten(part):
     torch.testing.assert_close(bijection.state_dict(), trained.state_dict(), rtol=0, atol=0)
 
 
-def test_a_radius_that_was_given_stays():
+def test_given_radius_is_kept():
     layer = ia.InvertibleAttention(4, constraint=ia.Certified(radius=2.0))
     before = state_of(layer.eval())
     layer.initialize(100 * torch.randn(2, 4, 3))
@@ -250,7 +250,7 @@ def test_a_radius_that_was_given_stays():
     torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
 
 
-def test_tensors_that_a_functional_call_was_given_are_not_written_to(part):
+def test_functional_call_tensors_are_not_written(part):
     bijection, x = part
     given_state = state_of(bijection)
     with pytest.raises(RuntimeError, match="cannot happen in functional_call"):
@@ -258,7 +258,7 @@ def test_tensors_that_a_functional_call_was_given_are_not_written_to(part):
     torch.testing.assert_close(given_state, dict(bijection.state_dict()), rtol=0, atol=0)
 
 
-def test_a_parameter_that_is_computed_cannot_be_set():
+def test_computed_parameter_cannot_be_initialized():
     layer = ActNorm(4)
     parametrize.register_parametrization(layer, "shift", nn.Identity())
     for call in (layer, layer.initialize):
@@ -276,7 +276,7 @@ def replica_of(module: nn.Module) -> nn.Module:
     return replica
 
 
-def test_a_replica_of_data_parallel_says_what_it_cannot_do():
+def test_data_parallel_replica_is_refused():
     x = torch.randn(8, 4, 3, dtype=torch.float64)
     flow = make_flow()
     with pytest.raises(RuntimeError, match=r"cannot happen .*nn.DataParallel"):
@@ -302,7 +302,7 @@ def test_a_replica_of_data_parallel_says_what_it_cannot_do():
 @pytest.mark.compiles
 @pytest.mark.parametrize("make", [PARTS["actnorm"], PARTS["attention"]], ids=["actnorm", "attention"])
 @pytest.mark.parametrize("training", [False, True])
-def test_a_compiled_function_refuses_too(make, training):
+def test_compiled_function_refuses_initialization(make, training):
     layer, x = make().train(training), torch.randn(3, 4, 5)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     with pytest.raises(RuntimeError, match="is not initialized"):
@@ -311,7 +311,7 @@ def test_a_compiled_function_refuses_too(make, training):
     torch.testing.assert_close(compiled(x), layer(x))
 
 
-def test_shapes_are_known_without_values():
+def test_fake_tensors_give_shapes():
     assert ActNorm(4).eval().to("meta")(torch.empty(2, 4, 3, device="meta")).shape == (2, 4, 3)
     with FakeTensorMode() as mode:
         fake = PARTS["chain"]().eval()
@@ -329,7 +329,7 @@ class OnDevice(Tensor):
         return self.as_subclass(Tensor).item()
 
 
-def test_the_host_waits_for_a_device_once():
+def test_initialization_synchronizes_the_device_once():
     layer, x = ActNorm(4), torch.randn(3, 4)
     layer.initialized = torch.zeros(()).as_subclass(OnDevice)
     OnDevice.waited = 0
@@ -365,7 +365,7 @@ def test_the_host_waits_for_a_device_once():
         ("nothing", ""),
     ],
 )
-def test_two_processes_of_which_one_was_prepared_train_as_one(two_processes, way, processes):
+def test_two_processes_with_one_initialized_agree(two_processes, way, processes):
     states, module = two_processes(WORKER, way, processes)
     flow = module.prepared(way if "0" in processes else "nothing")
     if "0" not in processes:

@@ -37,7 +37,7 @@ def installed(tmp_path: Path):
     return make
 
 
-def test_missing_packages_are_those_of_the_extra_and_of_extras_in_it(installed) -> None:
+def test_missing_packages_include_nested_extras(installed) -> None:
     own = installed()
     assert missing_packages("experiments", own) == ["no-such-package"]
     assert [name for name in missing_packages("demo", own) if name != "pyright"] == [
@@ -63,11 +63,11 @@ def test_missing_packages_are_those_of_the_extra_and_of_extras_in_it(installed) 
         ),
     ],
 )
-def test_extras_are_installed_from_where_the_package_came_from(installed, origin, line) -> None:
+def test_install_hint_matches_the_package_source(installed, origin, line) -> None:
     assert install_line("demo", installed(**origin)) == line
 
 
-def test_in_the_checkout_the_line_is_short(installed, tmp_path: Path, monkeypatch) -> None:
+def test_install_hint_in_a_checkout_is_short(installed, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = installed(url=tmp_path.as_uri(), dir_info={})
     assert install_line("experiments", own) == 'pip install ".[experiments]"'
@@ -96,7 +96,7 @@ def test_missing_packages_are_reported_before_a_run(
     assert main([*command, "--help"]) == 0
 
 
-def test_a_density_of_another_library_is_refused_before_anything_runs(
+def test_density_of_a_missing_library_is_refused_before_running(
     installed, tmp_path: Path, monkeypatch
 ) -> None:
     from invertible_attention.experiments.density.configuration import Configuration

@@ -28,7 +28,7 @@ def test_torch_is_not_imported(program):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_name_is_there(package):
+def test_every_name_is_importable(package):
     if package.endswith("interop"):
         for library in ("zuko", "nflows", "normflows", "pyro", "FrEIA"):
             pytest.importorskip(library, reason="needs pip install 'invertible-attention[interop]'")

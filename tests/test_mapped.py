@@ -42,7 +42,7 @@ def case(request):
     return bijection, torch.stack([bijection(x), bijection(2 * x)]).detach()
 
 
-def test_a_mapped_inverse_is_that_of_each_batch(case):
+def test_mapped_inverse_matches_each_batch(case):
     bijection, z = case
     expected = torch.stack([bijection.inverse(batch) for batch in z])
     torch.testing.assert_close(vmap(bijection.inverse)(z), expected)
@@ -116,7 +116,7 @@ def ensemble(bijection, method):
 
 
 @pytest.mark.parametrize("method", ["inverse", "inverse_and_logdet", "forward_and_logdet"])
-def test_ensembles(case, method):
+def test_ensemble_of_layers(case, method):
     bijection, z = case
     members, state, function = ensemble(bijection, method)
     found = vmap(function, in_dims=(0, None))(state, z[0])
@@ -137,7 +137,7 @@ def test_ensembles(case, method):
         torch.testing.assert_close(found[0].flatten(1, 2), torch.stack(expected))
 
 
-def test_an_ensemble_of_densities():
+def test_ensemble_of_densities():
     layer, x = attention()
     flow = F.Flow(F.Sequential(F.ActNorm(4), layer, F.Flatten((4, 5))), F.DiagonalGaussian(20)).double()
     flow.initialize(x.double())
@@ -163,7 +163,7 @@ def test_an_ensemble_of_estimates_has_its_mean():
 @pytest.mark.parametrize(
     "solver", [ia.FixedPoint(), ia.NewtonKrylov(), ia.Anderson()], ids=lambda s: type(s).__name__
 )
-def test_every_solver_with_contexts_and_masks(solver):
+def test_every_solver_maps_over_contexts_and_masks(solver):
     layer = ia.InvertibleAttention(4, context_channels=3, solver=solver).double()
     x, context = torch.randn(2, 3, 4, 5).double(), torch.randn(2, 3, 3).double()
     mask = torch.arange(5) < torch.tensor([[[5], [2], [3]], [[1], [4], [5]]])
@@ -205,7 +205,7 @@ def test_solver_with_a_custom_branch_under_vmap():
         vmap(lambda w, z: ia.Anderson().solve(lambda x: w * x.sin(), z).value)(weight, z)
 
 
-def test_unsupported_transforms_say_what_to_do():
+def test_unsupported_transforms_are_refused_with_a_remedy():
     layer, x = attention()
     z = layer(x).detach()
     with pytest.raises(RuntimeError, match="use reverse mode"):

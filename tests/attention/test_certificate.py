@@ -121,7 +121,7 @@ def test_the_bound_holds_where_the_embeddings_nearly_cancel():
 
 @pytest.mark.parametrize("response", RESPONSES)
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_two_points_are_never_further_apart_than_the_bound_allows(response, normalization):
+def test_distances_between_outputs_respect_the_bound(response, normalization):
     torch.manual_seed(3)
     layer = make(response, normalization, 2, True)
     bound = layer.lipschitz_bound()
@@ -161,7 +161,7 @@ def test_extreme_weights_give_a_finite_layer_and_gradient(response, normalizatio
     assert layer.lipschitz_bound().item() <= 0.9 * (1 + 1e-6)
 
 
-def test_the_initial_range_of_the_scores_is_about_one():
+def test_initial_score_range_is_about_one():
     x = 5 * torch.randn(8, 12, 4, 4)
     for response in ("gaussian", "embedded_gaussian", "dot_product"):
         layer = ia.InvertibleAttention(12, response=response)

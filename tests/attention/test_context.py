@@ -97,7 +97,7 @@ def test_no_context_exceeds_the_bound(
     assert attack_layer(GivenContext(layer, context), x, steps=2).worst_ratio <= 1 + ROUNDING
 
 
-def test_a_context_vector_costs_nothing():
+def test_context_vector_does_not_loosen_the_bound():
     torch.manual_seed(0)
     layer = make("vector", heads=2, bias=True, scale=0.1)
     plain = ia.InvertibleAttention(
@@ -154,7 +154,7 @@ def test_inverse_and_log_determinant(response, normalization, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_error_bound_is_a_bound_and_samples_leave_with_their_context(kind):
+def test_error_bound_holds_and_finished_samples_drop_their_context(kind):
     torch.manual_seed(2)
     layer = make(kind, scale=0.3, solver=ia.Anderson(tolerance=1e-4))
     x = torch.randn(16, 4, 6, dtype=torch.float64) * torch.logspace(-3, 2, 16)[:, None, None]
@@ -191,7 +191,7 @@ def test_implicit_gradient_in_the_context(kind):
     assert torch.autograd.gradcheck(lambda given: layer.inverse(z, context=given), (c,))
 
 
-def test_a_vector_context_begins_without_effect_and_then_learns():
+def test_vector_context_starts_without_effect_and_learns():
     layer = ia.InvertibleAttention(4, context_channels=3)
     x, c = torch.randn(2, 4, 6), torch.randn(2, 3)
     torch.testing.assert_close(layer(x, context=c), layer(x, context=torch.zeros(2, 3)))
@@ -200,7 +200,7 @@ def test_a_vector_context_begins_without_effect_and_then_learns():
     assert weight.grad.view(4, 4, 3).abs().amax((1, 2)).min() > 0  # every role
 
 
-def test_flows_pass_the_context_on():
+def test_flows_forward_the_context():
     torch.manual_seed(0)
     flow = ia.flows.Flow(
         ia.flows.Sequential(
@@ -216,7 +216,7 @@ def test_flows_pass_the_context_on():
     torch.testing.assert_close(flow.transform.inverse(z, context=c), sample)
 
 
-def test_vectors_in_half_precision_and_under_vmap():
+def test_vector_context_in_half_precision_and_under_vmap():
     torch.manual_seed(5)
     layer = make("vector").float()
     x, c = torch.randn(3, 4, 5), torch.randn(3, 3)
@@ -239,13 +239,13 @@ BAD = [
 
 
 @pytest.mark.parametrize(("kind", "context", "shown"), BAD)
-def test_bad_contexts_are_named(kind, context, shown):
+def test_bad_context_error_shows_the_value(kind, context, shown):
     layer = make(kind)
     with pytest.raises(ValueError, match=shown):
         layer(torch.zeros(2, 4, 5, dtype=torch.float64), context=context)
 
 
-def test_bad_arguments_are_named():
+def test_bad_argument_error_shows_the_value():
     with pytest.raises(ValueError, match="0"):
         ia.InvertibleAttention(4, context_channels=0)
     with pytest.raises(ValueError, match="words"):
@@ -271,7 +271,7 @@ def masked_tokens(*lengths: int, size: int = 5) -> torch.Tensor:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("response", RESPONSES)
-def test_masked_context_tokens_are_the_same_as_not_being_there(response, normalization, padded):
+def test_masking_context_tokens_equals_removing_them(response, normalization, padded):
     torch.manual_seed(0)
     layer = make("masked_tokens", response, normalization, heads=2, bias=True)
     context = masked_tokens(5, 2, 0)
@@ -292,7 +292,7 @@ def test_masked_context_tokens_are_the_same_as_not_being_there(response, normali
         torch.testing.assert_close(logdet[i], torch.linalg.slogdet(jacobian.reshape(size, size)).logabsdet)
 
 
-def test_masked_context_tokens_are_those_of_a_layer_without_a_mask():
+def test_masked_context_tokens_match_a_layer_without_masks():
     torch.manual_seed(1)
     masked, plain = make("masked_tokens"), make("tokens")
     plain.load_state_dict(masked.state_dict())

@@ -86,7 +86,7 @@ def test_softplus_and_biases_and_a_fixed_radius(response):
     assert layer.lipschitz_bound().item() <= 0.5
 
 
-def test_error_bound_is_a_bound():
+def test_error_bound_holds():
     layer = ia.InvertibleAttention(4, "embedded_gaussian", solver=ia.Anderson(tolerance=1e-4)).double()
     x = torch.randn(16, 4, 6, dtype=torch.float64)
     solution = layer.solve_inverse(layer(x))
@@ -135,7 +135,7 @@ def test_implicit_gradient(response, name):
     assert torch.autograd.gradcheck(inverse, tuple(v.detach().requires_grad_() for v in values))
 
 
-def test_a_relaxed_layer_never_gives_a_silent_wrong_answer():
+def test_relaxed_layer_never_returns_an_unreported_wrong_inverse():
     outcomes = set()
     for seed, response in itertools.product(range(10), RESPONSES):
         torch.manual_seed(seed)
@@ -170,7 +170,7 @@ def test_not_strict_warns_and_returns_the_best():
 
 @pytest.mark.parametrize("constraint", [ia.Relaxed(0.7, 0.5, True), ia.Relaxed(0.7, 0.5), ia.Relaxed(0.9)])
 @pytest.mark.parametrize("response", RESPONSES)
-def test_relaxed_constrains_what_the_paper_constrains(response, constraint):
+def test_relaxed_constrains_the_same_weights_as_the_paper(response, constraint):
     layer = ia.InvertibleAttention(6, response, constraint=constraint)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -220,7 +220,7 @@ BAD_ARGUMENTS = [
 
 
 @pytest.mark.parametrize(("arguments", "shown"), BAD_ARGUMENTS)
-def test_bad_arguments_are_named(arguments, shown):
+def test_bad_argument_error_shows_the_value(arguments, shown):
     with pytest.raises(ValueError, match=shown):
         ia.InvertibleAttention(**arguments)
 
@@ -234,13 +234,13 @@ def test_bad_arguments_are_named(arguments, shown):
         ({"channels": True}, "True"),
     ],
 )
-def test_counts_that_are_no_integers_are_named(arguments, shown):
+def test_non_integer_counts_are_refused(arguments, shown):
     for layer in (ia.InvertibleAttention, ia.Attention):
         with pytest.raises(TypeError, match=f"must be an integer, got {shown}"):
             layer(**arguments)
 
 
-def test_context_channels_that_are_no_integer_are_named():
+def test_non_integer_context_channels_are_refused():
     with pytest.raises(TypeError, match="context_channels must be an integer, got 2.5"):
         ia.InvertibleAttention(4, context_channels=2.5)
 
@@ -252,7 +252,7 @@ def test_a_prior_for_other_heads_is_refused():
     assert layer(torch.zeros(1, 4, 3, 3)).shape == (1, 4, 3, 3)
 
 
-def test_integers_of_numpy_are_integers():
+def test_numpy_integers_are_accepted():
     assert ia.InvertibleAttention(np.int64(4), heads=np.int64(2))(torch.zeros(1, 4, 3)).shape == (1, 4, 3)
 
 
@@ -287,14 +287,14 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(("x", "shown"), BAD_INPUT)
-def test_bad_input_is_named(x, shown):
+def test_bad_input_error_shows_the_value(x, shown):
     layer = ia.InvertibleAttention(4)
     for method in (layer, layer.inverse, layer.solve_inverse, layer.forward_and_logdet, ia.Attention(4)):
         with pytest.raises(ValueError, match=shown):
             method(x)
 
 
-def test_what_is_no_tensor_is_named():
+def test_non_tensor_input_is_refused():
     layer = ia.InvertibleAttention(4)
     for method in (layer, layer.inverse, layer.solve_inverse, layer.forward_and_logdet, ia.Attention(4)):
         with pytest.raises(TypeError, match="expected a tensor, got ndarray"):
@@ -304,7 +304,7 @@ def test_what_is_no_tensor_is_named():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("response", RESPONSES)
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_a_sample_that_is_not_finite_spoils_only_itself(response, normalization, bad):
+def test_nonfinite_sample_affects_only_itself(response, normalization, bad):
     layer = ia.InvertibleAttention(4, response, normalization=normalization)
     x = torch.randn(3, 4, 5)
     layer(x)
@@ -320,7 +320,7 @@ def test_a_sample_that_is_not_finite_spoils_only_itself(response, normalization,
     torch.testing.assert_close(solution.value[[0, 2]], x[[0, 2]], atol=1e-4, rtol=1e-4)
 
 
-def test_a_first_batch_with_a_bad_sample_sets_a_finite_radius():
+def test_nonfinite_sample_in_the_first_batch_leaves_the_radius_finite():
     layer = ia.InvertibleAttention(4)
     x = torch.randn(3, 4, 5)
     x[1] = float("nan")
@@ -374,7 +374,7 @@ def test_function_transforms(response, normalization):
     torch.testing.assert_close(many, layer(x))
 
 
-def test_initialising_inside_a_transform_is_refused():
+def test_initialization_inside_a_transform_is_refused():
     layer = ia.InvertibleAttention(3)
     with pytest.raises(RuntimeError, match="initialize"):
         torch.func.vmap(lambda sample: layer(sample[None])[0])(torch.randn(2, 3, 4))
@@ -425,7 +425,7 @@ def test_every_parameter_learns(response):
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_the_printed_layer_says_what_it_is():
+def test_repr_shows_the_settings():
     text = repr(ia.InvertibleAttention(4, "gaussian", heads=2))
     assert "gaussian" in text
     assert "Certified(coefficient=0.9" in text
@@ -435,6 +435,6 @@ def test_the_printed_layer_says_what_it_is():
     ("name", "given"),
     [("constraint", 0.9), ("constraint", ia.Certified), ("solver", "anderson"), ("logdet", ia.Exact)],
 )
-def test_what_is_no_constraint_solver_or_estimator_is_refused_at_once(name, given):
+def test_wrong_constraint_solver_or_estimator_type_is_refused_on_construction(name, given):
     with pytest.raises(ValueError, match=f"{name} must be an object such as"):
         ia.InvertibleAttention(4, **{name: given})

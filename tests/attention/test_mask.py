@@ -52,7 +52,7 @@ def lengths_mask(*lengths: int, size: int = 6) -> torch.Tensor:
 @pytest.mark.parametrize("sources", [0, 3])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("response", RESPONSES)
-def test_padding_is_the_same_as_not_being_there(response, normalization, sources, causal):
+def test_padding_equals_removing_the_tokens(response, normalization, sources, causal):
     if causal and normalization == "column":
         pytest.skip("refused, see below")
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def test_gradients_under_a_mask(logdet):
     assert torch.autograd.gradcheck(lambda s: layer.inverse(s, mask=mask[:1]), (x[:1],))
 
 
-def test_a_mask_of_an_image():
+def test_image_mask():
     layer = make()
     x, mask = torch.randn(2, 4, 2, 3, dtype=torch.float64), lengths_mask(5, 2).view(2, 2, 3)
     flat = layer(x.flatten(2), mask=mask.flatten(1))
@@ -138,21 +138,21 @@ def test_causal_order(response, normalization):
     assert (dependence[~later] > 0).all()
 
 
-def test_a_causal_row_does_not_see_what_comes_later():
+def test_causal_rows_do_not_see_later_tokens():
     torch.manual_seed(4)
     layer = make("concatenation", "row", causal=True)
     x = torch.randn(2, 4, 7, dtype=torch.float64)
     torch.testing.assert_close(layer(x)[..., :4], layer(x[..., :4]))
 
 
-def test_causal_columns_are_refused_with_the_reason():
+def test_causal_column_normalization_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="logarithm"):
         ia.InvertibleAttention(4, normalization="column", causal=True)
     # without a promise there is nothing to refuse
     ia.InvertibleAttention(4, constraint=ia.Relaxed(), normalization="column", causal=True)
 
 
-def test_causal_columns_have_no_bound_without_the_number_of_tokens():
+def test_causal_column_bound_needs_the_token_count():
     # The construction of the proof: equal values, one moving token at the end.
     def norm(n: int) -> float:
         layer = make(normalization="column", constraint=ia.Relaxed(0.9), causal=True, embedding_channels=4)
@@ -233,7 +233,7 @@ def test_the_causal_operator_norm_reaches_its_bound_for_equal_weights():
     assert 1.7 < (averages @ vector).norm() <= 2
 
 
-def test_what_takes_no_mask_says_so():
+def test_mask_is_refused_where_unsupported():
     block = ia.flows.Residual(ia.flows.LipschitzLinearBranch(6))
     with pytest.raises(ValueError, match=r"no mask.*\(2, 6\)"):
         block(torch.zeros(2, 6), mask=torch.ones(2, 6, dtype=torch.bool))
@@ -247,12 +247,12 @@ def test_what_takes_no_mask_says_so():
         (torch.ones(2, 6), "float32"),
     ],
 )
-def test_bad_masks_are_named(mask, shown):
+def test_bad_mask_error_shows_the_value(mask, shown):
     with pytest.raises(ValueError, match=shown):
         make()(torch.zeros(2, 4, 6, dtype=torch.float64), mask=mask)
 
 
-def test_a_sample_without_a_valid_token_is_left_alone():
+def test_fully_padded_sample_is_unchanged():
     layer = make("dot_product", "all", bias=True)
     x = torch.randn(2, 4, 6, dtype=torch.float64)
     mask = lengths_mask(0, 6)

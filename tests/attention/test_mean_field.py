@@ -45,7 +45,7 @@ def assert_is_dense(part: LinearPart, dense: Tensor, residual: Tensor) -> None:
     seed=st.integers(0, 2**31),
 )
 @settings(deadline=None, max_examples=50)
-def test_average_is_the_dense_matrix(
+def test_average_matches_the_dense_matrix(
     batch: int, tokens: int, channels: int, masked: bool, per_sample: bool, seed: int
 ):
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +74,7 @@ def test_average_is_the_dense_matrix(
     seed=st.integers(0, 2**31),
 )
 @settings(deadline=None, max_examples=50)
-def test_convolution_is_the_dense_matrix(
+def test_convolution_matches_the_dense_matrix(
     batch: int,
     spatial: list[int],
     channels: int,
@@ -141,7 +141,7 @@ def with_equal_weights(built: ia.InvertibleAttention) -> ia.InvertibleAttention:
         (2, False, "masked_tokens", True),
     ],
 )
-def test_is_the_derivative_at_equal_weights(
+def test_equals_the_jacobian_at_uniform_weights(
     response, normalization, constraint, heads: int, masked: bool, context: str | None, prior: bool
 ):
     built = with_equal_weights(
@@ -188,7 +188,7 @@ def jacobians(branch: Evaluation, x: Tensor, context: Tensor | None, mask: Tenso
 @pytest.mark.parametrize("context", [None, "vector"])
 @pytest.mark.parametrize("normalization", ["column", "row"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_is_the_derivative_outside_the_ball_too(normalization, masked: bool, context: str | None):
+def test_equals_the_jacobian_outside_the_ball(normalization, masked: bool, context: str | None):
     built = with_equal_weights(
         layer(
             response="embedded_gaussian",
@@ -248,7 +248,7 @@ class Shuffled(PositionPrior):
     "prior", [Shuffled(), ia.TorusPrior(width=0.6, reference=3).double()], ids=["any", "torus"]
 )
 @pytest.mark.parametrize("normalization", ["column", "row", "all"])
-def test_is_a_contraction_like_the_branch_where_it_is_no_derivative(normalization, prior, masked: bool):
+def test_is_a_contraction_even_when_not_the_jacobian(normalization, prior, masked: bool):
     built = layer(normalization=normalization, position_prior=prior)
     x = torch.randn(2, 6, 3, 3, dtype=torch.float64)
     mask = torch.rand(2, 3, 3) < 0.6 if masked else None
@@ -260,7 +260,7 @@ def test_is_a_contraction_like_the_branch_where_it_is_no_derivative(normalizatio
     assert (norms <= branch.lipschitz_bound() + 1e-12).all()
 
 
-def test_in_causal_order_there_is_none():
+def test_causal_attention_has_no_linear_part():
     residual = torch.randn(2, 6, 3, 3, dtype=torch.float64)
     causal = layer(normalization="row", causal=True).branch.bind()
     assert causal.linear_part(residual) is None
@@ -285,7 +285,7 @@ def like_trained(constraint: ia.Certified | ia.Relaxed, response: str, solver: i
 @pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
 @pytest.mark.parametrize("solver", [ia.Anderson(), ia.NewtonKrylov()], ids=["anderson", "newton-krylov"])
 @pytest.mark.parametrize("constraint", [ia.Certified(0.95), ia.Relaxed(0.95)], ids=["certified", "relaxed"])
-def test_saves_evaluations_in_both_directions(
+def test_preconditioning_saves_evaluations_forward_and_transposed(
     response: str, solver: ia.Solver, constraint, monkeypatch: pytest.MonkeyPatch
 ):
     built = like_trained(constraint, response, solver)

@@ -34,7 +34,7 @@ def test_rows_and_columns_sum_to_one(axes, heads, seed, scale):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_sharp_kernels_sum_to_one_in_low_precision_too(dtype):
+def test_sharp_kernels_sum_to_one_in_low_precision(dtype):
     prior = ia.TorusPrior(1, 1)
     with torch.no_grad():
         prior.log_concentration.fill_(9.0)
@@ -60,7 +60,7 @@ def test_the_kernel_depends_on_the_difference_of_positions_and_wraps_around():
 
 @settings(deadline=None, max_examples=40)
 @given(axes=st.sampled_from((1, 2, 3)), heads=st.integers(1, 4), seed=st.integers(0, 2**31))
-def test_the_factors_multiply_to_the_kernel_up_to_a_constant(axes, heads, seed):
+def test_factor_product_is_the_kernel_up_to_a_constant(axes, heads, seed):
     torch.manual_seed(seed)
     prior = ia.TorusPrior(axes, heads).double()
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_the_bound_allows_for_the_rounding_of_the_factors(axes, log_concentratio
     assert ((pi.sum(-2).log().abs().amax(-1)) <= prior.log_rounding()).all()
 
 
-def test_a_prior_costs_no_matrix_of_all_pairs():
+def test_prior_allocates_no_pairwise_matrix():
     class Factored(ia.TorusPrior):
         def forward(self, spatial):
             raise AssertionError("the matrix of all pairs was asked for")
@@ -104,7 +104,7 @@ def test_a_prior_costs_no_matrix_of_all_pairs():
 @pytest.mark.slow
 @pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
 @pytest.mark.parametrize("normalization", ["column", "row", "all"])
-def test_the_bound_survives_gradient_ascent_on_the_prior_too(response, normalization):
+def test_gradient_ascent_on_the_prior_stays_below_the_bound(response, normalization):
     torch.manual_seed(5)
     layer = ia.InvertibleAttention(
         4,
@@ -123,7 +123,7 @@ def test_the_bound_survives_gradient_ascent_on_the_prior_too(response, normaliza
     assert 0.3 < attack.worst_ratio <= 1 + 1e-12
 
 
-def test_inverse_and_learning():
+def test_inverse_and_training_of_the_prior():
     layer = ia.InvertibleAttention(
         4, "embedded_gaussian", heads=2, position_prior=ia.TorusPrior(2, 2)
     ).double()
@@ -136,7 +136,7 @@ def test_inverse_and_learning():
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_bad_arguments_are_named():
+def test_bad_argument_error_shows_the_value():
     with pytest.raises(ValueError, match="0"):
         ia.TorusPrior(0)
     with pytest.raises(ValueError, match=r"-1"):
@@ -206,7 +206,7 @@ def partly_seen(response, normalization, part, *, heads=2, width=0.7, prior_scal
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(PARTLY_SEEN)))
-def test_gradient_ascent_where_a_part_is_seen_stays_below_the_bound(case):
+def test_gradient_ascent_with_a_partial_mask_stays_below_the_bound(case):
     torch.manual_seed(6)
     response = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")[case % 4]
     layer, mask, context = partly_seen(response, *PARTLY_SEEN[case], heads=1)
@@ -224,7 +224,7 @@ def test_gradient_ascent_where_a_part_is_seen_stays_below_the_bound(case):
     scale=st.sampled_from((1e-2, 1.0, 5.0)),
     seed=st.integers(0, 2**31),
 )
-def test_no_part_of_a_prior_exceeds_the_bound(response, case, width, prior_scale, scale, seed):
+def test_partially_masked_prior_stays_below_the_bound(response, case, width, prior_scale, scale, seed):
     torch.manual_seed(seed)
     layer, mask, context = partly_seen(response, *case, width=width, prior_scale=prior_scale, scale=scale)
     x = torch.randn(2, 4, 5, dtype=torch.float64)
@@ -235,7 +235,7 @@ def test_no_part_of_a_prior_exceeds_the_bound(response, case, width, prior_scale
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("normalization", ["column", "row", "all"])
-def test_a_uniform_prior_is_none(normalization, part):
+def test_uniform_prior_equals_no_prior(normalization, part):
     """Where the certificate without a prior is also that of the sums, the two layers are the same map."""
     if normalization == "column" and "causal" in part:
         pytest.skip("refused without a certificate for every number of tokens")
@@ -256,7 +256,7 @@ def test_a_uniform_prior_is_none(normalization, part):
 
 
 @pytest.mark.parametrize(("normalization", "part"), PARTLY_SEEN)
-def test_padding_does_not_matter_and_the_inverse_is_one(normalization, part):
+def test_padding_with_a_prior_is_ignored_and_inverts(normalization, part):
     torch.manual_seed(8)
     layer, mask, context = partly_seen("embedded_gaussian", normalization, part)
     x = torch.randn(1, 4, 5, dtype=torch.float64)
@@ -269,7 +269,7 @@ def test_padding_does_not_matter_and_the_inverse_is_one(normalization, part):
         torch.testing.assert_close(other.mT[mask], z.mT[mask])
 
 
-def test_every_sample_has_the_scale_of_its_own_mask():
+def test_scale_depends_on_the_samples_own_mask():
     torch.manual_seed(9)
     layer, _, _ = partly_seen("embedded_gaussian", "column", "mask")
     x = torch.randn(3, 4, 5, dtype=torch.float64)
@@ -280,7 +280,7 @@ def test_every_sample_has_the_scale_of_its_own_mask():
     torch.testing.assert_close(layer(x[:1]), z[:1])  # a mask that hides nothing costs nothing
 
 
-def test_a_far_off_prior_is_bounded_where_its_sums_vanish():
+def test_prior_with_vanishing_sums_has_a_finite_bound():
     """A prior so sharp that what is left of it underflows: the sums are bounded instead of divided by."""
     layer, mask, _ = partly_seen("gaussian", "row", "causal-mask", width=1e-3)
     x = torch.randn(2, 4, 5)
@@ -291,7 +291,7 @@ def test_a_far_off_prior_is_bounded_where_its_sums_vanish():
 
 
 @pytest.mark.parametrize(("axes", "view"), [(2, (3, 4)), (1, (3, 2, 2))])
-def test_a_prior_for_other_axes_says_which_it_wants(axes, view):
+def test_prior_for_other_axes_is_refused_with_the_expected_axes(axes, view):
     layer = ia.InvertibleAttention(3, position_prior=ia.TorusPrior(axes=axes))
     found = len(view) - 1
     with pytest.raises(ValueError, match=rf"TorusPrior\(axes={axes}\).*use TorusPrior\(axes={found}\)"):

@@ -51,7 +51,7 @@ def read(folder: Path) -> dict:
     return {name: value for name, value in content.items() if name != "run"}
 
 
-def test_a_run_that_is_interrupted_ends_as_one_that_is_not(digits, tmp_path, monkeypatch):
+def test_interrupted_run_gives_the_same_results(digits, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     digits.main(arguments(whole))
     store = digits.Training.store
@@ -72,7 +72,7 @@ def test_a_run_that_is_interrupted_ends_as_one_that_is_not(digits, tmp_path, mon
         digits.main([*arguments(parts, "--resume"), "--lr", "0.5"])
 
 
-def test_the_summary_says_what_the_runs_say(digits, tmp_path):
+def test_summary_matches_the_runs(digits, tmp_path):
     digits.main(arguments(tmp_path))
     content = json.loads((tmp_path / "digits.json").read_text())
     seeds = content["seeds"].values()

@@ -45,7 +45,7 @@ def test_every_name_at_the_top_is_documented_where_the_overview_links_to(api):
         assert getattr(import_module(place), name) is getattr(import_module("invertible_attention"), name)
 
 
-def test_every_public_function_and_class_says_what_it_is(api):
+def test_every_public_function_and_class_has_a_docstring(api):
     for package in api.PACKAGES:
         for name in api.public_names(package):
             found = getattr(import_module(package), name)

@@ -54,7 +54,7 @@ def files(question: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("question", ROWS)
-def test_files_of_a_question_exist(question: str):
+def test_files_of_every_question_exist(question: str):
     missing = [entry for entry in ROWS[question] if not list(SOURCE.rglob(entry.rstrip("/")))]
     assert ROWS[question]
     assert not missing
@@ -81,7 +81,7 @@ def defined(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("question", "row", "answer"), QUESTIONS, ids=[question for question, *_ in QUESTIONS]
 )
-def test_a_maintainer_finds_it_in_two_tries(question: str, row: str, answer: str):
+def test_question_is_answered_within_two_files(question: str, row: str, answer: str):
     (found,) = (asked for asked in ROWS if row in asked)
     tries = files(found)[:2]
     assert any(answer in defined(path) for path in tries), tries

@@ -55,7 +55,7 @@ def test_the_wheel_has_every_file_of_the_package_and_no_other(wheel: dict[str, b
     assert "invertible_attention/py.typed" in wheel
 
 
-def test_the_wheel_has_the_licence_and_the_command(wheel: dict[str, bytes]):
+def test_the_wheel_has_the_license_and_the_command(wheel: dict[str, bytes]):
     assert any(re.search(r"\.dist-info/licenses/LICENSE$", name) for name in wheel)
     (entry,) = (wheel[name].decode() for name in wheel if name.endswith("entry_points.txt"))
     assert "invertible-attention = invertible_attention.cli:main" in entry
@@ -91,11 +91,11 @@ def test_the_source_distribution_can_be_tested_and_documented(source: dict[str, 
     assert {f"src/{name}" for name in sources()} <= set(source)
 
 
-def test_nothing_that_is_built_or_not_ours_is_distributed(source: dict[str, int]):
+def test_build_artifacts_and_foreign_files_are_not_distributed(source: dict[str, int]):
     for name in source:
         assert not re.search(r"__pycache__|\.pyc$|_build/|\.parquet$|\.ckpt$", name), name
     assert sum(source.values()) < 20e6
 
 
-def test_both_have_one_version(metadata: Message):
+def test_wheel_and_source_distribution_agree_on_the_version(metadata: Message):
     assert the_only("*.tar.gz").name == f"invertible_attention-{metadata['Version']}.tar.gz"

@@ -19,7 +19,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_files_that_are_linked_to_exist(name: str):
+def test_linked_files_exist(name: str):
     links = LINK.findall((ROOT / name).read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (ROOT / link.partition("#")[0]).exists()]
     assert not missing
@@ -61,7 +61,7 @@ def pages() -> dict[Path, Page]:
 
 
 @needs_site
-def test_every_link_inside_the_site_leads_to_a_place(pages: dict[Path, Page]):
+def test_internal_links_resolve(pages: dict[Path, Page]):
     assert len(pages) > 20
     broken = []
     for path, page in pages.items():
@@ -78,7 +78,7 @@ def test_every_link_inside_the_site_leads_to_a_place(pages: dict[Path, Page]):
 
 
 @needs_site
-def test_the_site_loads_nothing_from_elsewhere(pages: dict[Path, Page]):
+def test_the_site_loads_no_external_resources(pages: dict[Path, Page]):
     for path, page in pages.items():
         foreign = [link for link in page.loaded if urlsplit(link).netloc]
         assert not foreign, path
@@ -86,6 +86,6 @@ def test_the_site_loads_nothing_from_elsewhere(pages: dict[Path, Page]):
 
 
 @needs_site
-def test_every_page_says_whose_it_is(pages: dict[Path, Page]):
+def test_every_page_names_its_author(pages: dict[Path, Page]):
     for path in pages:
         assert re.search(r"Copyright &#169; \d{4}, \w+", path.read_text(encoding="utf-8")), path

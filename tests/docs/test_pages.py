@@ -33,7 +33,7 @@ def references():
     return references
 
 
-def test_the_paper_page_names_an_object_for_every_table_and_algorithm():
+def test_paper_page_links_every_table_and_algorithm_to_an_object():
     text = (DOCS / "paper.md").read_text(encoding="utf-8")
     for item in (
         "Table 1",
@@ -51,12 +51,12 @@ def test_the_paper_page_names_an_object_for_every_table_and_algorithm():
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if found(page)], ids=lambda page: page.stem)
-def test_every_object_a_page_names_exists(page: Path, references):
+def test_every_object_named_on_a_page_exists(page: Path, references):
     missing = [name for name in found(page) if references.find(name) is references.MISSING]
     assert not missing
 
 
-def test_a_name_that_does_not_exist_is_missing(references):
+def test_nonexistent_name_is_reported_missing(references):
     assert references.find("invertible_attention.Nothing") is references.MISSING
     assert references.find("invertible_attention.InvertibleAttention.nothing") is references.MISSING
 
@@ -87,7 +87,7 @@ def test_the_paper_s_items_have_commands():
     assert len(re.findall(r"^\|[^|]*\| `invertible-attention ", section, re.MULTILINE)) > 10
 
 
-def test_every_command_of_the_pages_is_one():
+def test_every_command_on_the_pages_parses():
     from cyclopts import MissingArgumentError, ValidationError
 
     from invertible_attention.cli.application import build

@@ -22,7 +22,7 @@ def _module(value: float) -> nn.Module:
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.floats(0, 0.99))
-def test_average_is_the_recursion(values, decay) -> None:
+def test_average_follows_the_recursion(values, decay) -> None:
     average = WeightAverage(decay)
     expected = values[0]
     for n, value in enumerate(values):
@@ -36,7 +36,7 @@ def test_average_is_the_recursion(values, decay) -> None:
     assert target.num_batches_tracked.item() == int(values[-1])
 
 
-def test_average_does_not_move_with_the_weights() -> None:
+def test_average_does_not_alias_the_weights() -> None:
     average, module = WeightAverage(0.9), _module(1)
     average.update(module)
     with torch.no_grad():
@@ -44,14 +44,14 @@ def test_average_does_not_move_with_the_weights() -> None:
     assert average.average["weight"].tolist() == [1, 1]
 
 
-def test_parts_of_a_step_count_once() -> None:
+def test_accumulation_steps_count_once() -> None:
     average, trainer = WeightAverage(0.9), SimpleNamespace(global_step=1)
     for _ in range(3):
         average.on_train_batch_end(trainer, _module(1), None, None, 0)
     assert average.updates == 1
 
 
-def test_state_goes_on_where_it_was() -> None:
+def test_state_resumes() -> None:
     first, whole = WeightAverage(0.5), WeightAverage(0.5)
     for value in (1, 2):
         first.update(_module(value))

@@ -18,7 +18,7 @@ from invertible_attention.experiments.files import (
 )
 
 
-def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+def test_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_json(path, {"a": 1})
 
@@ -33,7 +33,7 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_readers_never_see_a_file_in_the_making(tmp_path: Path) -> None:
+def test_readers_never_see_a_partial_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     with atomic_path(path) as temporary:
         temporary.write_text("whole")
@@ -42,7 +42,7 @@ def test_readers_never_see_a_file_in_the_making(tmp_path: Path) -> None:
     assert path.read_text() == "whole"
 
 
-def test_missing_folders_are_made_and_files_follow_the_umask(tmp_path: Path) -> None:
+def test_missing_folders_are_created_and_umask_is_respected(tmp_path: Path) -> None:
     umask = os.umask(0o022)
     try:
         write_bytes(tmp_path / "a" / "b" / "c.bin", b"x")
@@ -52,7 +52,7 @@ def test_missing_folders_are_made_and_files_follow_the_umask(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["result.json", "training.ckpt", "a.b_c.png", ".hidden.json"])
-def test_what_was_not_finished_is_removed_and_nothing_else(tmp_path: Path, name: str) -> None:
+def test_only_partial_files_are_removed(tmp_path: Path, name: str) -> None:
     mine = ["notes.txt", ".lock", ".bashrc", ".config.personal", ".a.b.c", ".report.html.personal.json", name]
     with atomic_path(tmp_path / "cells" / name) as temporary:
         temporary.write_text("half a res")
@@ -68,7 +68,7 @@ def test_what_was_not_finished_is_removed_and_nothing_else(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_json_does_not_have_are_refused(tmp_path: Path, value: float) -> None:
+def test_non_json_numbers_are_refused(tmp_path: Path, value: float) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "x.json", {"x": value})
     assert not list(tmp_path.iterdir())
@@ -88,7 +88,7 @@ def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, value: object
     assert read_json(path) == value
 
 
-def test_truncated_json_names_the_file(tmp_path: Path) -> None:
+def test_truncated_json_error_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"a": [1, 2, 3]})[:-3])
     with pytest.raises(ExperimentError, match=r"result\.json is damaged"):

@@ -19,7 +19,7 @@ def refuse(*_: Any, **__: Any) -> Any:
     raise OSError("not on this system")
 
 
-def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_selects_a_gpu_if_present(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -28,17 +28,19 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
         choose_device("abacus")
 
 
-def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "PACKAGES", ("torch", "no-such-package"))
     assert set(versions()) == {"python", "invertible-attention", "torch"}
 
 
-def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", refuse)
     assert commit() is None
 
 
-def test_changes_are_marked_and_other_repositories_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncommitted_changes_are_marked_and_other_repositories_ignored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     top = str(Path(metadata.__file__).parents[3])
     answers = {"rev-parse --show-toplevel": top, "rev-parse --short=12 HEAD": "abc"}
     changed = {"status --porcelain -- .": " M residual.py"}
@@ -54,7 +56,7 @@ def test_changes_are_marked_and_other_repositories_are_not_ours(monkeypatch: pyt
     assert commit() is None
 
 
-def test_a_system_that_tells_little_is_described_by_what_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_with_little_information_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", refuse)
     monkeypatch.setattr("os.sysconf", refuse)
     found = machine()

@@ -9,7 +9,7 @@ import torch
 from invertible_attention.experiments.metadata import run_metadata
 
 
-def test_metadata_says_when_where_and_with_what() -> None:
+def test_metadata_has_time_machine_and_versions() -> None:
     metadata = run_metadata()
     assert datetime.fromisoformat(metadata["time"]).utcoffset() is not None
     assert metadata["versions"]["torch"] == torch.__version__
@@ -17,5 +17,5 @@ def test_metadata_says_when_where_and_with_what() -> None:
     json.dumps(metadata, allow_nan=False)
 
 
-def test_metadata_names_no_host() -> None:
+def test_metadata_has_no_host_name() -> None:
     assert platform.node() not in json.dumps(run_metadata()["machine"])

@@ -106,7 +106,7 @@ def write_pairs(root: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_small_run_gives_the_stored_numbers(name: str, tmp_path: Path) -> None:
+def test_small_run_reproduces_the_stored_numbers(name: str, tmp_path: Path) -> None:
     if name.startswith("camouflage"):
         pytest.importorskip("transformers")
         pytest.importorskip("py_sod_metrics")

@@ -12,7 +12,7 @@ from invertible_attention.experiments.published import (
 )
 
 
-def test_every_table_is_complete() -> None:
+def test_published_tables_are_complete() -> None:
     assert set(TABLE_2) == {"cifar10", "svhn", "celeba"}
     for rows in (*TABLE_2.values(), TABLE_5):
         assert list(rows) == list(RESPONSES)
@@ -22,7 +22,7 @@ def test_every_table_is_complete() -> None:
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "celeba"])
-def test_v_scores_of_table_2_are_shares_of_960_images(dataset: str) -> None:
+def test_v_scores_of_table_2_are_multiples_of_one_in_960(dataset: str) -> None:
     # The last partial batch was dropped, which leaves 15 · 64 test images: a check of the typing.
     for row in TABLE_2[dataset].values():
         images = row.v_score / 100 * 960
@@ -41,7 +41,7 @@ def test_values_are_in_range() -> None:
             assert row.mae < 0.15
 
 
-def test_which_table_belongs_to_which_images() -> None:
+def test_tables_map_to_their_datasets() -> None:
     assert reconstruction_table("cifar10", (32, 32)) == ("Table 2", TABLE_2["cifar10"])
     assert reconstruction_table("celeba", (218, 178)) == ("Table 5", TABLE_5)
     assert reconstruction_table("cifar10", (64, 64)) is None

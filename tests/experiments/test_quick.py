@@ -25,7 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return found
 
 
-def test_a_quick_table_of_densities_trains_each_for_seconds(asked: dict[str, Any]) -> None:
+def test_quick_density_table_trains_for_seconds(asked: dict[str, Any]) -> None:
     assert main(["density", "table", "--quick"]) == 0
     assert len(asked["variants"]) * asked["seeds"] * asked["base"].minutes < 1
     assert main(["density", "table", "--quick", "--minutes", "2"]) == 0
@@ -34,7 +34,7 @@ def test_a_quick_table_of_densities_trains_each_for_seconds(asked: dict[str, Any
     assert asked["base"].minutes == 3
 
 
-def test_a_quick_study_of_densities_has_one_seed_and_few_steps(asked: dict[str, Any]) -> None:
+def test_quick_density_study_has_one_seed_and_few_steps(asked: dict[str, Any]) -> None:
     assert main(["density", "study", "--quick"]) == 0
     assert asked["seeds"] == 1
     assert len(asked["variants"]) * asked["base"].steps <= 500
@@ -44,7 +44,7 @@ def test_a_quick_study_of_densities_has_one_seed_and_few_steps(asked: dict[str, 
     assert (asked["seeds"], asked["base"].steps) == (3, 1500)
 
 
-def test_a_quick_study_of_detectors_trains_each_for_few_steps(asked: dict[str, Any], tmp_path: Path) -> None:
+def test_quick_camouflage_study_trains_for_few_steps(asked: dict[str, Any], tmp_path: Path) -> None:
     def steps() -> float:
         base = asked["base"]
         return len(asked["variants"]) * base.epochs * (base.train_images or 0) / base.batch_size

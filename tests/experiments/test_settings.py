@@ -36,7 +36,7 @@ def options(*command: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("settings", COMMANDS)
-def test_every_field_is_an_option_with_its_help(settings: type[Settings]) -> None:
+def test_every_field_is_an_option_with_help(settings: type[Settings]) -> None:
     found = options(*COMMANDS[settings])
     for declared in fields(settings):
         name = declared.metadata["option"].get("name", f"--{declared.name.replace('_', '-')}")
@@ -44,7 +44,7 @@ def test_every_field_is_an_option_with_its_help(settings: type[Settings]) -> Non
 
 
 @pytest.mark.parametrize("command", [("camouflage", "study"), ("density", "study"), ("density", "table")])
-def test_a_study_shares_the_options_of_training(command: tuple[str, str]) -> None:
+def test_study_shares_the_options_of_training(command: tuple[str, str]) -> None:
     one, many = options(command[0], "train"), options(*command)
     shared = one.keys() & many.keys()
     assert len(shared) > 20
@@ -70,7 +70,7 @@ def test_unknown_names_and_wrong_types_are_refused(settings: type[Settings]) -> 
 
 
 @given(batch_size=st.integers(-3, 3), learning_rate=st.floats() | st.integers(-2, 2))
-def test_what_is_in_range_survives_json_and_nothing_else_passes(
+def test_valid_settings_round_trip_and_invalid_ones_are_refused(
     batch_size: int, learning_rate: float
 ) -> None:
     values = {"batch_size": batch_size, "learning_rate": learning_rate}

@@ -14,7 +14,7 @@ from invertible_attention.flows import ActNorm
     scale=st.floats(0.1, 100),
 )
 @settings(max_examples=30, deadline=None)
-def test_first_batch_comes_out_with_mean_zero_and_variance_one(shape, loc, scale):
+def test_first_batch_is_standardized(shape, loc, scale):
     generator = torch.Generator().manual_seed(0)
     x = loc + scale * torch.randn(64, *shape, dtype=torch.float64, generator=generator)
     z = ActNorm(shape[0]).double()(x).transpose(0, 1).flatten(1)
@@ -22,7 +22,7 @@ def test_first_batch_comes_out_with_mean_zero_and_variance_one(shape, loc, scale
     torch.testing.assert_close(z.var(1, correction=0), torch.ones_like(z[:, 0]), atol=2e-3, rtol=0)
 
 
-def test_later_batches_do_not_matter():
+def test_later_batches_do_not_change_the_statistics():
     layer = ActNorm(2)
     layer(torch.randn(8, 2))
     before = {name: value.clone() for name, value in layer.state_dict().items()}
@@ -43,7 +43,7 @@ def test_non_finite_samples_are_skipped():
         ActNorm(2)(torch.full((3, 2), torch.nan))
 
 
-def test_restored_layer_is_not_set_again():
+def test_restored_layer_is_not_reinitialized():
     first, second = ActNorm(2), ActNorm(2)
     first(5 + torch.randn(8, 2))
     second.load_state_dict(first.state_dict())
@@ -54,7 +54,7 @@ def test_restored_layer_is_not_set_again():
     assert first(7 + torch.randn(8, 2)).mean().abs() < 1e-5
 
 
-def test_inside_a_functional_transform_it_must_have_been_set():
+def test_functional_transforms_need_an_initialized_layer():
     layer = ActNorm(2)
     x = torch.randn(4, 2)
     with pytest.raises(RuntimeError, match=r"torch\.func"):

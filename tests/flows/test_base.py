@@ -10,7 +10,7 @@ from torch import nn
 from invertible_attention.flows import DiagonalGaussian, Uniform
 
 
-def test_gaussian_density_is_that_of_torch():
+def test_gaussian_density_matches_torch():
     torch.manual_seed(0)
     base = DiagonalGaussian(3).double()
     with torch.no_grad():
@@ -82,6 +82,6 @@ def test_densities_in_half_precision_are_computed_in_single(make, half, masked):
 
 
 @pytest.mark.parametrize("base", [DiagonalGaussian(2), Uniform(2)], ids=lambda base: type(base).__name__)
-def test_complex_numbers_have_no_density(base):
+def test_complex_input_is_refused(base):
     with pytest.raises(ValueError, match="expected real numbers, got torch.complex64"):
         base.log_prob(torch.zeros(1, 2, dtype=torch.complex64))

@@ -102,14 +102,14 @@ def case(request: pytest.FixtureRequest) -> tuple[Bijection, Tensor]:
     return bijection, torch.rand(3, *shape, dtype=torch.float64)
 
 
-def test_inverse_undoes_forward_and_forward_undoes_inverse(case):
+def test_round_trips_in_both_directions(case):
     bijection, x = case
     z = bijection(x)
     torch.testing.assert_close(bijection.inverse(z), x, atol=1e-9, rtol=0)
     torch.testing.assert_close(bijection(bijection.inverse(z.flip(0))), z.flip(0), atol=1e-9, rtol=0)
 
 
-def test_logdet_is_that_of_the_jacobian(case):
+def test_logdet_matches_slogdet_of_the_jacobian(case):
     bijection, x = case
     z, logdet = bijection.forward_and_logdet(x)
     torch.testing.assert_close(z, bijection(x))
@@ -121,7 +121,7 @@ def test_logdet_is_that_of_the_jacobian(case):
         torch.testing.assert_close(logdet[i], torch.linalg.slogdet(jacobian).logabsdet)
 
 
-def test_logdet_of_the_inverse_is_the_negative(case):
+def test_inverse_logdet_is_the_negative(case):
     bijection, x = case
     z, logdet = bijection.forward_and_logdet(x)
     back, inverse_logdet = bijection.inverse_and_logdet(z)
@@ -141,7 +141,7 @@ def test_gradients_reach_input_and_every_parameter(case, direction):
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_state_dict_restores_the_map_and_what_was_set_from_data(case, request):
+def test_state_dict_restores_the_map_and_data_dependent_initialization(case, request):
     bijection, x = case
     torch.manual_seed(1)
     other = CASES[request.node.callspec.params["case"]].make().double()
@@ -202,7 +202,7 @@ def test_closed_forms_in_half_precision_are_rounded_once(make, half, masked):
     assert torch.equal(plain, low.forward_and_logdet(x, **given)[0])
 
 
-def test_samples_do_not_see_each_other(case):
+def test_samples_are_independent(case):
     bijection, x = case
     z, logdet = bijection.forward_and_logdet(x)
     for i in range(3):
@@ -212,7 +212,7 @@ def test_samples_do_not_see_each_other(case):
 
 
 @pytest.mark.parametrize("method", ["forward", "inverse", "forward_and_logdet", "inverse_and_logdet"])
-def test_context_that_nobody_uses_is_refused(case, method):
+def test_unused_context_is_refused(case, method):
     bijection, x = case
     argument = x if method.startswith("forward") else bijection(x)
     with pytest.raises(ValueError, match=r"takes no context, got one of shape \(3, 1\)"):
@@ -221,7 +221,7 @@ def test_context_that_nobody_uses_is_refused(case, method):
         getattr(bijection, method)(argument, torch.ones(3, 1))
 
 
-def test_attributes_of_the_module_survive_a_move(case):
+def test_module_survives_dtype_conversion(case):
     bijection, x = case
     assert isinstance(bijection.train().eval(), nn.Module)
     assert str(bijection)

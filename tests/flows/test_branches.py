@@ -41,7 +41,7 @@ def test_the_bound_is_not_rounded_below_what_is_attained(coefficient):
     assert slope.item() <= branch.lipschitz_bound().item()
 
 
-def test_lipswish_slope_is_at_most_one_whatever_beta():
+def test_lipswish_slope_is_at_most_one_for_any_beta():
     x = torch.linspace(-20, 20, 40_001, dtype=torch.float64, requires_grad=True)
     for beta in (-3.0, 0.5, 4.0):
         layer = LipSwish().double()
@@ -51,7 +51,7 @@ def test_lipswish_slope_is_at_most_one_whatever_beta():
 
 
 @pytest.mark.parametrize("preactivation", [True, False])
-def test_bound_branch_is_the_branch(preactivation):
+def test_bound_branch_matches_the_branch(preactivation):
     conv = LipschitzConvBranch(2, 4, (3, 3), preactivation=preactivation, activation="lipswish")
     linear = LipschitzLinearBranch(12, 5, preactivation=preactivation)
     x = torch.randn(2, 2, 3, 3)

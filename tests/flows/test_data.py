@@ -12,7 +12,7 @@ from invertible_attention.flows import ActNorm, Dequantize, Logit
 
 @given(levels=st.sampled_from([2, 17, 32, 100, 256, 65536]), seed=st.integers(0, 2**16))
 @settings(max_examples=40, deadline=None)
-def test_dequantization_is_undone_exactly(levels, seed):
+def test_dequantization_inverts_exactly(levels, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(0, levels, (4, 2000), generator=generator)
     flow = Dequantize(levels, generator=generator)
@@ -24,7 +24,7 @@ def test_dequantization_is_undone_exactly(levels, seed):
 
 @pytest.mark.parametrize("levels", [17, 256])
 @pytest.mark.parametrize("end", [0.0, 1 - 2**-24])
-def test_ends_of_the_noise_do_not_reach_the_next_integer(levels, end, monkeypatch):
+def test_noise_never_reaches_the_next_integer(levels, end, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(tuple(shape), end))
     x = torch.arange(levels).view(1, -1)
     flow = Dequantize(levels)
@@ -51,7 +51,7 @@ def test_dequantization_logdet_and_types():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-6, 0.05, 0.3])
-def test_logit_logdet_is_finite_to_the_ends(alpha):
+def test_logit_logdet_is_finite_at_the_boundary(alpha):
     x = torch.tensor([[1e-6, 0.3, 0.5, 1 - 1e-6]], dtype=torch.float64)
     z, logdet = Logit(alpha).forward_and_logdet(x)
     slope = torch.autograd.functional.jacobian(Logit(alpha), x).reshape(4, 4).diagonal()
@@ -93,12 +93,12 @@ def test_out_of_range_values_are_refused(value, dtype):
         torch.tensor([[math.nan]]),
     ],
 )
-def test_pixels_of_another_scale_are_refused(x):
+def test_pixels_on_another_scale_are_refused(x):
     with pytest.raises(ValueError, match=r"integers from 0 to 31, got .*\.round\(\)"):
         Dequantize(32)(x)
 
 
-def test_padding_may_hold_anything():
+def test_padding_values_are_ignored():
     x = torch.tensor([[[7.0, 0.5, math.nan]]])
     z = Dequantize()(x, mask=torch.tensor([[True, False, False]]))
     assert 7 <= 256 * z[0, 0, 0] < 8

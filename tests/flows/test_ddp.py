@@ -7,7 +7,7 @@ import torch
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_gradients_of_one(two_processes):
+def test_two_processes_match_one(two_processes):
     results, worker = two_processes(Path(__file__).with_name("ddp_worker.py"))
     flow = worker.make_flow()
     flow.initialize(worker.images(1))  # the two processes' batches together

@@ -26,7 +26,7 @@ from invertible_attention.flows import (
 from invertible_attention.logdet import Exact, RussianRoulette
 
 
-def test_uniform_integers_have_the_bits_of_their_levels():
+def test_uniform_integers_have_log2_levels_bits_per_dimension():
     for levels in (17, 256):
         flow = Flow(Sequential(Dequantize(levels), Flatten((3, 2, 2))), Uniform(12))
         x = torch.randint(0, levels, (5, 3, 2, 2))
@@ -94,7 +94,7 @@ def test_density_of_a_trained_toy_integrates_to_one():
 
 
 @pytest.mark.parametrize("make", [i_resnet, residual_flow])
-def test_samples_pass_back_to_their_latents(make):
+def test_samples_map_back_to_their_latents(make):
     torch.manual_seed(0)
     flow = make((1, 8, 8), blocks=(1, 1), hidden_channels=8, attention=InvertibleAttention).double()
     flow.initialize(torch.randint(0, 256, (32, 1, 8, 8)).double())

@@ -62,7 +62,7 @@ def sequence() -> tuple[flows.Sequential, torch.Tensor, torch.Tensor]:
     return shaken(chain), x.masked_fill(~mask[:, None], torch.nan), mask
 
 
-def test_a_padded_batch_is_each_sample_alone(sequence):
+def test_padded_batch_equals_single_samples(sequence):
     chain, x, mask = sequence
     z, logdet = chain.forward_and_logdet(x, mask=mask)
     torch.testing.assert_close(chain(x, mask=mask), z, equal_nan=True)
@@ -82,7 +82,7 @@ def test_a_padded_batch_is_each_sample_alone(sequence):
     assert back.isnan().equal(x.isnan())
 
 
-def test_gradients_are_those_without_padding(sequence):
+def test_gradients_match_unpadded_samples(sequence):
     chain, x, mask = sequence
     z, logdet = chain.forward_and_logdet(x, mask=mask)
     (z.masked_fill(~mask[:, None], 0.0).square().sum() + logdet.sum()).backward()
@@ -124,7 +124,7 @@ def test_every_bijection_that_takes_a_mask_is_tested():
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_the_law_of_a_masked_bijection(name):
+def test_masked_bijection_laws(name):
     """Padding passes unchanged, does not matter, and counts as the identity in the log-determinant."""
     make, shape = CASES[name]
     mask = MASKS[name]
@@ -174,7 +174,7 @@ def test_large_padding_does_not_loosen_the_inverse():
     growth=st.floats(1.0, 50.0),
     seed=st.integers(0, 2**16),
 )
-def test_a_masked_convolution_is_that_of_the_smaller_image_and_stays_below_its_bound(
+def test_masked_convolution_equals_the_smaller_image_and_stays_below_its_bound(
     size, activation, growth, seed
 ):
     torch.manual_seed(seed)
@@ -202,7 +202,7 @@ def resnet(shape: tuple[int, ...], **arguments) -> flows.InvertibleResNet:
     ).double()
 
 
-def test_a_density_of_images_of_unequal_size():
+def test_density_of_images_of_unequal_size():
     torch.manual_seed(0)
     net = resnet((1, 8, 8))
     flow = flows.Flow(flows.Sequential(flows.Dequantize(17), net), flows.DiagonalGaussian(64)).double()
@@ -233,7 +233,7 @@ def test_a_density_of_images_of_unequal_size():
     assert torch.equal(samples, samples.round().clamp(0, 16))
 
 
-def test_the_blocks_of_a_small_image_are_those_of_a_network_for_small_images():
+def test_blocks_of_a_small_image_match_a_network_of_that_size():
     """Where no weight is at its limit, which depends on the size of the image, the two networks agree."""
     torch.manual_seed(0)
     large, small = resnet((1, 8, 8), factor_out=False), resnet((1, 4, 4), factor_out=False)
@@ -250,7 +250,7 @@ def test_the_blocks_of_a_small_image_are_those_of_a_network_for_small_images():
     torch.testing.assert_close(z[large.output_mask(mask)], alone[0])
 
 
-def test_actnorm_is_set_from_what_is_valid():
+def test_actnorm_is_initialized_from_valid_values():
     x, mask = torch.randn(5, 3, 4, dtype=torch.float64), prefix_mask([4, 1, 2, 3, 0], 4)
     masked, alone = flows.ActNorm(3).double(), flows.ActNorm(3).double()
     masked(x.masked_fill(~mask[:, None], torch.inf), mask=mask)
@@ -268,7 +268,7 @@ def test_uniform_base_counts_valid_values():
     assert found.tolist() == [pytest.approx(-2 * math.log(2)), -math.inf, 0.0]
 
 
-def test_what_takes_no_mask_says_so():
+def test_mask_is_refused_where_unsupported():
     mask = prefix_mask([4, 2], 4)
     linear = ia.Residual(flows.LipschitzLinearBranch(8))
     chain = flows.Sequential(flows.ActNorm(2), linear)
@@ -291,6 +291,6 @@ def test_what_takes_no_mask_says_so():
         (lambda: flows.Flatten((2, 4)), torch.ones(1, 3, dtype=torch.bool), r"\(1, 3\)"),
     ],
 )
-def test_bad_masks_are_named(bijection, mask, shown):
+def test_bad_mask_error_shows_the_value(bijection, mask, shown):
     with pytest.raises(ValueError, match=shown):
         flows.Sequential(bijection(), flows.Flatten((2, 4)))(torch.zeros(1, 2, 4), mask=mask)

@@ -77,7 +77,7 @@ def test_residual_flow_is_the_published_configuration():
         ((), []),
     ],
 )
-def test_attention_goes_where_it_is_told(places, positions):
+def test_attention_is_placed_as_requested(places, positions):
     net = InvertibleResNet(
         (1, 8, 8), blocks=(2, 1), hidden_channels=4, attention=InvertibleAttention, attention_after=places
     )

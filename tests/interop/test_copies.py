@@ -95,7 +95,7 @@ def store(value):
 
 
 @pytest.mark.parametrize("make", ADAPTERS)
-def test_a_copy_is_equal_and_independent(make):
+def test_copies_are_equal_and_independent(make):
     log_prob = make(attention())
     x = torch.randn(5, 2)
     log_prob(x).sum().backward()  # with a graph behind it
@@ -111,7 +111,7 @@ def _evaluate(pickled):
 
 
 @pytest.mark.slow
-def test_another_process_computes_the_same():
+def test_pickled_modules_compute_the_same_in_another_process():
     x = torch.randn(5, 2)
     densities = [make(attention()) for make in ADAPTERS]
     with torch.multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -9,7 +9,7 @@ pytest.importorskip("zuko", reason="needs zuko: pip install 'invertible-attentio
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_gradients_of_one(two_processes):
+def test_two_processes_match_one(two_processes):
     results, worker = two_processes(Path(__file__).with_name("ddp_worker.py"))
     model = worker.NegativeLogLikelihood().double()
     x, c = worker.data()

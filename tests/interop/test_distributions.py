@@ -132,7 +132,7 @@ def fused_step(parameters) -> None:
 
 
 @pytest.mark.parametrize("change", [scale, swap, fused_step])
-def test_values_are_those_of_the_present_weights(density, change):
+def test_values_use_the_current_weights(density, change):
     data, layers, flow = density
     x = torch.randn(7, 2, dtype=torch.float64)
     samples = data.sample((5,))
@@ -150,7 +150,7 @@ def test_values_are_those_of_the_present_weights(density, change):
         assert not torch.allclose(layer.inv(y), x, atol=1e-3)
 
 
-def test_values_are_those_of_the_present_points(density):
+def test_values_use_the_current_points(density):
     data, layers, flow = density
     x = torch.randn(7, 2, dtype=torch.float64)
     data.log_prob(x)
@@ -199,7 +199,7 @@ def test_meta_learning_through_functional_call(density):
         torch.testing.assert_close(actual, expected)
 
 
-def test_threads_do_not_see_each_others_points(density):
+def test_threads_are_isolated(density):
     data, _, flow = density
     batches = torch.randn(16, 5, 2, dtype=torch.float64)
     with ThreadPoolExecutor(4) as pool:
@@ -216,7 +216,7 @@ def store(value):
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, store, lambda d: pickle.loads(pickle.dumps(d))])
-def test_a_copy_of_a_density_is_the_density(density, duplicate):
+def test_copied_density_matches(density, duplicate):
     data, layers, _ = density
     x = torch.randn(7, 2, dtype=torch.float64)
     log_prob = data.log_prob(x)
@@ -229,7 +229,7 @@ def test_a_copy_of_a_density_is_the_density(density, duplicate):
     torch.testing.assert_close(data.log_prob(x), log_prob)
 
 
-def test_the_inverse_computes_no_log_determinant_until_asked():
+def test_inverse_computes_the_log_determinant_lazily():
     logit = Counted()
     transform = to_distribution(logit)
     y = torch.randn(3, 2)
@@ -239,7 +239,7 @@ def test_the_inverse_computes_no_log_determinant_until_asked():
     assert logit.calls == ("inverse", "forward")
 
 
-def test_a_cache_is_refused():
+def test_cache_size_is_refused():
     transform = to_distribution(ia.flows.ActNorm(2))
     assert transform.with_cache(0) is transform
     for ask in (
@@ -252,7 +252,7 @@ def test_a_cache_is_refused():
             ask()
 
 
-def test_scoring_data_solves_for_nothing(density):
+def test_log_prob_needs_no_solve(density):
     data, layers, _ = density
     calls = []
     for layer in layers:
@@ -274,7 +274,7 @@ def test_a_composition_is_the_list_of_its_parts(density):
     torch.testing.assert_close(found, expected)
 
 
-def test_it_can_be_hashed_copied_stored_and_found():
+def test_hashing_copying_saving_and_registration():
     layer = attention()
     transform = to_distribution(layer, view=(1, 2))
     x = torch.randn(5, 2, requires_grad=True)
@@ -317,7 +317,7 @@ def test_parameters_inside_a_composition_are_found():
     assert set(outer.parameters()) == set(inner.parameters())
 
 
-def test_what_a_transform_remembers_is_not_used():
+def test_cached_values_of_a_transform_are_not_used():
     shift = torch.zeros(2)
     bijection = from_distribution(dist.AffineTransform(shift, 1.0, event_dim=1, cache_size=1))
     x = torch.zeros(3, 2)

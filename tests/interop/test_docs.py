@@ -28,7 +28,7 @@ def test_every_page_with_code_is_listed():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", NEEDS)
-def test_the_code_of_a_page_runs(page, tmp_path):
+def test_code_of_every_page_runs(page, tmp_path):
     for library in NEEDS[page]:
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"needs {library}: pip install 'invertible-attention[interop]'")

@@ -38,7 +38,7 @@ def make(response="embedded_gaussian", **arguments):
     ],
 )
 @pytest.mark.parametrize("response", RESPONSES)
-def test_plain_is_the_same_map(response, arguments):
+def test_frozen_module_is_the_same_map(response, arguments):
     layer = make(response, logdet=ia.Exact(), **arguments).double()
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -85,7 +85,7 @@ def test_no_norm_is_computed_at_run_time(normalization, monkeypatch):
     torch.testing.assert_close(plain(x), z)
 
 
-def test_plain_flows():
+def test_frozen_flows_are_the_same_map():
     flow = ia.flows.InvertibleResNet(
         (1, 4, 4), hidden_channels=4, blocks=(1, 1), attention=ia.InvertibleAttention
     ).eval()
@@ -179,7 +179,7 @@ def test_compiled_branches_are_the_same_inside_solvers(arguments):
     assert all(parameter.grad is not None for parameter in fast.parameters())
 
 
-def test_the_norms_are_computed_once_per_call(monkeypatch):
+def test_norms_are_computed_once_per_call(monkeypatch):
     layer = make(logdet=ia.Exact())
     x = torch.randn(2, 4, 6)
     calls = []

@@ -27,7 +27,7 @@ def sequence(layer: ia.Bijection, **arguments) -> Ff.SequenceINN:
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 3, 3)])
-def test_a_module_as_its_own_tests_ask(shape):
+def test_passes_freias_own_module_tests(shape):
     # Forward and reverse, the sign of the Jacobian in both, and its value against the numerical one.
     inn = Ff.SequenceINN(*shape)
     inn.append(FreiaAttention, heads=2, logdet=ia.Exact())
@@ -46,7 +46,7 @@ def test_a_module_as_its_own_tests_ask(shape):
     assert (inn(x, jac=False)[1] == 0).all()
 
 
-def test_a_graph_with_a_split_and_a_condition():
+def test_graph_with_a_split_and_a_condition():
     condition = Ff.ConditionNode(3)
     first = Ff.InputNode(4, 5, name="input")
     attend = Ff.Node(first, FreiaAttention, {"heads": 2, "logdet": ia.Exact()})
@@ -111,7 +111,7 @@ def test_a_context_reaches_the_module_that_has_a_condition():
         unconditional(x, context=context)
 
 
-def test_arguments_that_do_not_fit():
+def test_mismatched_arguments_are_refused():
     with pytest.raises(ValueError, match="one input"):
         FreiaModule([(2,), (2,)], bijection=ia.flows.ActNorm(2))
     module = to_freia(ia.flows.Squeeze(2), (1, 4, 4), output_shape=(4, 2, 2))

@@ -180,7 +180,7 @@ def test_a_mask_in_the_context(padded, library):
 
 
 @pytest.mark.parametrize("library", ["nflows", "normflows", "zuko"])
-def test_parts_of_a_foreign_chain_do_not_mind_a_context_for_others(library):
+def test_foreign_chains_pass_context_only_to_parts_that_use_it(library):
     pytest.importorskip(library, reason=REASON)
     layer = ia.InvertibleAttention(4, logdet=ia.Exact()).double()
     x = torch.randn(3, 20, dtype=torch.float64)

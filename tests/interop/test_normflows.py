@@ -17,7 +17,7 @@ def coupling(seed: int) -> nf.flows.Flow:
     return nf.flows.AffineCouplingBlock(nf.nets.MLP([1, 16, 16, 2], init_zeros=False))
 
 
-def test_its_own_check_of_an_invertible_layer_passes():
+def test_passes_normflows_own_invertibility_check():
     check = flow_test.FlowTest()
     for arguments in ({}, {"response": "gaussian"}, {"response": "dot_product", "normalization": "row"}):
         flow = to_normflows(attention(**arguments), view=(1, 2)).double()

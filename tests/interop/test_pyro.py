@@ -22,7 +22,7 @@ def normal() -> dist.Distribution:
 
 
 @pytest.mark.parametrize("event_shape", [(2, 3), (2, 2, 2)])
-def test_a_transform_as_its_own_tests_ask(event_shape):
+def test_passes_pyros_own_transform_tests(event_shape):
     # Inverse without caching, one log-determinant from both sides, shapes, and the numerical Jacobian.
     layer = ia.InvertibleAttention(2, "embedded_gaussian", logdet=ia.Exact()).double()
     transform = to_pyro(layer, event_dim=len(event_shape))
@@ -72,7 +72,7 @@ def test_its_transforms_are_bijections():
 @pytest.mark.parametrize(
     "make", [transforms.affine_coupling, transforms.spline, transforms.planar, transforms.matrix_exponential]
 )
-def test_what_its_transforms_remember_is_not_used(make):
+def test_cached_values_of_its_transforms_are_not_used(make):
     flow = ia.flows.Flow(
         ia.flows.Sequential(from_distribution(make(2)), ia.flows.ActNorm(2)),
         ia.flows.DiagonalGaussian(2, learned=False),

@@ -19,7 +19,7 @@ LIBRARIES = {
 }
 
 
-def test_flattened_bijection_is_the_bijection_of_the_view():
+def test_flattened_bijection_matches_the_bijection_on_the_view():
     layer = ia.InvertibleAttention(3, logdet=ia.Exact()).double()
     x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
     z, logdet = layer.forward_and_logdet(x)
@@ -60,14 +60,14 @@ def test_inverse_swaps_the_directions():
     torch.testing.assert_close(inverse.inverse_and_logdet(x)[1], logdet)
 
 
-def test_what_is_not_a_bijection_is_refused():
+def test_non_bijections_are_refused():
     from invertible_attention.interop import to_distribution
 
     with pytest.raises(ValueError, match="Linear"):
         to_distribution(torch.nn.Linear(2, 2))
 
 
-def test_importing_the_package_imports_no_library():
+def test_importing_the_package_imports_no_flow_library():
     code = (
         "import sys, invertible_attention.interop as interop; dir(interop); "
         f"print([m for m in {list(LIBRARIES.values())} if m in sys.modules])"
@@ -77,7 +77,7 @@ def test_importing_the_package_imports_no_library():
 
 
 @pytest.mark.parametrize("module", LIBRARIES)
-def test_a_missing_library_gives_one_error_that_names_the_extra(module, monkeypatch):
+def test_missing_library_error_names_the_extra(module, monkeypatch):
     library = LIBRARIES[module]
     for name in [m for m in sys.modules if m == library or m.startswith(library + ".")]:
         monkeypatch.delitem(sys.modules, name)
@@ -87,7 +87,7 @@ def test_a_missing_library_gives_one_error_that_names_the_extra(module, monkeypa
         importlib.import_module(f"invertible_attention.interop.{module}")
 
 
-def test_unknown_names():
+def test_unknown_names_are_refused():
     import invertible_attention.interop as interop
 
     with pytest.raises(AttributeError, match="to_nothing"):
@@ -95,7 +95,7 @@ def test_unknown_names():
     assert all(hasattr(interop, name) for name in dir(interop))
 
 
-def test_views_pass_masks_on():
+def test_views_forward_masks():
     layer = ia.InvertibleAttention(3, logdet=ia.Exact()).double()
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     mask = torch.arange(4) < torch.tensor([[4], [2]])
@@ -116,7 +116,7 @@ def test_views_pass_masks_on():
     torch.testing.assert_close(inverse.inverse(inverse(z, mask=mask), mask=mask), z)
 
 
-def test_views_name_what_they_cannot_take():
+def test_views_refuse_unsupported_arguments():
     with pytest.raises(ValueError, match="Residual takes no mask"):
         MaskInContext(ia.Residual(torch.nn.Linear(3, 3)))
     masked = MaskInContext(ia.InvertibleAttention(3))

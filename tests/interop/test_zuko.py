@@ -22,7 +22,7 @@ def flow_with(layer: ia.Bijection, seed: int = 0, **arguments) -> zuko.lazy.Flow
 
 
 @pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
-def test_a_transformation_as_its_own_tests_ask(response):
+def test_passes_zukos_own_transformation_tests(response):
     # Shapes, inverse, both log-determinants and gradients, for any number of batch axes.
     layer = ia.InvertibleAttention(2, response, logdet=ia.Exact()).double()
     t = to_zuko(layer, event_dim=2)()
@@ -72,7 +72,7 @@ def test_its_transformations_are_bijections():
     check_bijection(from_zuko(zuko.transforms.SoftclipTransform(5.0)), x)  # of single numbers: summed
 
 
-def test_a_context_reaches_the_transformation_that_is_said_to_use_it():
+def test_context_reaches_the_transformation_that_uses_it():
     x, context = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     conditional = from_zuko(zuko.flows.MAF(2, 3).transform, uses_context=True).double()
     check_bijection(conditional, x, context)
@@ -83,7 +83,7 @@ def test_a_context_reaches_the_transformation_that_is_said_to_use_it():
         unconditional(x, context=context)
 
 
-def test_a_log_density_is_one_evaluation_and_one_draw():
+def test_log_density_takes_one_evaluation_and_one_draw():
     layer = attention(logdet=ia.RussianRoulette(evaluation_exact_terms=1)).double()
     flow = flow_with(layer).double()()
     x = torch.randn(6, 2, dtype=torch.float64)

@@ -37,7 +37,7 @@ def test_worst_point_of_a_known_map():
     assert float(found.x.detach()) == pytest.approx(0.5**0.5, rel=1e-3)
 
 
-def test_true_bound_withstands_the_attack_which_comes_close():
+def test_attack_approaches_but_never_exceeds_a_true_bound():
     branch = Branch()
     x = torch.randn(4, 3, dtype=torch.float64)
     before = {name: value.clone() for name, value in branch.state_dict().items()}
@@ -50,7 +50,7 @@ def test_true_bound_withstands_the_attack_which_comes_close():
     assert all(parameter.requires_grad for parameter in branch.parameters())
 
 
-def test_wrong_bound_is_exposed_and_the_counterexample_is_returned():
+def test_wrong_bound_is_detected_with_a_counterexample():
     branch = Branch(factor=0.8)
     parameters = list(branch.parameters())
     x = torch.randn(4, 3, dtype=torch.float64)
@@ -64,7 +64,7 @@ def test_wrong_bound_is_exposed_and_the_counterexample_is_returned():
     assert ratio.item() == pytest.approx(found.ratio, rel=1e-6)
 
 
-def test_frozen_weights_stay_frozen_also_after_an_error():
+def test_frozen_weights_stay_frozen_after_an_error():
     weight = torch.ones(2, 2)
 
     def fails() -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_zero_steps_measure_the_start():
     assert torch.equal(found.x, torch.tensor([[1.0]]))
 
 
-def test_adversary_measures_affine_map():
+def test_attack_on_an_affine_map_is_exact():
     found = adversarial_lipschitz(lambda x: 3 * x + 1, torch.ones(1, 2), 5)
     assert found.ratio == pytest.approx(3)
 

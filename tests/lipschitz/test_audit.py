@@ -91,14 +91,14 @@ def test_certified_contraction():
     assert "Certified" in str(report)
 
 
-def test_promise_that_is_broken_is_called_so():
+def test_violated_certificate_is_reported():
     report = audit(Contraction(promise=0.5), points(3, 6))
     assert report.exceeds_certificate.all()
     assert not report.passed
     assert "THE CERTIFICATE IS WRONG" in str(report)
 
 
-def test_estimate_is_not_mistaken_for_a_certificate():
+def test_estimate_is_not_reported_as_a_certificate():
     module = Contraction(promise=math.inf)
     report = audit(module, points(3, 6))
     assert not report.certified
@@ -109,7 +109,7 @@ def test_estimate_is_not_mistaken_for_a_certificate():
     assert "proves nothing" in str(report)
 
 
-def test_map_that_is_not_injective():
+def test_non_injective_map_is_reported():
     # x = 1 has f(x) = 1 + 2 sin 1 = 2.68, which is also f(1.7…) and f(4.6…)
     x = torch.tensor([[1.0], [1.5], [2.5]], dtype=torch.float64)
     report = audit(Sine(2.0), x)
@@ -152,14 +152,14 @@ def test_second_preimages_are_found_in_many_dimensions():
     assert (report.lipschitz_estimate <= 2 * (1 + 1e-3)).all()
 
 
-def test_no_second_preimage_is_claimed_where_there_is_none():
+def test_no_false_second_preimage():
     for amplitude in (0.5, 0.9, 0.999):
         report = audit(Sine(amplitude), points(4, 5))
         assert report.not_injective == []
         assert report.second_preimage_distance.isnan().all()
 
 
-def test_inverse_that_reaches_another_preimage_is_not_called_wrong():
+def test_inverse_reaching_another_preimage_is_not_an_error():
     class Other(Sine):
         def inverse(self, z):
             return torch.full_like(z, math.pi)
@@ -182,7 +182,7 @@ def test_inverse_that_reaches_another_preimage_is_not_called_wrong():
     assert "another preimage" in str(report)
 
 
-def test_inverse_that_is_wrong_in_silence():
+def test_silently_wrong_inverse_is_reported():
     class Sloppy(Contraction):
         def inverse(self, z):
             return z - z @ self.W.T  # one fixed-point step
@@ -212,7 +212,7 @@ def test_claim_of_convergence_is_checked():
     assert "evaluations" in str(report)
 
 
-def test_error_of_one_sample_does_not_hide_the_others():
+def test_failure_of_one_sample_does_not_hide_the_others():
     class Strict(Contraction):
         def inverse(self, z):
             if (z.abs() > 50).any():
@@ -289,7 +289,7 @@ class Chain(Block):
 
 
 @pytest.mark.parametrize(("promises", "exceeded"), [((0.5, 0.3), False), ((0.5, 0.2), True)])
-def test_blocks_of_a_composition_are_measured_one_by_one(promises, exceeded):
+def test_blocks_of_a_composition_are_measured_separately(promises, exceeded):
     flow = Chain(Block(0.4, promises[0]), Block(0.25, promises[1]))
     report = audit(flow, points(2, 6))
     torch.testing.assert_close(report.lipschitz_estimate, torch.full((2,), 0.4).double())
@@ -298,7 +298,7 @@ def test_blocks_of_a_composition_are_measured_one_by_one(promises, exceeded):
     assert report.recovered == [0, 1]
 
 
-def test_context_is_passed_on():
+def test_context_is_forwarded():
     class Shift(nn.Module):
         def forward(self, x, context):
             return x + context
@@ -310,7 +310,7 @@ def test_context_is_passed_on():
     assert report.passed
 
 
-def test_module_is_left_as_it_was():
+def test_module_is_not_modified():
     module = nn.Sequential()
     module = Coupling()
     module.train()
@@ -339,7 +339,7 @@ def test_random_layers_are_audited_in_evaluation_mode():
     assert audit(Noisy().train(), points(3, 6)).passed
 
 
-def test_random_map_is_not_mistaken_for_a_wrong_inverse():
+def test_random_map_is_not_reported_as_a_wrong_inverse():
     class Dequantize(nn.Module):
         def forward(self, x):
             return (x + torch.rand_like(x)) / 4
@@ -361,7 +361,7 @@ def test_same_seed_same_report():
     assert audit(module, x, seed=3).to_dict() == audit(module, x, seed=3).to_dict()
 
 
-def test_dictionary_is_json_and_says_what_the_report_says():
+def test_dictionary_is_json_and_matches_the_report():
     x = points(3, 4)
     x[2] = math.nan
     report = audit(Sine(2.0), x)
@@ -382,7 +382,7 @@ def test_low_precision():
     assert len(report.recovered) == 3
 
 
-def test_search_can_be_forced_and_forbidden():
+def test_search_can_be_forced_and_disabled():
     assert audit(Contraction(), points(2, 6), search=True).searched
     report = audit(Sine(2.0), points(2, 6), search=False)
     assert not report.searched
@@ -404,12 +404,12 @@ def test_long_batches_are_abbreviated_in_the_table_only():
         (Coupling(), torch.ones(4), r"\(4,\)"),
     ],
 )
-def test_bad_input_is_named(module, x, message):
+def test_bad_input_error_shows_the_value(module, x, message):
     with pytest.raises(ValueError, match=message):
         audit(module, x)
 
 
-def test_inverse_of_another_shape_is_named():
+def test_inverse_of_wrong_shape_is_refused():
     class Wrong(Contraction):
         def inverse(self, z):
             return z[:, :3]
@@ -418,7 +418,7 @@ def test_inverse_of_another_shape_is_named():
         audit(Wrong(), points(2, 6))
 
 
-def test_output_that_is_no_tensor_is_named():
+def test_non_tensor_output_is_refused():
     class Wrong(Contraction):
         def forward(self, x):
             return {"z": x}
@@ -436,7 +436,7 @@ def attention(solver, dtype):
     ("solver", "dtype"),
     [(ia.Anderson(tolerance=1e-6), torch.float64), (ia.FixedPoint(tolerance=1e-3), torch.float32)],
 )
-def test_a_solver_is_held_to_its_own_tolerance(solver, dtype):
+def test_solver_is_checked_against_its_own_tolerance(solver, dtype):
     report = audit(*attention(solver, dtype))
     assert (report.residual > report.tolerance).any()
     assert report.silently_wrong == []
@@ -445,7 +445,7 @@ def test_a_solver_is_held_to_its_own_tolerance(solver, dtype):
 
 
 @pytest.mark.parametrize("wrong", [1e-2, 1e-4])
-def test_a_solver_that_does_not_keep_its_tolerance_is_accused(wrong):
+def test_solver_missing_its_tolerance_is_reported(wrong):
     layer, x = attention(ia.Anderson(tolerance=1e-6), torch.float64)
 
     class Off(ia.InvertibleAttention):
@@ -461,13 +461,13 @@ def test_a_solver_that_does_not_keep_its_tolerance_is_accused(wrong):
     assert "THE ERROR BOUND IS WRONG" in str(report)
 
 
-def test_a_tolerance_that_is_asked_for_is_what_counts_as_recovered():
+def test_given_tolerance_decides_recovery():
     report = audit(*attention(ia.Anderson(tolerance=1e-4), torch.float64), tolerance=1e-9)
     assert report.silently_wrong == []
     assert report.recovered == []
 
 
-def test_an_error_bound_that_is_exceeded_is_wrong_though_the_equation_is_solved():
+def test_exceeded_error_bound_is_reported_even_for_a_solved_equation():
     class Boaster(Contraction):
         def solve_inverse(self, z):
             value = self.inverse(z) + 1e-9
@@ -485,7 +485,7 @@ def test_an_error_bound_that_is_exceeded_is_wrong_though_the_equation_is_solved(
     assert not report.passed
 
 
-def test_blocks_of_a_chain_are_certified_and_held_to_what_they_promise_together():
+def test_blocks_of_a_chain_are_certified_individually_and_jointly():
     blocks = [
         F.Residual(F.LipschitzLinearBranch(3, 8), solver=ia.FixedPoint(tolerance=1e-4)) for _ in range(3)
     ]
@@ -506,7 +506,7 @@ def test_blocks_of_a_chain_are_certified_and_held_to_what_they_promise_together(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("make", [lambda: ia.InvertibleAttention(4), lambda: F.ActNorm(4)])
-def test_a_fresh_module_sets_itself_in_training_mode_and_says_so_in_evaluation(make, dtype):
+def test_uninitialized_module_initializes_in_training_and_is_refused_in_evaluation(make, dtype):
     x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
     module = F.Sequential(make(), make())
     with pytest.raises(RuntimeError, match="not initialized"):

@@ -113,7 +113,7 @@ def test_a_zero_weight_among_others_stays_zero():
         assert gradient is None or bool(gradient.isfinite().all())
 
 
-def test_layers_of_a_flow_are_bounded_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_layers_of_a_flow_are_bounded_together(monkeypatch: pytest.MonkeyPatch):
     calls = []
     original = module_under_test.norm_upper_bounds
 
@@ -231,7 +231,7 @@ def block(kind: str) -> tuple[ia.flows.Residual, Tensor]:
 
 
 @pytest.mark.parametrize("kind", BRANCHES)
-def test_a_bound_branch_is_the_branch_and_gradients_reach_its_parameters(kind: str):
+def test_bound_branch_matches_and_gradients_reach_the_parameters(kind: str):
     built, x = block(kind)
     bound = bind(built.branch)
     assert bind(bound) is bound
@@ -244,7 +244,7 @@ def test_a_bound_branch_is_the_branch_and_gradients_reach_its_parameters(kind: s
 
 
 @pytest.mark.parametrize("kind", ISOLATED)
-def test_a_bound_branch_is_not_reached_by_what_happens_to_the_branch(kind: str):
+def test_bound_branch_is_independent_of_later_changes(kind: str):
     built, x = block(kind)
     bound = bind(built.branch)
     expected = bound(x)
@@ -262,14 +262,14 @@ def test_a_bound_branch_is_not_reached_by_what_happens_to_the_branch(kind: str):
 
 
 @pytest.mark.parametrize("kind", BRANCHES)
-def test_the_inverse_is_that_of_the_forward_map(kind: str):
+def test_inverse_uses_the_same_weights_as_forward(kind: str):
     built, x = block(kind)
     torch.testing.assert_close(built.inverse(built(x)), x)
 
 
 @pytest.mark.parametrize("kind", BRANCHES)
 @pytest.mark.parametrize("warmed", ["not at all", "by sampling"])
-def test_a_cache_of_the_caller_costs_no_gradient(kind: str, warmed: str):
+def test_parametrization_cache_keeps_gradients(kind: str, warmed: str):
     built, x = block(kind)
     z = built(x).detach()
     built.inverse(z).sin().sum().backward()
@@ -286,7 +286,7 @@ def test_a_cache_of_the_caller_costs_no_gradient(kind: str, warmed: str):
 
 
 @pytest.mark.parametrize("kind", BRANCHES)
-def test_weights_of_a_cache_are_those_of_now(kind: str):
+def test_parametrization_cache_is_not_stale(kind: str):
     built, x = block(kind)
     z = built(x).detach()
     with parametrize.cached(), torch.no_grad():
@@ -331,7 +331,7 @@ def test_a_bound_branch_computes_in_single_precision_or_better(kind: str, dtype:
     assert bound(x.float()).dtype == torch.float32
 
 
-def test_a_block_with_a_state_of_its_own_keeps_it():
+def test_stateful_block_keeps_its_state():
     class Counting(flows.Residual):
         calls = 0
 

@@ -81,7 +81,7 @@ def test_bound_is_the_proved_one_up_to_its_allowance(
 
 
 @pytest.mark.parametrize("normalization", ["column", "row", "all"])
-def test_every_head_has_the_bound_of_its_own(normalization):
+def test_every_head_has_its_own_bound(normalization):
     torch.manual_seed(0)
     slopes, ranges, norms, biases = torch.rand(4, 3, dtype=torch.float64)
     radius = torch.tensor(1.7, dtype=torch.float64)
@@ -117,7 +117,7 @@ def test_a_layer_of_zeros_has_a_logarithm_and_a_gradient(normalization, dtype):
     assert gradient.isfinite().all()
 
 
-def test_columns_in_causal_order_have_no_bound():
+def test_causal_column_normalization_has_no_bound():
     one = torch.ones(1)
     with pytest.raises(ValueError, match="normalization='column' and causal=True"):
         attention_log_bound(ScoreBounds(one, one, one), one, one, one[0], "column", causal=True)
@@ -125,7 +125,7 @@ def test_columns_in_causal_order_have_no_bound():
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(-700, 700), min_size=1, max_size=5))
-def test_heads_add_up_as_the_legs_of_a_right_angle(logs):
+def test_head_bounds_combine_as_root_of_sum_of_squares(logs):
     found = combine_heads(torch.tensor([logs, logs], dtype=torch.float64))
     assert found.shape == (2,)
     with mpmath.workdps(50):

@@ -135,7 +135,7 @@ def spectral_norm_of_reshaped(weight: torch.Tensor) -> float:
     return torch.linalg.matrix_norm(weight.flatten(1), 2).item()
 
 
-def test_one_by_one_kernel_is_its_matrix():
+def test_one_by_one_kernel_has_the_norm_of_its_matrix():
     weight = torch.randn(5, 4, 1, 1, dtype=torch.float64)
     norm = torch.linalg.matrix_norm(weight[..., 0, 0], 2)
     bound = convolution_norm_upper_bound(weight, iterations=12)
@@ -251,7 +251,7 @@ def test_convolution_defaults_match_torch():
         ({"iterations": -1}, "-1"),
     ],
 )
-def test_bad_input_is_named(change, message):
+def test_bad_input_error_shows_the_value(change, message):
     options = {"weight": torch.ones(2, 2, 3), "input_size": (8,)} | change
     with pytest.raises(ValueError, match=message):
         convolution_norm_upper_bound(**options)
@@ -265,12 +265,12 @@ def test_bad_input_is_named(change, message):
         ({"geometry": Geometry("replicate")}, "replicate"),
     ],
 )
-def test_bad_input_of_the_estimate_is_named(change, message):
+def test_bad_estimate_input_error_shows_the_value(change, message):
     with pytest.raises(ValueError, match=message):
         convolution_norm_estimate(**({"weight": torch.ones(2, 2, 3), "input_size": (8,)} | change))
 
 
-def test_parts_of_a_geometry_one_by_one_warn():
+def test_loose_geometry_arguments_warn():
     weight = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
     parts = {"padding": "circular", "dilation": 2, "groups": 2}
     for function in (convolution_norm_upper_bound, convolution_norm_estimate):

@@ -288,7 +288,7 @@ def test_compositions_of_known_layers_have_a_finite_bound(data, seed):
 
 
 @pytest.mark.parametrize("name", sorted((CHANGES | LINEAR_CHANGES).keys() - KNOWN))
-def test_every_other_change_is_noticed_when_it_is_made(name):
+def test_changes_to_a_module_are_detected(name):
     """The block is built first: a certificate is looked at when it is used."""
     layer = nn.Linear(WIDTH, WIDTH)
     block = ia.flows.Residual(nn.Sequential(layer, nn.Tanh()))
@@ -331,13 +331,13 @@ def test_power_iterations_are_known_in_evaluation_mode_only(kind):
     ],
     ids=str,
 )
-def test_what_is_not_known_is_infinite(module):
+def test_unknown_modules_have_an_infinite_bound(module):
     assert lipschitz_upper_bound(module) == torch.inf
     with pytest.raises(ValueError, match="."):
         lipschitz_upper_bound(module, strict=True)
 
 
-def test_wrappers_are_not_known():
+def test_wrapped_modules_have_an_infinite_bound():
     inner = ia.flows.LipschitzLinearBranch(WIDTH)
     for module in (
         nn.DataParallel(nn.Linear(WIDTH, WIDTH)),
@@ -349,13 +349,13 @@ def test_wrappers_are_not_known():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiling_in_place_is_taken_at_its_word():
+def test_in_place_compilation_keeps_the_bound():
     layer = nn.Linear(WIDTH, WIDTH)
     layer.compile(backend="eager")
     assert lipschitz_upper_bound(layer) < torch.inf
 
 
-def test_reported_adapter_has_no_certificate():
+def test_adapter_has_no_certificate():
     inner, out = LoRALinear(1, 1), nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         inner.weight.fill_(0.2)
@@ -369,14 +369,14 @@ def test_reported_adapter_has_no_certificate():
     assert (solution.error_bound == torch.inf).all()
 
 
-def test_reported_sequential_with_a_skip_has_no_certificate():
+def test_sequential_with_a_skip_has_no_certificate():
     layer = nn.Linear(1, 1)
     nn.init.constant_(layer.weight, 0.9)
     branch = Skip(layer, nn.Tanh())
     assert ia.flows.Residual(branch).lipschitz_bound() == torch.inf
 
 
-def test_reported_weight_norm_after_an_optimizer_step_has_no_certificate():
+def test_weight_norm_after_an_optimizer_step_has_no_certificate():
     layer = nn.Linear(1, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -388,7 +388,7 @@ def test_reported_weight_norm_after_an_optimizer_step_has_no_certificate():
     assert block.lipschitz_bound() == torch.inf
 
 
-def test_reported_hook_that_scales_is_seen_by_the_inverse():
+def test_scaling_hook_invalidates_the_certificate_of_the_inverse():
     block = ia.flows.Residual(nn.Linear(3, 3)).double()
     with torch.no_grad():
         block.branch.weight.copy_(0.2 * torch.eye(3))
@@ -408,7 +408,7 @@ BLOCKS = {
 
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("change", ["forward hook", "forward pre-hook", "forward in the instance"])
-def test_changes_of_the_library_s_own_branches_are_seen_by_the_inverse(name, change):
+def test_changes_to_library_branches_invalidate_the_certificate_of_the_inverse(name, change):
     block = BLOCKS[name]().double().eval()
     assert block.lipschitz_bound() < 1
     scale = 1.2
@@ -425,7 +425,7 @@ def test_changes_of_the_library_s_own_branches_are_seen_by_the_inverse(name, cha
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_hooks_of_parts_and_of_the_block_end_the_certificate(name):
+def test_hooks_on_parts_or_block_invalidate_the_certificate(name):
     block = BLOCKS[name]()
     for part in block.modules():
         handle = part.register_forward_hook(lambda m, x, y: 9 * y)
@@ -437,7 +437,7 @@ def test_hooks_of_parts_and_of_the_block_end_the_certificate(name):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_subclasses_that_compute_something_else_have_no_certificate(name):
+def test_overriding_subclasses_have_no_certificate(name):
     block = BLOCKS[name]()
     kind = type(block.branch)
 
@@ -457,7 +457,7 @@ def test_subclasses_that_compute_something_else_have_no_certificate(name):
         assert block.lipschitz_bound().item() == pytest.approx(float(torch.as_tensor(bound).detach()))
 
 
-def test_blocks_that_compute_something_else_have_no_certificate():
+def test_overriding_blocks_have_no_certificate():
     class Twice(ia.flows.Residual):
         def forward(self, x, *, context=None, mask=None):
             return x + 2 * self.branch(x)
@@ -466,14 +466,14 @@ def test_blocks_that_compute_something_else_have_no_certificate():
 
 
 @pytest.mark.parametrize("kind", [ia.flows.LipschitzLinearBranch, ia.flows.LipschitzConvBranch])
-def test_replaced_methods_of_the_library_end_the_certificate(kind):
+def test_replaced_methods_invalidate_the_certificate(kind):
     branch = kind(3) if kind is ia.flows.LipschitzLinearBranch else kind(3, 4, (2, 2))
     with mock.patch.object(kind, "forward", lambda s, x: 9 * x):
         assert branch.lipschitz_bound() == torch.inf
     assert branch.lipschitz_bound() < 1
 
 
-def test_responses_that_score_in_another_way_have_no_certificate():
+def test_custom_responses_have_no_certificate():
     from invertible_attention.attention.responses import EmbeddedGaussian
 
     class Sharp(EmbeddedGaussian):
@@ -487,7 +487,7 @@ def test_responses_that_score_in_another_way_have_no_certificate():
     assert layer.lipschitz_bound() < 1
 
 
-def test_layers_that_replace_those_of_a_branch_are_bounded_as_they_are():
+def test_replaced_layers_of_a_branch_have_their_own_bound():
     branch = ia.flows.LipschitzLinearBranch(3, 4, depth=2, activation="elu").double()
     branch.layers[0] = nn.Linear(3, 4).double()
     branch.activations[0] = nn.LeakyReLU(4.0)
@@ -505,7 +505,7 @@ def test_layers_that_replace_those_of_a_branch_are_bounded_as_they_are():
     assert branch.lipschitz_bound() == torch.inf
 
 
-def test_a_branch_that_changes_its_input_in_place_has_no_certificate():
+def test_branch_modifying_its_input_in_place_has_no_certificate():
     for first in (nn.ReLU(inplace=True), nn.Sequential(nn.Identity(), nn.ELU(inplace=True))):
         assert lipschitz_upper_bound(nn.Sequential(first, nn.Linear(3, 3))) == torch.inf
     assert lipschitz_upper_bound(nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True))) < torch.inf

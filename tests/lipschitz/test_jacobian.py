@@ -57,7 +57,7 @@ def test_products_agree_with_the_dense_jacobian(cube, tolerance):
     torch.testing.assert_close(jacobian.value, mix(x**3))
 
 
-def test_input_and_parameters_are_left_alone():
+def test_input_and_parameters_are_not_modified():
     layer = torch.nn.Linear(2, 2)
     x = torch.randn(1, 2)
     jacobian = Jacobian(layer, x)
@@ -67,7 +67,7 @@ def test_input_and_parameters_are_left_alone():
     assert layer.weight.grad is None
 
 
-def test_map_that_ignores_a_direction():
+def test_map_independent_of_a_direction():
     jacobian = Jacobian(lambda x: x * torch.tensor([1.0, 0.0]), torch.ones(1, 2))
     assert torch.equal(jacobian.apply(torch.tensor([[0.0, 1.0]])), torch.zeros(1, 2))
 

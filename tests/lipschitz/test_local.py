@@ -37,7 +37,7 @@ def test_estimates_bracket_the_truth(size, steps, seed, spread):
         torch.testing.assert_close(smallest, singular[:, -1], rtol=1e-4, atol=1e-6)
 
 
-def test_samples_do_not_mix():
+def test_samples_are_independent():
     matrices = torch.stack([k * torch.eye(4) for k in (1.0, 5.0)]).double()
     matrices[1, 0, 0] = 7
     estimate = local_lipschitz_estimate(linear(matrices), torch.zeros(2, 4).double())
@@ -51,7 +51,7 @@ def test_twenty_steps_come_close_in_high_dimension():
     assert ((estimate > 0.89) & (estimate <= 0.9)).all()
 
 
-def test_sample_that_is_not_finite_does_not_spoil_the_others():
+def test_nonfinite_sample_does_not_affect_others():
     x = torch.tensor([[0.0, 0.0], [torch.nan, 0.0]])
     estimate = local_lipschitz_estimate(torch.sin, x)
     assert estimate[0] == pytest.approx(1)

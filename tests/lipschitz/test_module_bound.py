@@ -39,7 +39,7 @@ ACTIVATIONS = [
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
-def test_constant_of_an_activation_is_the_largest_slope(activation):
+def test_activation_constant_is_the_largest_slope(activation):
     x = torch.linspace(-30, 30, 600_001, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(activation.double()(x).sum(), x)
     steepest = slope.abs().max().item()
@@ -87,7 +87,7 @@ def test_bound_is_tight_for_orthogonal_layers():
     assert 1 <= lipschitz_upper_bound(module) <= 1.015**2
 
 
-def test_size_follows_the_strides():
+def test_input_size_follows_the_strides():
     # The second convolution sees 2×2, where zero padding leaves much less of it than on larger inputs.
     module = nn.Sequential(nn.Conv1d(1, 1, 1, stride=4), nn.Conv1d(1, 1, 3, padding=1))
     expected = lipschitz_upper_bound(module[0]) * lipschitz_upper_bound(module[1], (2,))
@@ -95,7 +95,7 @@ def test_size_follows_the_strides():
     assert lipschitz_upper_bound(module, (8,)) < lipschitz_upper_bound(module)
 
 
-def test_size_is_forgotten_after_reshaping():
+def test_input_size_is_unknown_after_reshaping():
     module = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, 4, 3, padding=1))
     assert lipschitz_upper_bound(module, (6, 6)) == lipschitz_upper_bound(module)
 
@@ -154,22 +154,22 @@ def test_modules_that_know_their_own_bound():
         (nn.Conv1d(2, 2, 3, padding=1, padding_mode="replicate"), "replicate"),
     ],
 )
-def test_nothing_is_guessed(module, message):
+def test_unknown_input_size_is_not_guessed(module, message):
     assert lipschitz_upper_bound(module) == torch.inf
     with pytest.raises(ValueError, match=message):
         lipschitz_upper_bound(module, strict=True)
 
 
-def test_padding_may_be_named():
+def test_padding_may_be_a_string():
     weight = nn.Conv1d(2, 2, 3, padding="valid")
     assert lipschitz_upper_bound(nn.Sequential(weight, nn.Conv1d(2, 2, 3)), (6,)) > 0
 
 
-def test_sizes_that_do_not_belong_to_the_layer_are_named():
+def test_mismatched_input_size_is_refused():
     with pytest.raises(ValueError, match=r"\(6, 6\)"):
         lipschitz_upper_bound(nn.Conv1d(2, 2, 3), (6, 6))
 
 
-def test_kernel_that_does_not_fit_is_named():
+def test_too_large_kernel_is_refused():
     with pytest.raises(ValueError, match=r"\(2,\)"):
         lipschitz_upper_bound(nn.Conv1d(1, 1, 3), (2,))

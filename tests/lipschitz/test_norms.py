@@ -65,7 +65,7 @@ def test_bound_is_never_below_the_norm_in_float64(kind, m, n, seed, exponent):
 
 @pytest.mark.parametrize("rows", [100, 300, 1_000, 10_000, 100_000])
 @pytest.mark.parametrize("iterations", [0, 7])
-def test_rounding_of_long_sums_is_made_up_for(rows, iterations):
+def test_rounding_of_long_sums_is_covered(rows, iterations):
     # equal summands are rounded in the same direction, which is as bad as rounding gets
     for entry in torch.linspace(0.05, 1, 20).tolist():
         W = torch.ones(rows, 2)
@@ -111,7 +111,7 @@ def test_bound_is_tight_for_generic_matrices(m, n, dtype):
     assert exact(W) <= spectral_norm_upper_bound(W).double() <= 1.01 * exact(W)
 
 
-def test_excess_is_the_one_of_theory_where_all_singular_values_are_equal():
+def test_excess_matches_theory_for_equal_singular_values():
     W = matrix("orthogonal", 48, 16, 0)
     for iterations in range(10):
         bound = spectral_norm_upper_bound(W, iterations)
@@ -120,7 +120,7 @@ def test_excess_is_the_one_of_theory_where_all_singular_values_are_equal():
 
 @settings(deadline=None, max_examples=40)
 @given(sizes, sizes, seeds, st.integers(0, 8))
-def test_complex_matrices_are_bounded(m, n, seed, iterations):
+def test_complex_matrices_have_a_bound(m, n, seed, iterations):
     real, imag = matrix("gaussian", m, n, seed), matrix("spike", m, n, seed + 1)
     norm = torch.linalg.matrix_norm(torch.complex(real, imag), 2)
     assert gram_bound(real.float(), imag.float(), iterations=iterations).double() >= norm * (1 - 1e-7)
@@ -151,7 +151,7 @@ def test_the_allowance_for_rounding_is_the_documented_one(kind, m, n, seed, iter
     assert bound <= schatten * (1 + unit * (16 + inner + size + (products if iterations else 0)))
 
 
-def test_batches_are_bounded_one_by_one():
+def test_batched_matrices_are_bounded_individually():
     W = torch.stack([s * matrix("gaussian", 4, 3, i) for i, s in enumerate([1e-200, 0.0, 1e200])])
     bounds = spectral_norm_upper_bound(W.reshape(3, 1, 4, 3))
     assert bounds.shape == (3, 1)
@@ -179,7 +179,7 @@ def test_derivatives_are_right_and_point_along_the_singular_vectors():
 
 
 @pytest.mark.parametrize("kind", ["orthogonal", "rank one", "sparse"])
-def test_derivatives_are_finite_where_singular_values_coincide(kind):
+def test_derivatives_are_finite_for_repeated_singular_values(kind):
     W = matrix(kind, 6, 6, 0).float().requires_grad_()
     (gradient,) = torch.autograd.grad(spectral_norm_upper_bound(W), W, create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum(), W)
@@ -211,7 +211,7 @@ def test_device_without_autocast():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_stays_in_its_matrix(value):
+def test_nonfinite_values_stay_in_their_matrix(value):
     W = torch.ones(2, 3, 3)
     W[0, 1, 1] = value
     bound = spectral_norm_upper_bound(W)
@@ -221,7 +221,7 @@ def test_what_is_not_finite_stays_in_its_matrix(value):
 
 @settings(deadline=None, max_examples=40)
 @given(kinds, sizes, sizes, seeds, st.floats(-30, 30))
-def test_logarithm_is_never_below(kind, m, n, seed, exponent):
+def test_log_bound_is_never_below_the_log_norm(kind, m, n, seed, exponent):
     W = (matrix(kind, m, n, seed) * 10**exponent).float()
     log = log_spectral_norm_upper_bound(W)
     assert log.double() >= exact(W).log()
@@ -283,7 +283,7 @@ def test_estimate_has_the_gradient_of_the_norm_at_its_vector():
 
 
 @pytest.mark.parametrize("function", [spectral_norm_upper_bound, spectral_norm_estimate])
-def test_bad_input_is_named(function):
+def test_bad_input_error_shows_the_value(function):
     with pytest.raises(ValueError, match=r"\(3,\)"):
         function(torch.ones(3))
     with pytest.raises(ValueError, match=r"\(0, 3\)"):
@@ -294,6 +294,6 @@ def test_bad_input_is_named(function):
         function(torch.ones(3, 3, dtype=torch.int64))
 
 
-def test_start_of_another_shape_is_named():
+def test_start_of_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(4,\)"):
         spectral_norm_estimate(torch.ones(4, 3), vector=torch.ones(4))

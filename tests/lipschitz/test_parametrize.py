@@ -92,14 +92,14 @@ def test_norm_stays_below_the_coefficient_after_rounding(case, dtype, coefficien
 
 
 @pytest.mark.parametrize("case", ["linear", "conv2"])
-def test_weight_already_below_is_left_as_it_is(case):
+def test_weight_below_the_limit_is_unchanged(case):
     layer, size = make(case)
     before = layer.weight.detach().clone()
     constrain(layer, 50.0, input_size=size)
     assert torch.equal(layer.weight, before)
 
 
-def test_weight_above_is_scaled_to_the_coefficient():
+def test_weight_above_the_limit_is_scaled_to_it():
     layer = constrain(nn.Linear(8, 8).double(), 0.9)
     original = layer.parametrizations.weight.original
     original.data.mul_(100)
@@ -116,7 +116,7 @@ def test_input_size_makes_the_constraint_less_strict():
     assert norms[None] < norms[3, 3] <= 0.1
 
 
-def test_batches_of_matrices_are_constrained_one_by_one():
+def test_batched_matrices_are_constrained_individually():
     weight = torch.stack([5 * torch.eye(3), 0.2 * torch.eye(3), torch.zeros(3, 3)]).double()
     limited = SpectralNormConstraint(1.0)(weight)
     norms = torch.linalg.matrix_norm(limited, 2)
@@ -220,7 +220,7 @@ def test_estimate_tracks_the_norm_in_training_mode_only(case):
     assert weight.shape == layer.parametrizations.weight.original.shape
 
 
-def test_estimate_breaks_its_promise_after_a_large_step_where_the_bound_does_not():
+def test_estimate_fails_after_a_large_step_where_the_bound_holds():
     for register, kept in ((constrain, True), (constrain_by_estimate, False)):
         layer = nn.Linear(3, 3, bias=False).double()
         with torch.no_grad():
@@ -259,7 +259,7 @@ def test_coefficient_must_be_positive_and_finite(coefficient):
         (lambda: SpectralNormEstimate(torch.ones(2, 2), 0.5, n_power_iterations=0), "0"),
     ],
 )
-def test_bad_input_is_named(build, message):
+def test_bad_input_error_shows_the_value(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 

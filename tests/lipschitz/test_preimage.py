@@ -25,7 +25,7 @@ def test_mirror_image_of_a_square_is_found():
     assert (found.residual <= 1e-10).all()
 
 
-def test_start_at_the_input_itself_is_pushed_away():
+def test_start_at_the_input_is_perturbed():
     x = torch.tensor([[1.5, 0.3]], dtype=torch.float64)
     found = find_second_preimage(lambda y, index: y**2, x, [x], tolerance=1e-8)
     assert not found.found.any() or found.distance > 0.01
@@ -49,7 +49,7 @@ def test_shape_may_change():
     torch.testing.assert_close(found.point, torch.tensor([[1.0, 2.0]], dtype=torch.float64))
 
 
-def test_settled_samples_leave_and_the_index_says_which_remain():
+def test_finished_samples_leave_and_the_index_tracks_the_rest():
     seen = []
     x = torch.tensor([[1.0], [1.0]], dtype=torch.float64)
     power = torch.tensor([[2.0], [1.0]], dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_non_finite_sample_is_skipped():
     assert found.found.tolist() == [False, True]
 
 
-def test_budget_is_kept():
+def test_evaluation_budget_is_respected():
     spent = []
     x = torch.randn(2, 50, dtype=torch.float64)
 

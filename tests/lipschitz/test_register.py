@@ -28,7 +28,7 @@ def scale() -> type[nn.Module]:
     return Registered
 
 
-def test_the_bound_is_that_of_the_layer_at_this_moment(scale):
+def test_bound_follows_the_layers_current_weights(scale):
     layer = scale(-0.5)
     block = ia.flows.Residual(nn.Sequential(layer, nn.Tanh()))
     assert block.lipschitz_bound().item() == pytest.approx(0.5)
@@ -63,7 +63,7 @@ def test_decorator_returns_the_function(scale):
     assert lipschitz_upper_bound(scale(3.0)) == 0.25
 
 
-def test_the_certificate_reaches_the_error_bound(scale):
+def test_error_bound_uses_the_registered_certificate(scale):
     block = ia.flows.Residual(nn.Sequential(scale(-0.5), nn.Tanh())).double()
     x = torch.randn(5, 3, dtype=torch.float64)
     solution = block.solve_inverse(block(x).detach())
@@ -74,7 +74,7 @@ def test_the_certificate_reaches_the_error_bound(scale):
 @pytest.mark.parametrize(
     "bound", [-1.0, float("nan"), lambda layer: -torch.ones(()), lambda layer: torch.ones(2)]
 )
-def test_bounds_that_are_none_are_refused(scale, bound):
+def test_invalid_bounds_are_refused(scale, bound):
     def use():
         register_lipschitz_bound(scale, bound)
         lipschitz_upper_bound(scale(1.0))
@@ -84,6 +84,6 @@ def test_bounds_that_are_none_are_refused(scale, bound):
 
 
 @pytest.mark.parametrize(("cls", "bound"), [(Scale(1.0), 1.0), (int, 1.0), (Scale, "1")])
-def test_arguments_of_another_kind_are_refused(cls, bound):
+def test_arguments_of_wrong_type_are_refused(cls, bound):
     with pytest.raises(TypeError, match="expected a"):
         register_lipschitz_bound(cls, bound)

@@ -48,7 +48,7 @@ def test_a_layer_in_half_precision_has_the_logdet_of_its_weights_in_single(name,
 
 
 @pytest.mark.parametrize("name", layers())
-def test_an_exchanged_estimator_is_in_force_at_once(name):
+def test_replaced_estimator_takes_effect_immediately(name):
     layer = layers()[name].double()
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
     layer.logdet = ia.PowerSeries(terms=1)
@@ -67,7 +67,7 @@ def test_an_exchanged_estimator_is_in_force_at_once(name):
 
 @pytest.mark.compiles
 @torch.no_grad()
-def test_an_exchanged_estimator_is_in_force_in_a_compiled_function():
+def test_replaced_estimator_takes_effect_in_a_compiled_function():
     layer = ia.InvertibleAttention(4, logdet=ia.PowerSeries(terms=1)).double()
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
     layer(x)

@@ -40,7 +40,7 @@ def test_the_remainder_is_below_the_tolerance_for_convolutions(tolerance: float)
 
 
 @pytest.mark.parametrize("factor", [0.9, -0.9])
-def test_a_linear_part_that_is_far_off_does_no_harm(factor: float):
+def test_poor_linear_part_keeps_the_tolerance(factor: float):
     """The short series diverges there, and the one that is certified takes over."""
 
     class Part:
@@ -76,7 +76,7 @@ def test_unbiased_over_probes_in_training():
     assert abs(draws.mean().item() - truth) < 4 * draws.std().item() / math.sqrt(4000) + 1e-3
 
 
-def test_the_same_question_has_the_same_answer_in_evaluation():
+def test_evaluation_is_deterministic():
     torch.manual_seed(0)
     layer = ia.InvertibleAttention(4, logdet=Series()).eval()
     layer.initialize(x := torch.randn(3, 4, 5, 5))
@@ -104,7 +104,7 @@ def test_bad_tolerance(tolerance: float):
         Series(tolerance=tolerance)
 
 
-def test_what_is_not_finite_ends():
+def test_nonfinite_input_terminates():
     value, logdet = Series()(lambda x: 0.5 * x, torch.full((1, 2), math.nan), lipschitz=0.5)
     assert value.isnan().all()
     assert logdet.isfinite().all()  # that of a linear branch

@@ -114,7 +114,7 @@ ESTIMATORS = {
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("prior", [False, True], ids=["average", "convolution"])
 @pytest.mark.usefixtures("frequent")
-def test_every_way_is_unbiased(estimator, prior: bool):
+def test_every_estimator_form_is_unbiased(estimator, prior: bool):
     layer, x = make("embedded_gaussian", heads=2, prior=prior, kind="sharp")
     assert_unbiased(layer, x, ESTIMATORS[estimator], calls=40)
 
@@ -139,7 +139,7 @@ def test_unbiased_with_context(context):
 
 
 @pytest.mark.parametrize("gradient", ["autograd", "neumann"])
-def test_the_paper_series_but_right(gradient):
+def test_control_variate_reduces_the_bias_of_the_truncated_series(gradient):
     """What five terms leave out is that of a small difference, in value and gradient."""
     layer, x = make("embedded_gaussian", kind="trained")
     layer.logdet = ia.Exact()
@@ -171,7 +171,7 @@ def test_less_noise_for_fewer_products(response):
     assert deviation(True) < 0.25 * deviation(False)
 
 
-def test_equal_weights_are_exact_without_any_luck():
+def test_uniform_weights_are_exact_for_any_probe():
     layer, x = make("embedded_gaussian", kind="trained")
     with torch.no_grad():
         for parameter in layer.branch.response.parameters():
@@ -237,7 +237,7 @@ DIM = 64
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_a_linear_part_far_from_one_sample_leaves_both_estimates_usable(training):
+def test_poor_linear_part_for_one_sample_keeps_both_estimates_finite(training):
     """As where most tokens are projected on the ball: the series of what the linear part leaves would grow."""
     torch.manual_seed(0)
     branch, x = Multiples(-0.89, 0.1, reference=-0.9), torch.ones(2, DIM, dtype=torch.float64)

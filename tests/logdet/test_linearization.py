@@ -11,7 +11,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("autocast", [True, False])
-def test_whatever_is_in_half_precision_is_raised(half: torch.dtype, autocast: bool):
+def test_half_precision_tensors_are_promoted(half: torch.dtype, autocast: bool):
     x, mask = torch.ones(2, 3, dtype=half), torch.ones(2, dtype=torch.bool)
     args = (torch.ones(2, dtype=half), None, mask, torch.ones(2, dtype=torch.float64))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -26,7 +26,7 @@ def test_whatever_is_in_half_precision_is_raised(half: torch.dtype, autocast: bo
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_a_module_in_half_precision_computes_in_single(half: torch.dtype):
+def test_half_precision_module_computes_in_single_precision(half: torch.dtype):
     module = nn.Linear(3, 3).to(half)
     x = torch.randn(2, 3, dtype=half)
     branch, raised, _ = promote(module, x, ())
@@ -38,14 +38,14 @@ def test_a_module_in_half_precision_computes_in_single(half: torch.dtype):
     assert same is module
 
 
-def test_what_has_no_batch_or_is_not_floating_point_is_refused():
+def test_unbatched_and_non_floating_input_is_refused():
     for x in (torch.ones(()), torch.ones(2), torch.ones(2, 3, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"expected a batch \(B, ...\) of a floating point type"):
             promote(torch.sin, x, ())
 
 
 @pytest.mark.parametrize("attached", [True, False])
-def test_products_are_those_of_the_jacobian(attached: bool):
+def test_products_match_the_jacobian(attached: bool):
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(4, 4, dtype=torch.float64)
     linear = Linearization(lambda x: torch.sin(x @ weight), x, (), attached=attached)

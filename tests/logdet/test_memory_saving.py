@@ -53,7 +53,7 @@ def test_gradient_of_a_bound_branch_reaches_the_raw_parameter(name_weight):
     torch.testing.assert_close(*gradients(branch, x, [x, module.raw], parameters=named))
 
 
-def test_naming_both_weight_and_raw_parameter_counts_neither_twice():
+def test_listing_weight_and_raw_parameter_counts_gradients_once():
     torch.manual_seed(0)
     module = Bound()
     weight, branch = module.bind()
@@ -62,7 +62,7 @@ def test_naming_both_weight_and_raw_parameter_counts_neither_twice():
         torch.testing.assert_close(*gradients(wrapped, x, [module.raw], parameters=(weight, module.raw)))
 
 
-def test_one_binding_may_serve_several_calls():
+def test_one_binding_serves_several_calls():
     torch.manual_seed(0)
     module = Bound()
     _, branch = module.bind()
@@ -74,7 +74,7 @@ def test_one_binding_may_serve_several_calls():
     torch.testing.assert_close(*(torch.autograd.grad(loss, module.raw) for loss in losses))
 
 
-def test_arguments_receive_gradients_and_their_history_is_not_walked():
+def test_arguments_receive_gradients_without_traversing_their_graph():
     torch.manual_seed(1)
     linear = nn.Linear(3, 3).double()
     source = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
@@ -158,7 +158,7 @@ def by_a_fused_optimizer(linear):
 
 @pytest.mark.parametrize("change", [in_place, through_data, exchanged, by_a_fused_optimizer])
 @pytest.mark.parametrize("x", [torch.randn(2, 3), torch.zeros(2, 3)], ids=["generic", "zero"])
-def test_weight_changed_between_forward_and_backward_is_noticed(change, x):
+def test_weight_change_between_forward_and_backward_is_detected(change, x):
     linear = nn.Linear(3, 3, bias=False)
     RussianRoulette()(linear, 0.1 * torch.randn(2, 3), training=True)[1].sum().backward()
     _, logdet = RussianRoulette()(linear, x, training=True)
@@ -167,7 +167,7 @@ def test_weight_changed_between_forward_and_backward_is_noticed(change, x):
         logdet.sum().backward()
 
 
-def test_a_sample_that_is_not_finite_hides_no_change_from_another():
+def test_nonfinite_sample_does_not_hide_changes():
     linear = nn.Linear(3, 3, bias=False)
     x = torch.randn(2, 3)
     x[0] = torch.nan
@@ -178,7 +178,7 @@ def test_a_sample_that_is_not_finite_hides_no_change_from_another():
         logdet[1].backward()
 
 
-def test_change_of_a_computed_weight_is_noticed_where_the_value_does_not_show_it():
+def test_change_of_a_computed_weight_is_detected_even_if_the_output_is_equal():
     weight = 2 * torch.randn(3, 3, requires_grad=True)
     _, logdet = RussianRoulette()(lambda x: x @ weight, torch.zeros(2, 3), parameters=[weight], training=True)
     weight.data.mul_(1.01)
@@ -186,7 +186,7 @@ def test_change_of_a_computed_weight_is_noticed_where_the_value_does_not_show_it
         logdet.sum().backward()
 
 
-def test_weights_exchanged_and_put_back_are_no_change():
+def test_swapped_and_restored_weights_are_not_a_change():
     linear = nn.Linear(3, 3)
     _, logdet = RussianRoulette()(linear, torch.randn(2, 3), training=True)
     stored = linear.weight.data
@@ -205,7 +205,7 @@ def test_a_random_branch_is_refused():
     logdet.sum().backward()
 
 
-def test_values_that_are_not_finite_are_no_change():
+def test_nonfinite_values_are_not_a_change():
     linear = nn.Linear(3, 3)
     for value in (torch.nan, torch.inf):
         linear.weight.grad = None
@@ -215,7 +215,7 @@ def test_values_that_are_not_finite_are_no_change():
 
 
 @pytest.mark.parametrize("block_of", ["attention", "convolution", "module"])
-def test_a_step_of_maml_is_differentiated_by_the_weights_it_was_taken_with(block_of):
+def test_maml_step_differentiates_the_weights_it_used(block_of):
     branches = {
         "convolution": lambda: ia.flows.LipschitzConvBranch(4, 6, (3, 3)),
         "module": lambda: nn.Sequential(nn.Conv2d(4, 4, 1)),
@@ -255,7 +255,7 @@ class Forward(nn.Module):
         return self.block.forward_and_logdet(x, **given)
 
 
-def test_second_derivative_is_refused_and_autograd_has_it(block):
+def test_second_derivative_is_refused_but_available_with_autograd(block):
     branch, sample = block
     x = sample.clone().requires_grad_()
     _, logdet = seeded()(branch, x, training=True)
@@ -281,7 +281,7 @@ def test_functional_transforms_give_the_same_gradient(block):
 
 
 @pytest.mark.parametrize("constant", ["branch", "parameters"])
-def test_what_needs_no_gradient_gets_none(constant):
+def test_inputs_without_requires_grad_get_no_gradient(constant):
     linear = nn.Linear(3, 3)
     x = torch.randn(2, 3, requires_grad=constant == "parameters")
     linear.requires_grad_(constant == "branch")

@@ -82,14 +82,14 @@ def test_autograd_gradient_differentiates_the_value(block):
     torch.autograd.gradgradcheck(logdet, (x,))
 
 
-def test_enough_terms_and_orthogonal_probes_are_exact():
+def test_exact_with_enough_terms_and_orthogonal_probes():
     # for a multiple of the identity a Rademacher probe gives the trace without error
     x = torch.zeros(2, 5, dtype=torch.float64)
     _, logdet = PowerSeries(terms=60, distribution="rademacher")(lambda x: 0.5 * x, x)
     torch.testing.assert_close(logdet, Exact()(lambda x: 0.5 * x, x)[1])
 
 
-def test_the_bound_of_a_computed_constant_is_a_number_too():
+def test_truncation_bound_accepts_a_tensor_constant():
     c = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     bound = PowerSeries(terms=3, control_variate=False).truncation_bound(10, c)
     assert isinstance(bound, float)

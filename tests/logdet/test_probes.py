@@ -10,14 +10,14 @@ DISTRIBUTIONS = ("gaussian", "rademacher")
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_probes_are_like_the_point_they_are_drawn_for(distribution, dtype):
+def test_probes_match_shape_and_dtype(distribution, dtype):
     probe = draw_probe(torch.zeros(2, 3, 4, dtype=dtype), distribution, None)
     assert probe.dtype == dtype
     assert probe.shape == (2, 3, 4)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_second_moments_are_those_of_the_identity(distribution):
+def test_second_moments_are_the_identity(distribution):
     torch.manual_seed(0)
     probes = draw_probe(torch.zeros(100_000, 3, dtype=torch.float64), distribution, None)
     moments = probes.mT @ probes / len(probes)
@@ -31,7 +31,7 @@ def test_second_moments_are_those_of_the_identity(distribution):
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_a_generator_is_the_only_source(distribution):
+def test_generator_is_the_only_source_of_randomness(distribution):
     x = torch.zeros(5, 7)
     state = torch.get_rng_state()
     one, two, other = (draw_probe(x, distribution, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))

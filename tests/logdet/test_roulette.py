@@ -71,7 +71,7 @@ def test_training_value_is_a_log_likelihood(assert_mean, gradient):
     assert_mean(draws, torch.tensor(4 * math.log(1.5), dtype=torch.float64), precision=0.05)
 
 
-def test_mean_of_a_known_hard_case(assert_mean):
+def test_mean_of_a_heavy_tailed_case(assert_mean):
     """A peer's roulette averages 1.19 on a branch whose log-determinant is 1.62."""
     torch.manual_seed(5)
     diagonal = torch.tensor([0.8, 0.6, 0.5, 0.169], dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_mean_of_a_known_hard_case(assert_mean):
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_every_sample_counts_with_its_own_weight(block, gradient):
+def test_samples_are_weighted_individually(block, gradient):
     """Peers multiply all samples' gradients with the upstream gradient of sample 0."""
     branch, sample = block
     x = torch.cat([sample, 2 * sample, -sample])
@@ -118,7 +118,7 @@ def test_memory_saving_changes_neither_value_nor_gradient(block):
 
 
 @pytest.mark.parametrize("tail", [{"continuation": 0.7}, {"tail": "poisson", "rate": 1.5}])
-def test_survival_is_that_of_the_numbers_drawn(tail):
+def test_survival_function_matches_the_draws(tail):
     torch.manual_seed(9)
     estimator = roulette(**tail)
     drawn = torch.tensor([estimator._draw_tail(None) for _ in range(20_000)])
@@ -128,7 +128,7 @@ def test_survival_is_that_of_the_numbers_drawn(tail):
         assert abs((drawn >= k).double().mean().item() - expected) < 4 * error
 
 
-def test_poisson_survival_is_accurate_far_out():
+def test_poisson_survival_is_accurate_in_the_tail():
     k = torch.arange(1.0, 40.0, dtype=torch.float64)
     expected = torch.special.gammainc(k, torch.full_like(k, 2.0))
     found = torch.tensor([roulette(tail="poisson").survival(int(i)) for i in k], dtype=torch.float64)

@@ -29,13 +29,13 @@ BAD = {"name": "torch", "version": "2.5.1", "vulns": [FLAW, FLAW | {"id": "PYSEC
 UNKNOWN = {"name": "mine", "skip_reason": "not found"}
 
 
-def test_nothing_known_passes_and_says_how_many_were_audited() -> None:
+def test_clean_audit_passes_with_the_package_count() -> None:
     status, lines = SCRIPT["conclude"](answer(SAFE, UNKNOWN), answer(BAD))
     assert status == 0
     assert lines == ["not audited: mine (not found)", "1 packages audited, 0 with known vulnerabilities"]
 
 
-def test_a_vulnerability_fails_and_names_what_mends_it() -> None:
+def test_vulnerability_fails_and_names_the_fix() -> None:
     status, lines = SCRIPT["conclude"](answer(SAFE, BAD), answer(BAD))
     assert status == 1
     assert lines[0] == "torch 2.5.1: PYSEC-1, fixed in 2.6.0"
@@ -50,7 +50,7 @@ def test_a_vulnerability_fails_and_names_what_mends_it() -> None:
         "requests.exceptions.ConnectionError: Max retries exceeded with url: /pypi/torch/2.13.0/json",
     ],
 )
-def test_no_answer_is_said_and_is_no_failure(complaint: str) -> None:
+def test_unreachable_service_is_reported_without_failing(complaint: str) -> None:
     for answers in ((silence(complaint), answer(BAD)), (answer(SAFE), silence(complaint))):
         status, (line,) = SCRIPT["conclude"](*answers)
         assert status == 0
@@ -58,7 +58,7 @@ def test_no_answer_is_said_and_is_no_failure(complaint: str) -> None:
         assert complaint.splitlines()[-1] in line
 
 
-def test_a_service_without_advisories_does_not_pass_for_an_audit() -> None:
+def test_service_without_advisories_does_not_count_as_an_audit() -> None:
     status, (line,) = SCRIPT["conclude"](answer(SAFE), answer(BAD | {"vulns": []}))
     assert (status, line) == (
         0,
@@ -68,12 +68,12 @@ def test_a_service_without_advisories_does_not_pass_for_an_audit() -> None:
     assert (status, line) == (0, "NOT AUDITED: the advisory service knows none of the 2 packages")
 
 
-def test_any_other_failure_of_the_tool_is_one() -> None:
+def test_any_other_tool_failure_fails() -> None:
     status, (line,) = SCRIPT["conclude"](silence("No module named pip_audit"), answer())
     assert (status, line) == (1, "pip-audit failed: No module named pip_audit")
 
 
-def test_all_that_is_installed_is_asked_about_without_local_versions() -> None:
+def test_every_installed_package_is_queried_without_local_versions() -> None:
     requirements = SCRIPT["installed"]()
     names = {requirement.partition("==")[0] for requirement in requirements}
     assert {"torch", "jaxtyping", "pytest"} <= names

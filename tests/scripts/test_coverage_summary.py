@@ -24,7 +24,7 @@ FILES = {
 }
 
 
-def test_packages_add_up_to_the_total() -> None:
+def test_package_counts_sum_to_the_total() -> None:
     summary = SCRIPT["summarize"]({"files": FILES})
     assert summary["total"] == {
         "lines": 100,
@@ -45,7 +45,7 @@ def test_packages_add_up_to_the_total() -> None:
 
 
 @pytest.mark.parametrize(("least", "status"), [(50.0, 0), (50.1, 1), (90.0, 1)])
-def test_lines_and_branches_must_each_reach_what_is_asked_for(
+def test_lines_and_branches_must_each_reach_the_threshold(
     least: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = SCRIPT["main"]

@@ -31,7 +31,7 @@ def test_tables_are_current() -> None:
 
 
 @needs_results
-def test_every_place_has_a_table() -> None:
+def test_every_placeholder_has_a_table() -> None:
     assert len(PLACES) > 20
     for page, found in PLACES:
         assert ("`--output" if "options" in found[1] else "| --- |") in found[0], (page, found[1])
@@ -39,7 +39,7 @@ def test_every_place_has_a_table() -> None:
     assert begun == len(PLACES)
 
 
-def test_a_place_that_is_still_empty_leaves_what_follows_it() -> None:
+def test_empty_placeholder_keeps_the_following_text() -> None:
     text = "<!-- code: commands -->\n<!-- end -->\n\nkept\n\n<!-- code: commands -->\n<!-- end -->\n"
     parts = SCRIPT["update"](text).split("\n\nkept\n\n")
     assert len(parts) == 2
@@ -47,7 +47,7 @@ def test_a_place_that_is_still_empty_leaves_what_follows_it() -> None:
     assert "| --- |" in parts[0]
 
 
-def test_an_absent_folder_names_the_command(tmp_path: Path) -> None:
+def test_missing_folder_error_names_the_command(tmp_path: Path) -> None:
     from invertible_attention.experiments.report.kinds import kinds
 
     commands = {kind.name: kind.command for kind in kinds().values()}
@@ -62,13 +62,13 @@ def test_an_absent_folder_names_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "words"), [("novelty.rows", "no results of kind"), ("logdet.novelty", "no table")]
 )
-def test_what_does_not_exist_is_named(table: str, words: str) -> None:
+def test_unknown_tables_are_refused(table: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         SCRIPT["render"](table)
 
 
 @needs_results
-def test_folders_are_chosen_by_name(tmp_path: Path) -> None:
+def test_folders_are_selected_by_name(tmp_path: Path) -> None:
     content = json.loads((ROOT / "results" / "logdet" / "results.json").read_text(encoding="utf-8"))
     for name, calls in (("one", 11111), ("two-times", 22222)):
         content["rows"][0]["calls"] = calls

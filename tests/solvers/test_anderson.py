@@ -35,7 +35,7 @@ def test_never_much_slower_than_picard(contractions, data, c: float, seed: int, 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_far_fewer_evaluations_than_picard_where_few_directions_are_slow(seed: int):
+def test_far_fewer_evaluations_than_picard_with_few_slow_directions(seed: int):
     generator = torch.Generator().manual_seed(seed)
     rates = torch.full((1, 200), 0.1, dtype=torch.float64)
     rates[0, :3] = torch.tensor([0.9, -0.9, 0.8])
@@ -56,7 +56,7 @@ def test_far_fewer_evaluations_than_picard_where_few_directions_are_slow(seed: i
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("regularization", [0.0, 1e-10])
 @pytest.mark.parametrize("memory", [1, 5, 12])
-def test_singular_systems_are_ordinary(dtype: torch.dtype, regularization: float, memory: int):
+def test_singular_least_squares_systems_are_handled(dtype: torch.dtype, regularization: float, memory: int):
     solver = Anderson(memory=memory, regularization=regularization)
     branches = {
         "zero": lambda x: torch.zeros_like(x),
@@ -104,7 +104,7 @@ def test_contraction_on_which_extrapolation_fails_is_solved(lipschitz: float | N
 @pytest.mark.parametrize("lipschitz", [0.9, 0.99])
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**31))
-def test_any_evaluations_shrink_the_residual_as_promised(lipschitz: float, seed: int):
+def test_residual_shrinks_at_the_guaranteed_rate_over_any_window(lipschitz: float, seed: int):
     z = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
     def branch(x):
@@ -142,7 +142,7 @@ def test_exact_preconditioner_solves_at_once():
 @pytest.mark.parametrize("factor", [-3.0, 0.0, 1e30, float("nan")])
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**31))
-def test_wrong_preconditioner_costs_one_evaluation_and_breaks_no_promise(factor: float, seed: int):
+def test_wrong_preconditioner_costs_one_evaluation_and_keeps_the_guarantee(factor: float, seed: int):
     z = torch.randn(100, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     for branch in (misleading, lambda x: 0.9 * x.roll(1, 1).sin()):
         solution = Anderson().solve(Preconditioned(branch, factor), z, lipschitz=0.9)
@@ -179,7 +179,7 @@ def test_steep_branches_need_shorter_steps():
     torch.testing.assert_close(solution.value + 10 * solution.value**3, z, rtol=0, atol=1e-9)
 
 
-def test_branches_that_stretch_can_still_be_solved():
+def test_expansive_branches_can_still_be_solved():
     # g = -2x, where Picard diverges: I + J = -1 is as invertible as 1.
     z = torch.randn(3, 1, dtype=torch.float64)
     solution = Anderson().solve(lambda x: -2 * x, z)

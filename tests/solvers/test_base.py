@@ -167,7 +167,7 @@ def test_slow_contraction_is_solved_to_tolerance(solver: Solver):
 @each_solver
 @settings(deadline=None, max_examples=15)
 @given(data=st.data(), limit=st.integers(1, 40), gain=st.floats(0.5, 20.0), seed=seeds)
-def test_limit_of_evaluations_is_kept(
+def test_evaluation_limit_is_respected(
     wild, counting, solver: Solver, data, limit: int, gain: float, seed: int
 ):
     branch = wild[data.draw(st.sampled_from(list(wild)))](gain, 6, seed)
@@ -211,7 +211,7 @@ def test_a_solved_sample_costs_one_evaluation(counting, solver: Solver):
 @each_solver
 @settings(deadline=None, max_examples=15)
 @given(data=st.data(), seed=seeds)
-def test_result_of_a_sample_does_not_depend_on_its_batch(contractions, solver: Solver, data, seed: int):
+def test_sample_result_is_independent_of_its_batch(contractions, solver: Solver, data, seed: int):
     branch = contractions[data.draw(st.sampled_from(list(contractions)))](0.8, 7, seed)
     generator = torch.Generator().manual_seed(seed)
     scale = torch.tensor([1e-3, 1.0, 1.0, 30.0], dtype=torch.float64)[:, None]
@@ -283,7 +283,7 @@ def test_best_iterate_is_returned_when_a_sample_fails(solver: Solver):
 @each_solver
 @settings(deadline=None, max_examples=15)
 @given(data=st.data(), seed=seeds)
-def test_trace_tells_the_residual_of_each_evaluation(contractions, solver: Solver, data, seed: int):
+def test_trace_records_every_residual(contractions, solver: Solver, data, seed: int):
     branch = contractions[data.draw(st.sampled_from(list(contractions)))](0.7, 5, seed)
     z = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     solution = solver.solve(branch, z)
@@ -406,7 +406,7 @@ def test_arguments_follow_their_samples(solver: Solver):
 
 
 @each_solver
-def test_precision_floor_is_reported_and_not_waited_for(contractions, solver: Solver):
+def test_precision_floor_is_reported_without_using_the_budget(contractions, solver: Solver):
     branch = contractions["network"](0.5, 10, 0)
     solution = type(solver)(tolerance=1e-12, max_evaluations=10_000).solve(
         branch, torch.randn(4, 10), lipschitz=0.5
@@ -417,7 +417,7 @@ def test_precision_floor_is_reported_and_not_waited_for(contractions, solver: So
     assert (solution.evaluations < 100).all()
 
 
-def test_branch_too_large_for_the_precision_is_not_called_solved():
+def test_branch_too_large_for_the_precision_is_not_reported_as_solved():
     # In float32 the branch is known to 1e-7 of its size, which is more than 1e-6 of z.
     for dtype, solvable in ((torch.float32, False), (torch.float64, True)):
         solution = Anderson(tolerance=1e-6).solve(lambda x: 10 * x - 1e3, torch.ones(2, 3, dtype=dtype))
@@ -482,7 +482,7 @@ def test_arguments_must_have_one_entry_per_sample(solver: Solver, arg: Tensor):
 
 @each_solver
 @pytest.mark.parametrize("value", [-0.5, math.nan, torch.tensor(-1.0), torch.tensor([0.5, 0.5])])
-def test_lipschitz_constant_must_make_sense(solver: Solver, value: float | Tensor):
+def test_invalid_lipschitz_constant_is_refused(solver: Solver, value: float | Tensor):
     with pytest.raises(ValueError, match="lipschitz"):
         solver.solve(lambda x: 0 * x, torch.ones(3, 2), lipschitz=value)
 

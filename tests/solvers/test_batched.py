@@ -53,7 +53,7 @@ def test_inner_products_are_those_of_float64(features: int):
     torch.testing.assert_close(products, expected, rtol=1e-12, atol=1e-10)
 
 
-def test_choose_takes_whole_samples():
+def test_choose_selects_whole_samples():
     chosen = choose(torch.tensor([True, False]), torch.ones(2, 3), torch.full((2, 3), torch.nan))
     assert chosen[0].tolist() == [1, 1, 1]
     assert chosen[1].isnan().all()

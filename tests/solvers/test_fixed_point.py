@@ -9,7 +9,7 @@ from invertible_attention.solvers import FixedPoint
 
 @settings(deadline=None, max_examples=20)
 @given(data=st.data(), c=st.floats(0.1, 0.95), size=st.integers(1, 10), seed=st.integers(0, 2**31))
-def test_residual_shrinks_at_the_rate_of_banach(contractions, data, c: float, size: int, seed: int):
+def test_residual_shrinks_at_the_banach_rate(contractions, data, c: float, size: int, seed: int):
     branch = contractions[data.draw(st.sampled_from(list(contractions)))](c, size, seed)
     z = torch.randn(2, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     trace = FixedPoint().solve(branch, z).trace
@@ -19,7 +19,7 @@ def test_residual_shrinks_at_the_rate_of_banach(contractions, data, c: float, si
     assert (ratio[~ratio.isnan()] <= c * (1 + 1e-9)).all()
 
 
-def test_iterates_are_those_of_algorithm_1():
+def test_iterates_match_algorithm_1():
     weight = torch.randn(4, 4, dtype=torch.float64) / 10
     z = torch.randn(3, 4, dtype=torch.float64)
     x = z

@@ -38,7 +38,7 @@ def test_full_krylov_space_solves_the_system(size: int, seed: int):
 
 @settings(deadline=None, max_examples=25)
 @given(size=st.integers(2, 12), limit=st.integers(1, 8), seed=st.integers(0, 2**31))
-def test_solution_is_the_least_residual_in_the_krylov_space(size: int, limit: int, seed: int):
+def test_solution_minimizes_the_residual_over_the_krylov_space(size: int, limit: int, seed: int):
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(1, size, size, dtype=torch.float64, generator=generator)
     b = torch.randn(1, size, dtype=torch.float64, generator=generator)

@@ -52,7 +52,7 @@ def test_gradcheck_of_right_hand_side_parameters_and_arguments(solver: Solver):
 @each_solver
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**31), batch=st.integers(1, 4), size=st.integers(1, 6))
-def test_gradient_is_that_of_the_dense_formula(solver: Solver, seed: int, batch: int, size: int):
+def test_gradient_matches_the_dense_formula(solver: Solver, seed: int, batch: int, size: int):
     z, weight, shift = inputs(batch, size, seed)
     x = invert(solver, z, weight, shift)
     v = torch.randn_like(x)
@@ -75,7 +75,7 @@ def test_value_is_unchanged_and_detached_from_the_iteration():
     assert x.requires_grad
 
 
-def test_is_differentiated_knows_both_modes():
+def test_is_differentiated_detects_both_modes():
     plain, trained = torch.ones(2), torch.ones(2, requires_grad=True)
     assert is_differentiated([None, plain, trained])
     assert not is_differentiated([None, plain])
@@ -85,14 +85,14 @@ def test_is_differentiated_knows_both_modes():
             assert is_differentiated([torch.autograd.forward_ad.make_dual(plain, plain)])
 
 
-def test_nothing_is_attached_where_nothing_needs_a_gradient():
+def test_no_graph_is_attached_without_requires_grad():
     z, weight, shift = (t.detach() for t in inputs())
     assert not invert(Anderson(), z, weight, shift).requires_grad
     with torch.no_grad():
         assert not invert(Anderson(), *inputs()).requires_grad
 
 
-def test_none_among_the_arguments():
+def test_none_as_an_argument():
     z = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
 
     def branch(x, mask):
@@ -287,7 +287,7 @@ def test_graph_is_freed_with_the_result():
     assert gone() is None
 
 
-def test_samples_leave_the_adjoint_batch_too():
+def test_finished_samples_leave_the_adjoint_batch():
     z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     rate = torch.tensor([[0.0], [0.9], [0.1], [0.5]], dtype=torch.float64)
     shapes = []

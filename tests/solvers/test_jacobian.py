@@ -55,7 +55,7 @@ BRANCHES = {
 
 
 @pytest.mark.parametrize("name", list(BRANCHES))
-def test_product_is_that_of_the_jacobian_at_the_rows(name: str):
+def test_product_matches_the_jacobian_of_the_selected_samples(name: str):
     branch, tolerance = BRANCHES[name]
     x, shift = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 1, dtype=torch.float64)
     jacobian = torch.func.vmap(torch.func.jacfwd(smooth))(x, shift)
@@ -79,13 +79,13 @@ def test_newton_works_with_every_kind_of_product(name: str):
     assert ((solution.value + smooth(solution.value, shift) - z).norm(dim=1) < 1e-11).all()
 
 
-def test_constant_branch_has_a_jacobian_of_zero():
+def test_constant_branch_has_zero_jacobian():
     problem = Problem(lambda x: torch.ones(3, 6), torch.zeros(3, 6), (), (6,), None, 1e-6)
     product = JacobianProduct(problem, torch.zeros(3, 6), torch.ones(3, 6))
     assert product(torch.randn(3, 6), torch.arange(3)).abs().max() == 0
 
 
-def test_out_of_memory_is_not_taken_for_a_missing_derivative():
+def test_out_of_memory_is_not_treated_as_a_missing_derivative():
     def greedy(x: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("no room")
 

@@ -108,7 +108,7 @@ def test_singular_jacobian_at_the_start_is_reported():
     assert solution.iterations.tolist() == [1, 1]
 
 
-def test_relaxed_attention_that_is_no_contraction():
+def test_non_contractive_relaxed_attention():
     generator = torch.Generator().manual_seed(0)
     weight = 1.5 * torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64)).Q
 
@@ -130,6 +130,6 @@ def test_bad_arguments(name: str, value: float):
         NewtonKrylov(**{name: value})
 
 
-def test_a_limit_of_evaluations_is_needed():
+def test_evaluation_limit_is_required():
     with pytest.raises(ValueError, match=r"max_evaluations.*None"):
         NewtonKrylov(max_evaluations=None)

@@ -30,7 +30,7 @@ def test_branch_sees_the_shape_of_the_event():
     torch.testing.assert_close(output, x.reshape(4, 3, 2).flip(1).reshape(4, 6))
 
 
-def test_branch_in_another_dtype_is_brought_back():
+def test_branch_output_is_cast_back():
     assert (
         make_problem(lambda x: x.bfloat16(), torch.zeros(2, 3)).evaluate(torch.ones(2, 3)).dtype
         == torch.float32
@@ -50,7 +50,7 @@ def test_arguments_follow_the_samples():
     assert problem.evaluate(torch.ones(1, 2), torch.tensor([1])).tolist() == [[1, 1]]
 
 
-def test_select_indexes_tensors_and_keeps_the_rest():
+def test_select_indexes_tensors_and_keeps_other_arguments():
     @dataclass(frozen=True)
     class State:
         a: Tensor

@@ -21,12 +21,12 @@ def make(converged: list[bool], residual: list[float], evaluations: int = 7) -> 
     )
 
 
-def test_check_returns_the_solution_itself_when_all_is_well():
+def test_check_returns_a_converged_solution_unchanged():
     solution = make([True, True], [0.0, 1e-9])
     assert solution.check() is solution
 
 
-def test_check_raises_with_the_whole_solution_at_hand():
+def test_check_raises_with_the_solution_attached():
     solution = make([True, False], [0.0, 0.5])
     with pytest.raises(ConvergenceError) as caught:
         solution.check()
@@ -48,14 +48,14 @@ def test_message_names_the_samples_their_residuals_and_remedies():
     assert "infinity" not in message
 
 
-def test_message_blames_the_input_where_the_input_is_to_blame():
+def test_message_points_to_bad_input():
     message = str(ConvergenceError(make([True, False], [0.0, math.nan])))
     assert "1 (input not finite)" in message
     assert "1 of them had NaN or infinity in the input" in message
     assert "Remedies" not in message
 
 
-def test_message_of_a_mixture_has_both():
+def test_message_covers_mixed_failures():
     message = str(ConvergenceError(make([False, False], [0.5, math.nan])))
     assert "1 (input not finite)" in message
     assert "Remedies" in message
@@ -73,7 +73,7 @@ def test_message_names_the_equation():
     assert "in the adjoint system" in str(ConvergenceError(make([False], [0.5]), "the adjoint system"))
 
 
-def test_error_survives_the_way_between_processes():
+def test_error_can_be_pickled():
     error = pickle.loads(pickle.dumps(ConvergenceError(make([True, False], [0.0, 0.5]), "a test")))
     assert isinstance(error, ConvergenceError)
     assert str(error) == str(ConvergenceError(make([True, False], [0.0, 0.5]), "a test"))

@@ -60,7 +60,7 @@ def copy_of(folder: Path, to: Path, *names: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["reconstruct", "density"])
-def test_a_run_killed_at_random_moments_ends_as_one_left_alone(experiment: str) -> None:
+def test_run_killed_at_random_times_matches_an_uninterrupted_one(experiment: str) -> None:
     program = [sys.executable, str(Path(__file__).with_name("killing.py")), experiment]
     program += ["--moments", str(KILLS), "--seed", str(random.randrange(2**31))]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
@@ -95,7 +95,7 @@ def left_alone(tmp_path: Path) -> Path:
         ("results.json", None, "results.json is missing"),
     ],
 )
-def test_what_a_kill_may_spoil_is_noticed(
+def test_damage_by_a_kill_is_detected(
     left_alone: Path, name: str, content: bytes | None, complaint: str
 ) -> None:
     expected = weights(left_alone)
@@ -162,9 +162,7 @@ def save_picture(path: Path) -> None:
         (lambda path: write_json(path, [0.5] * 10_000), "results.json"),
     ],
 )
-def test_whatever_is_written_a_disk_without_room_is_one_clear_error(
-    tmp_path: Path, write: Any, name: str
-) -> None:
+def test_full_disk_is_one_clear_error_for_every_writer(tmp_path: Path, write: Any, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"old")
     with pytest.raises(ExperimentError, match=f"cannot write .*{name}"):
@@ -175,7 +173,7 @@ def test_whatever_is_written_a_disk_without_room_is_one_clear_error(
     assert path.stat().st_size > 4096
 
 
-def test_a_run_that_filled_the_disk_goes_on_when_there_is_room(
+def test_run_resumes_after_a_full_disk(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Room runs out at every file in turn: each time the run ends in one error, and the next goes further."""
@@ -223,7 +221,7 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_output_that_cannot_be_a_folder(
+def test_output_that_cannot_be_a_folder_is_refused(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if command == "camouflage":
@@ -235,7 +233,7 @@ def test_an_output_that_cannot_be_a_folder(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_output_in_use_by_another_process(
+def test_output_in_use_is_refused(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if command == "camouflage":
@@ -249,7 +247,9 @@ def test_an_output_in_use_by_another_process(
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write to read-only folders")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_read_only_output(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_read_only_output_is_refused(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tmp_path.chmod(0o500)
     try:
         assert "cannot write to" in fail(capsys, *COMMANDS[command], "--output", str(tmp_path / "run"))
@@ -260,7 +260,7 @@ def test_a_read_only_output(command: str, tmp_path: Path, capsys: pytest.Capture
 # Checkpoints that cannot be used
 
 
-def test_a_density_of_another_configuration_is_refused_and_kept(finished: Path) -> None:
+def test_density_of_a_different_configuration_is_refused_and_kept(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     other = Density.from_json(TINY.to_json() | {"seed": 1})
     for resume in (False, True):
@@ -270,7 +270,7 @@ def test_a_density_of_another_configuration_is_refused_and_kept(finished: Path) 
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
-def test_a_damaged_checkpoint_of_training(damage: str, finished: Path, tmp_path: Path) -> None:
+def test_damaged_training_checkpoint_is_reported(damage: str, finished: Path, tmp_path: Path) -> None:
     folder = copy_of(finished, tmp_path / "run", "configuration.json")
     whole = io.BytesIO()
     torch.save({"state_dict": {"a": torch.zeros(1000)}}, whole)
@@ -283,7 +283,7 @@ def test_a_damaged_checkpoint_of_training(damage: str, finished: Path, tmp_path:
 
 @pytest.mark.parametrize("use", [evaluate_run, sample_run])
 @pytest.mark.parametrize("damage", ["truncated", "text", "foreign"])
-def test_damaged_weights_of_a_density(damage: str, use: Any, finished: Path, tmp_path: Path) -> None:
+def test_damaged_density_weights_are_reported(damage: str, use: Any, finished: Path, tmp_path: Path) -> None:
     folder = copy_of(finished, tmp_path / "run", "configuration.json", "model.safetensors")
     path = folder / "model.safetensors"
     if damage == "foreign":
@@ -294,7 +294,7 @@ def test_damaged_weights_of_a_density(damage: str, use: Any, finished: Path, tmp
         use(folder, device="cpu", console=silent())
 
 
-def test_damaged_tensors_name_the_file(tmp_path: Path) -> None:
+def test_damaged_tensors_error_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for content in (b"", b"hello", b"\xff" * 64):
         path.write_bytes(content)
@@ -309,7 +309,7 @@ def test_damaged_tensors_name_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "bomb"])
 @pytest.mark.parametrize("command", ["reconstruct", "density"])
-def test_an_image_that_cannot_be_read_is_named(
+def test_unreadable_image_error_names_the_file(
     command: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "images"

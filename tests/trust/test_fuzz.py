@@ -76,7 +76,7 @@ def constraints(draw: Any) -> ia.Certified | ia.Relaxed | None:
     constraint=constraints(),
     tokens=st.integers(1, 5),
 )
-def test_a_layer_is_built_and_works_or_says_why_not(
+def test_layer_works_or_is_refused(
     channels, response, normalization, heads, embedding, bias, causal, context, kind, constraint, tokens
 ):
     try:

@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "guarantees.md"
 NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE.read_text(encoding="utf-8"))))
 
 
-def test_the_page_names_tests_of_every_promise() -> None:
+def test_every_guarantee_names_its_tests() -> None:
     sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     assert len(sections) >= 8
     for section in sections:

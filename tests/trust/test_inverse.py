@@ -108,7 +108,7 @@ def check_honest(layer: ia.Residual, z: Tensor) -> ia.Solution:
     dtype=st.sampled_from(sorted(TOLERANCES, key=str)),
     seed=st.integers(0, 2**31),
 )
-def test_relaxed_layers_of_any_scale(log_scale, log_input, solver, dtype, seed):
+def test_relaxed_layers_at_any_scale(log_scale, log_input, solver, dtype, seed):
     torch.manual_seed(seed)
     layer = relaxed(10**log_scale, seed, dtype)
     layer.solver = SOLVERS[solver]()
@@ -126,7 +126,7 @@ def test_relaxed_layers_of_any_scale(log_scale, log_input, solver, dtype, seed):
     dtype=st.sampled_from(sorted(TOLERANCES, key=str)),
     seed=st.integers(0, 2**31),
 )
-def test_maps_without_an_inverse(kind, strength, reachable, solver, dtype, seed):
+def test_non_invertible_maps_are_reported(kind, strength, reachable, solver, dtype, seed):
     torch.manual_seed(seed)
     branch = {
         "folding": lambda: Folding(strength),
@@ -200,7 +200,7 @@ def test_the_error_bound_is_never_below_the_true_error(kind, coefficient, log_sc
     assert (error <= solution.error_bound.double() + truth.error_bound).all()
 
 
-def test_the_error_bound_says_something():
+def test_error_bound_is_informative():
     layer = ia.InvertibleAttention(4, solver=ia.Anderson(tolerance=1e-4)).double()
     x = torch.randn(8, 4, 5, dtype=torch.float64)
     solution = layer.solve_inverse(layer(x))

@@ -42,14 +42,14 @@ def everything(seed: int) -> list[torch.Tensor]:
         return [loss.detach(), *gradients, net(y), net.inverse(net(y)), flow.sample(3)]
 
 
-def test_one_seed_gives_the_same_bits_every_time():
+def test_equal_seeds_are_bitwise_reproducible():
     first, second = everything(3), everything(3)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0], everything(4)[0])
 
 
 @pytest.mark.parametrize("response", RESPONSES)
-def test_a_sample_does_not_depend_on_its_batch(response):
+def test_sample_result_is_independent_of_its_batch(response):
     """Up to the rounding of kernels that choose their order of summation by the size of the batch."""
     layer = make(response).double()
     x = torch.randn(5, 8, 6, dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_tokens_of_many_scales_in_one_sample(response):
 
 
 @pytest.mark.parametrize("response", RESPONSES)
-def test_zero_is_a_point_like_any_other(response):
+def test_zero_input(response):
     layer = make(response, bias=True).double()
     layer(torch.randn(2, 8, 5, dtype=torch.float64))
     x = torch.zeros(2, 8, 5, dtype=torch.float64, requires_grad=True)
@@ -110,7 +110,7 @@ def test_zero_is_a_point_like_any_other(response):
 
 
 @pytest.mark.slow
-def test_a_thousand_round_trips_are_off_by_their_bounds_and_no_more():
+def test_thousand_round_trips_stay_within_their_error_bounds():
     """Each trip may be off by its own bound. They add up, and nothing multiplies."""
     layer = make("gaussian", constraint=ia.Certified(0.3))
     start = x = torch.randn(1, 8, 3)
@@ -126,7 +126,7 @@ def test_a_thousand_round_trips_are_off_by_their_bounds_and_no_more():
     assert allowed < 0.02 * float(start.norm())
 
 
-def test_solved_to_the_end_hundreds_of_round_trips_stay_where_they_were():
+def test_fully_solved_round_trips_do_not_drift():
     layer = make("gaussian", constraint=ia.Certified(0.3), solver=ia.FixedPoint(30, tolerance=0.0)).double()
     start = x = torch.randn(1, 8, 3, dtype=torch.float64)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def deep(blocks: int) -> ia.flows.Sequential:
     )
 
 
-def test_fifty_blocks_in_bfloat16_drift_by_their_rounding_only():
+def test_fifty_blocks_in_bfloat16_drift_only_by_rounding():
     """Every block rounds its output once: fifty blocks are off by fifty roundings at most, not by a power of them."""
     torch.manual_seed(0)
     net, x = deep(50), torch.randn(4, 8, 6)
@@ -170,7 +170,7 @@ def test_fifty_blocks_in_float32_invert():
 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**31), blocks=st.integers(1, 6), response=st.sampled_from(RESPONSES))
-def test_the_round_trip_in_bfloat16_is_within_what_the_solutions_claim(seed, blocks, response):
+def test_bfloat16_round_trip_is_within_the_error_bounds(seed, blocks, response):
     torch.manual_seed(seed)
     layer = make(response, constraint=ia.Certified(0.9)).bfloat16()
     x = torch.randn(3, 8, 5).bfloat16()
@@ -187,7 +187,7 @@ def test_the_round_trip_in_bfloat16_is_within_what_the_solutions_claim(seed, blo
 
 @pytest.mark.parametrize("response", RESPONSES)
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_gradients_of_every_layer_are_those_of_finite_differences(response, normalization):
+def test_gradients_match_finite_differences(response, normalization):
     layer = ia.InvertibleAttention(
         2,
         response,

@@ -92,7 +92,7 @@ def findings(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_the_source_runs_and_unpacks_nothing_it_reads(path: Path) -> None:
+def test_source_never_executes_or_unpacks_files_it_reads(path: Path) -> None:
     assert findings(path.read_text(encoding="utf-8")) == []
 
 
@@ -133,7 +133,7 @@ def write_pickle(path: Path, victim: Path, kind: str) -> None:
         path.write_bytes(pickle.dumps(Malicious(victim)))
 
 
-def test_the_pickle_of_these_tests_does_run_code(victim: Path) -> None:
+def test_malicious_pickle_of_these_tests_runs_code(victim: Path) -> None:
     pickle.loads(pickle.dumps(Malicious(victim)))
     assert victim.exists()
 
@@ -167,7 +167,7 @@ def test_a_pickle_in_place_of_pretrained_weights_is_refused(
     assert not victim.exists()
 
 
-def test_a_checkpoint_of_another_libraries_objects_is_not_built(tmp_path: Path) -> None:
+def test_checkpoint_with_foreign_objects_is_refused(tmp_path: Path) -> None:
     """Of classes only tensors and plain containers are allowed, also where building them would be harmless."""
     torch.save({"state_dict": torch.nn.Linear(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(ExperimentError, match="damaged"):
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_another_libraries_objects_is_not_built(tmp_path: Path) 
 # Names inside of files
 
 
-def test_an_archive_that_leaves_its_folder_is_not_unpacked(tmp_path: Path) -> None:
+def test_archive_escaping_its_folder_is_not_unpacked(tmp_path: Path) -> None:
     """torch's checkpoints are archives: they are read in memory, and no name in them becomes a path."""
     path = tmp_path / "run" / "model.safetensors"
     path.parent.mkdir()
@@ -193,7 +193,7 @@ def test_an_archive_that_leaves_its_folder_is_not_unpacked(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/hostname", "a/../../secret.jpg"])
-def test_a_list_of_files_cannot_name_others(name: str, tmp_path: Path) -> None:
+def test_file_list_cannot_name_outside_files(name: str, tmp_path: Path) -> None:
     root = tmp_path / "celeba"
     (root / "img_align_celeba").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.jpg")
@@ -217,7 +217,7 @@ def test_a_configuration_cannot_name_code(constraint: str, tmp_path: Path) -> No
         open_checkpoint(tmp_path)
 
 
-def test_json_is_only_data(tmp_path: Path) -> None:
+def test_json_is_data_only(tmp_path: Path) -> None:
     path = tmp_path / "configuration.json"
     path.write_text("[" * 100_000)
     with pytest.raises(ExperimentError, match="is damaged"):
@@ -227,7 +227,7 @@ def test_json_is_only_data(tmp_path: Path) -> None:
 # Images
 
 
-def test_images_are_refused_by_their_size_before_they_are_decoded(tmp_path: Path) -> None:
+def test_oversized_images_are_refused_before_decoding(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (11_000, 11_000)).save(path)
     assert path.stat().st_size < 1_000_000
@@ -236,7 +236,7 @@ def test_images_are_refused_by_their_size_before_they_are_decoded(tmp_path: Path
             open_image(path, mode)
 
 
-def test_a_bomb_among_pairs_is_named(tmp_path: Path) -> None:
+def test_decompression_bomb_among_pairs_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from invertible_attention.experiments.camouflage.data.checks import check_pair
     from invertible_attention.experiments.camouflage.data.pairs import Pair
@@ -250,7 +250,7 @@ def test_a_bomb_among_pairs_is_named(tmp_path: Path) -> None:
         assert problem.path.name == "bomb.png"
 
 
-def test_text_in_an_image_cannot_fill_the_memory(tmp_path: Path) -> None:
+def test_compressed_text_in_an_image_cannot_exhaust_memory(tmp_path: Path) -> None:
     path = tmp_path / "text.png"
     information = PngImagePlugin.PngInfo()
     information.add_text("comment", "x" * 2_000_000, zip=True)
@@ -263,6 +263,6 @@ def test_text_in_an_image_cannot_fill_the_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"<svg/>", b"%PDF-1.4"]
 )
-def test_formats_that_are_programs_are_not_run(content: bytes) -> None:
+def test_executable_formats_are_not_run(content: bytes) -> None:
     with pytest.raises(ExperimentError, match=r"cannot be read as an image \(not an image\)"):
         decode(content, "upload")

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from threads import watch
 
 
-def test_no_gradient_is_lost_and_nothing_is_raised():
+def test_concurrent_gradients_are_complete_without_errors():
     torch.manual_seed(0)
     seen = watch(5.0)
     assert seen.errors == []

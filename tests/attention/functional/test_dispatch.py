@@ -30,18 +30,18 @@ def described(form: Form, tokens: int, batch: int = 1, device: str = "cpu", **fa
         (Form("product", "elu_plus_one", "column"), 9701, "blocked"),
     ],
 )
-def test_choice(form: Form, tokens: int, expected: str):
+def test_implementation_chosen_per_call(form: Form, tokens: int, expected: str):
     assert choose(described(form, tokens)).name == expected
 
 
 @pytest.mark.parametrize("fact", ["has_prior", "has_mask"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_priors_and_masks_go_where_they_are_known(form: Form, fact: str):
+def test_implementations_that_take_priors_and_masks_are_chosen(form: Form, fact: str):
     assert choose(described(form, 10, **{fact: True})).name == "reference"
     assert choose(described(form, 10_000, **{fact: True})).name == "blocked"
 
 
-def test_large_batch_of_small_sets_is_not_small():
+def test_large_batch_of_small_sets_counts_as_large():
     form = Form("product", "exp", "column")
     assert choose(described(form, 256, batch=1)).name == "reference"
     assert choose(described(form, 256, batch=64)).name == "flash"
@@ -56,7 +56,7 @@ def test_other_devices_use_their_kernels():
         choose(described(Form("sum", "elu_plus_one", "row"), 9701, device="mps"), "sorted")
 
 
-def test_table_is_complete():
+def test_every_implementation_is_in_the_table():
     names = [implementation.name for implementation in IMPLEMENTATIONS]
     assert len(set(names)) == len(names)
     assert {"reference", "blocked"} <= set(names)
@@ -80,20 +80,20 @@ def test_every_form_has_an_implementation(form: Form, tokens: int):
         (Form("product", "exp", "row"), "fastest", "must be one of"),
     ],
 )
-def test_forcing_what_does_not_apply(form: Form, name: str, reason: str):
+def test_forcing_an_inapplicable_implementation_is_refused(form: Form, name: str, reason: str):
     with pytest.raises(ValueError, match=reason):
         run(form, name, *problem(form))
 
 
 @pytest.mark.parametrize("keyword", ["log_prior", "mask"])
-def test_forcing_a_prior_or_mask_on_what_takes_none(keyword: str):
+def test_forcing_an_implementation_without_prior_or_mask_support_is_refused(keyword: str):
     form = Form("product", "exp", "row")
     given = {"log_prior": torch.zeros(8, 8), "mask": torch.ones(2, 8, dtype=torch.bool)}[keyword]
     with pytest.raises(ValueError, match="neither log_prior nor mask"):
         run(form, "flash", *problem(form, queries=8, keys=8), **{keyword: given})
 
 
-def test_auto_is_what_it_says():
+def test_auto_matches_the_reported_implementation():
     form = Form("sum", "elu_plus_one", "column")
     tensors = problem(form, queries=500, keys=600)
     torch.testing.assert_close(run(form, "auto", *tensors), run(form, "sorted", *tensors), rtol=0, atol=0)
@@ -122,7 +122,7 @@ X = torch.zeros(2, 3, 4, 5)
         ({"mask": torch.ones(2, 4, dtype=torch.bool), "query": X[:, :, :2]}, "2 queries and 4 keys"),
     ],
 )
-def test_wrong_arguments(change: dict, message: str):
+def test_bad_arguments_are_refused(change: dict, message: str):
     arguments = {"query": X, "key": X, "value": X, "combine": "product", "phi": "exp", "normalization": "row"}
     with pytest.raises(ValueError, match=message):
         attend(**(arguments | change))

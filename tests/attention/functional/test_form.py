@@ -55,7 +55,7 @@ def test_slopes_are_derivatives(name: str, score: float):
 @pytest.mark.parametrize("name", list(PHI))
 @given(score=st.floats(-30, 30))
 @settings(deadline=None, max_examples=20)
-def test_derivative_of_every_phi(name: str, score: float):
+def test_phi_derivative_matches_autograd(name: str, score: float):
     t = torch.tensor(score, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(PHI[name].weight(t), t)
     torch.testing.assert_close(PHI[name].slope(t.detach()), slope, rtol=1e-14, atol=1e-15)
@@ -88,7 +88,7 @@ def test_second_derivative_of_logarithm(name: str, score: float):
     assert second.item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
-def test_continuous_slope_at_zero():
+def test_slope_is_continuous_at_zero():
     t = torch.zeros((), dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(log_phi(t, "elu_plus_one"), t)
     assert slope.item() == 1.0

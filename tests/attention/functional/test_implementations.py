@@ -53,7 +53,7 @@ def test_values_and_two_derivatives(form: Form, name: str):
 
 
 @pytest.mark.parametrize("form", [Form("product", "exp", "column"), Form("product", "exp", "row")], ids=str)
-def test_portable_kernel(form: Form, monkeypatch: pytest.MonkeyPatch):
+def test_portable_kernel_matches_reference(form: Form, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fused, "kernel_for", lambda device: fused.PortableKernel())
     tensors = problem(form)
     expected = derivatives(form, "reference", tensors, order=3)
@@ -64,7 +64,7 @@ def test_portable_kernel(form: Form, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
-def test_two_passes_of_the_kernel_where_strips_have_few_rows(scale: float, monkeypatch: pytest.MonkeyPatch):
+def test_kernel_takes_two_passes_when_strips_have_few_rows(scale: float, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(strips, "_FEWEST_ROWS", 40)
     monkeypatch.setattr(
         fused.CpuKernel, "_in_two_passes", passes := Mock(wraps=fused.CpuKernel()._in_two_passes)
@@ -143,7 +143,7 @@ def test_one_token(form: Form, name: str):
 
 
 @pytest.mark.parametrize(("form", "name"), PAIRS, ids=IDS)
-def test_ties(form: Form, name: str):
+def test_tied_scores(form: Form, name: str):
     """Equal tokens, scores of exactly zero among them, where φ's two branches meet."""
     query, key, value = problem(form, queries=24, keys=24)
     query, key = query.round(), key.round()

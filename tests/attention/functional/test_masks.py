@@ -24,7 +24,7 @@ def gradients(out: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("name", ["reference", "blocked"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_mask_is_removal(form: Form, name: str):
+def test_masking_equals_removing_the_tokens(form: Form, name: str):
     """Padded tokens, whatever is in them, change nothing; the others see a shorter set."""
     query, key, value = problem(form, batch=2, queries=8, keys=8)
     mask = torch.tensor([[1, 0, 1, 1, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1, 1]], dtype=torch.bool)
@@ -40,7 +40,7 @@ def test_mask_is_removal(form: Form, name: str):
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("with_prior", [False, True])
-def test_blocked_is_the_reference(form: Form, with_prior: bool):
+def test_blocked_matches_reference(form: Form, with_prior: bool):
     if with_prior and not form.positive:
         pytest.skip("a prior multiplies positive weights")
     tensors = [tensor.requires_grad_() for tensor in problem(form, queries=8, keys=8)]
@@ -62,7 +62,7 @@ def test_blocked_is_the_reference(form: Form, with_prior: bool):
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("moving", [(0, 1, 2, 3), (0,), (1,), (2,), (3,)])
-def test_tangents(form: Form, moving: tuple[int, ...]):
+def test_forward_mode_under_masks(form: Form, moving: tuple[int, ...]):
     """Forward mode, with some arguments moving and others not."""
     given = [*problem(form, queries=8, keys=8)]
     mask = torch.rand(2, 8, generator=torch.Generator().manual_seed(2)) > 0.3
@@ -113,7 +113,7 @@ def test_prior_multiplies_weights(form: Form, name: str):
 @pytest.mark.parametrize("name", ["reference", "blocked", "flash", "flex"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("form", [form for form in POSITIVE if form.normalization != "count"], ids=str)
-def test_a_prior_of_two_factors_is_the_prior_they_multiply_to(form: Form, masked: bool, name: str):
+def test_factored_prior_equals_its_product(form: Form, masked: bool, name: str):
     tensors = [tensor.requires_grad_() for tensor in problem(form, queries=8, keys=8)]
     generator = torch.Generator().manual_seed(3)
     factors = tuple(
@@ -147,13 +147,13 @@ def test_a_prior_of_two_factors_is_the_prior_they_multiply_to(form: Form, masked
 
 
 @pytest.mark.parametrize("form", [Form("product", "exp", "count"), Form("product", "elu", "row")], ids=str)
-def test_a_prior_of_two_factors_is_refused_where_its_constant_matters(form: Form):
+def test_factored_prior_is_refused_if_its_constant_matters(form: Form):
     factor = torch.zeros(7, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match="a prior known up to a constant"):
         run(form, "auto", *problem(form, keys=7), prior=(factor, factor))
 
 
-def test_a_factor_of_another_shape_is_refused():
+def test_prior_factor_of_wrong_shape_is_refused():
     form = Form("product", "exp", "row")
     factor = torch.zeros(7, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"factor of the prior must be .*, got \(7, 2\)"):
@@ -179,7 +179,7 @@ def test_causal_prior(name: str, form: Form, tokens: int, seed: int):
 
 @pytest.mark.parametrize("name", ["reference", "blocked"])
 @pytest.mark.parametrize("form", POSITIVE, ids=str)
-def test_nothing_left_is_zero(form: Form, name: str):
+def test_fully_masked_output_is_zero(form: Form, name: str):
     tensors = [tensor.requires_grad_() for tensor in problem(form, queries=4, keys=4)]
     forbidden = torch.full((4, 4), -torch.inf, dtype=torch.float64)
     mask = torch.tensor([[False] * 4, [True] * 4])

@@ -23,7 +23,7 @@ def evaluate(terms: Expansion, score: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", list(EXPANSIONS))
-def test_expansion_is_the_function(name: str):
+def test_expansion_matches_the_function(name: str):
     score = torch.cat((torch.linspace(-8, 8, 4001), torch.tensor([-300.0, -30.0, 30.0, 300.0]))).double()
     torch.testing.assert_close(
         evaluate(EXPANSIONS[name], score), PHI[name].weight(score), rtol=2e-15, atol=1e-15
@@ -77,7 +77,7 @@ def test_decayed_sum_matches_matrix(n: int, scale: float, reverse: bool, descend
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("n", [5, 40])
-def test_every_derivative(n: int, reverse: bool):
+def test_derivatives_of_decayed_sum(n: int, reverse: bool):
     x = torch.randn(2, n, 2, dtype=torch.float64, requires_grad=True)
     position = torch.randn(2, n, dtype=torch.float64).sort(-1).values
     arguments = (lambda x: decayed_sum(x, position, reverse=reverse).square(), (x,))

@@ -117,7 +117,7 @@ def test_compiles_whole(name: str, form: Form):
     [("blocked", Form("product", "elu_plus_one", "column")), ("flash", Form("product", "exp", "column"))],
     ids=["strips", "scores"],
 )
-def test_a_prior_of_two_factors_compiles_whole(name: str, form: Form):
+def test_factored_prior_compiles_whole(name: str, form: Form):
     torch._dynamo.reset()
     tensors = [tensor.requires_grad_() for tensor in problem(form, queries=8, keys=8, dtype=torch.float32)]
     factors = [torch.randn(heads, 8, 2, requires_grad=True) for heads in (2, 1)]
@@ -144,7 +144,7 @@ def test_large_attention_compiles_whole():
     torch.testing.assert_close(found, column(query, key, value), rtol=1e-5, atol=1e-5)
 
 
-def test_exported_attention_is_plain():
+def test_exported_attention_has_standard_operators_only():
     """A graph for other runtimes must not contain operators of this library."""
     form = Form("sum", "elu_plus_one", "column")
     query, key, value = problem(form, queries=800, keys=800, dtype=torch.float32)

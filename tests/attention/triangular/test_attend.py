@@ -34,7 +34,7 @@ def problem(response, queries, keys, features=5):
 @pytest.mark.parametrize("bias", [None, "shared", "each"])
 @pytest.mark.parametrize("sizes", [(6, 6), (2, 6), (1, 1)], ids=str)
 @pytest.mark.parametrize("name", RESPONSES)
-def test_is_the_definition(name, sizes, bias):
+def test_matches_the_definition(name, sizes, bias):
     response = make_response(name, 6, 3, 3, False)
     query, key, value = problem(response, *sizes)
     shape = {None: None, "shared": (3, *sizes), "each": (2, 3, *sizes)}[bias]
@@ -49,7 +49,7 @@ def test_is_the_definition(name, sizes, bias):
     )
 
 
-def test_fused_kernel_is_the_definition_to_second_order(monkeypatch):
+def test_fused_kernel_matches_to_second_order(monkeypatch):
     monkeypatch.setattr(attend, "_SMALL_SCORES", 0)
     response = make_response("gaussian", 6, 3, None, False)
     inputs = problem(response, 7, 7)
@@ -76,7 +76,7 @@ def test_fused_kernel_is_the_definition_to_second_order(monkeypatch):
         torch.testing.assert_close(transform(fused), transform(slow))
 
 
-def test_later_tokens_do_not_matter_whatever_they_contain():
+def test_later_tokens_never_matter_even_if_nonfinite():
     response = make_response("gaussian", 6, 3, None, False)
     query, key, value = (t.detach() for t in problem(response, 9, 9))
     for implementation in ("flash", "reference", "blocked"):

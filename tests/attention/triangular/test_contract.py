@@ -24,7 +24,7 @@ MASK = torch.tensor([[1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0]]
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("order", ["raster", "reverse", "columns"])
 @pytest.mark.parametrize("position", ["rotary", "relative", "none"])
-def test_padding_is_not_seen_and_returned_as_it_is(position, order, form):
+def test_padding_is_ignored_and_returned_unchanged(position, order, form):
     layer = make(position=position, order=order, affine=FORMS[form])
     x = noise(3, 2, 3)
     z, logdet = layer.forward_and_logdet(x, mask=MASK)
@@ -41,7 +41,7 @@ def test_padding_is_not_seen_and_returned_as_it_is(position, order, form):
     torch.testing.assert_close(logdet[0], torch.linalg.slogdet(flat).logabsdet)
 
 
-def test_a_sample_with_padding_is_the_shorter_sample():
+def test_padded_sample_equals_the_shorter_sample():
     layer = make(affine=True)
     x = noise(2, 7)
     mask = torch.ones(2, 7, dtype=torch.bool)
@@ -58,7 +58,7 @@ CONTEXTS = {"vector": (3,), "tokens": (3, 4), "masked_tokens": (4, 4)}
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("response", RESPONSES)
 @pytest.mark.parametrize("kind", CONTEXTS)
-def test_context_is_seen_and_the_inverse_still_the_inverse(kind, response, masked):
+def test_inverse_with_context(kind, response, masked):
     layer = make(response, affine=True, context_channels=3, context_kind=kind)
     x, context = noise(3, 2, 3), torch.randn(3, *CONTEXTS[kind], dtype=torch.float64)
     if kind == "masked_tokens":
@@ -76,7 +76,7 @@ def test_context_is_seen_and_the_inverse_still_the_inverse(kind, response, maske
             assert (layer.inverse(z, **given) - x).abs().max() < 1e-10
 
 
-def test_tokens_of_a_context_that_are_padding_are_not_seen():
+def test_padded_context_tokens_are_ignored():
     layer = make(context_channels=3, context_kind="masked_tokens", position="relative")
     x, context = noise(2, 5), torch.randn(2, 4, 4, dtype=torch.float64)
     context[:, -1] = torch.tensor([1.0, 0.0, 1.0, 0.0])
@@ -99,14 +99,14 @@ class Peeking(nn.Module):
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 5])
-def test_a_module_that_peeks_is_refused_with_the_token_named(ahead):
+def test_noncausal_module_is_refused_with_the_token(ahead):
     with pytest.raises(
         ValueError, match=r"not strictly causal in 'raster': its output at token \(\d+, \d+\) depends"
     ):
         TriangularBranch(Peeking(ahead), shape=(2, 3, 4))
 
 
-def test_a_module_that_is_causal_in_another_order_is_refused():
+def test_module_causal_in_another_order_is_refused():
     causal = CausalTransformer(2, 2, order="raster", width=8)
 
     class Wrapped(nn.Module):
@@ -130,7 +130,7 @@ class MaskedConvolution(nn.Conv2d):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_module_of_the_users_own_becomes_a_bijection(form):
+def test_user_module_becomes_a_bijection(form):
     outputs = 4 if FORMS[form] else 2
     branch = TriangularBranch(MaskedConvolution(2, outputs, 3), affine=FORMS[form], shape=(2, 4, 4))
     layer = ia.flows.Residual(branch).double()
@@ -160,7 +160,7 @@ def test_a_module_of_the_users_own_becomes_a_bijection(form):
         ({"heads": 3}, "divide width=16, got 3"),
     ],
 )
-def test_what_does_not_apply_is_refused(arguments, words):
+def test_inapplicable_arguments_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         ia.InvertibleAttention(4, "gaussian", constraint=ia.Triangular(), **arguments)
 
@@ -182,7 +182,7 @@ def test_a_constraint_out_of_range_is_refused(arguments, words):
         ia.Triangular(**arguments)
 
 
-def test_an_order_of_fractions_is_refused():
+def test_non_integer_order_is_refused():
     with pytest.raises(TypeError, match="float"):
         ia.Triangular((0.2, 1.7))
     assert ia.Triangular(torch.tensor([1, 0])).order == (1, 0)
@@ -197,7 +197,7 @@ def test_an_order_of_fractions_is_refused():
         ({"order": "spiral"}, "got 'spiral'"),
     ],
 )
-def test_a_transformer_out_of_range_is_refused(arguments, words):
+def test_transformer_settings_out_of_range_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         CausalTransformer(2, 2, **arguments)
 
@@ -208,7 +208,7 @@ def test_an_order_for_another_size_is_refused():
 
 
 @pytest.mark.parametrize("solver", [ia.FixedPoint(), ia.Blockwise(block=3)])
-def test_solvers_that_know_the_order_agree(solver):
+def test_order_aware_solvers_agree(solver):
     layer = make(affine=True, solver=solver)
     x = noise(2, 3, 4)
     solution = layer.solve_inverse(layer(x))
@@ -218,7 +218,7 @@ def test_solvers_that_know_the_order_agree(solver):
 
 
 @pytest.mark.parametrize("batch", [2, 16])
-def test_the_choice_of_blocks_finds_the_inverse(batch):
+def test_automatic_block_size_finds_the_inverse(batch):
     layer = make(affine=True)
     x = noise(batch, 5)
     solution = layer.solve_inverse(layer(x))
@@ -226,7 +226,7 @@ def test_the_choice_of_blocks_finds_the_inverse(batch):
     assert (solution.value - x).abs().max() < 1e-10
 
 
-def test_too_few_evaluations_are_said_to_be_too_few():
+def test_exhausted_budget_is_reported():
     layer = make(size=0.5, solver=ia.FixedPoint(max_evaluations=2))
     z = layer(noise(2, 3, 4))
     solution = layer.solve_inverse(z)
@@ -236,7 +236,7 @@ def test_too_few_evaluations_are_said_to_be_too_few():
         layer.inverse(z)
 
 
-def test_a_single_token_is_moved_by_constants():
+def test_single_token_is_an_affine_map():
     layer = make(affine=True)
     x = noise(2, 1)
     solution = layer.solve_inverse(layer(x))
@@ -244,13 +244,13 @@ def test_a_single_token_is_moved_by_constants():
     torch.testing.assert_close(solution.value, x)
 
 
-def test_blockwise_refuses_what_has_no_order():
+def test_blockwise_refuses_branches_without_an_order():
     layer = ia.InvertibleAttention(4, solver=ia.Blockwise())
     with pytest.raises(ValueError, match="invertible by order only"):
         layer.inverse(torch.randn(2, 4, 3))
 
 
-def test_samples_that_are_not_finite_do_not_touch_the_others():
+def test_nonfinite_samples_do_not_affect_others():
     layer = make()
     z = layer(noise(3, 3, 4))
     bad = z.clone()
@@ -261,7 +261,7 @@ def test_samples_that_are_not_finite_do_not_touch_the_others():
     torch.testing.assert_close(solution.value[[0, 2]], layer.inverse(z[[0, 2]]))
 
 
-def test_the_residual_is_that_of_the_value():
+def test_reported_residual_matches_the_returned_value():
     layer = make(affine=True)
     z = layer(noise(3, 3, 4)).float()
     for block in (None, 1, 5):
@@ -306,7 +306,7 @@ def test_exports():
     torch.testing.assert_close(exported(x), layer(x))
 
 
-def test_copies_and_files_are_the_layer():
+def test_copies_and_saved_files_reproduce_the_layer():
     layer = make(order=ORDERS[-1], affine=True)
     x = noise(2, 3, 4)
     file = io.BytesIO()
@@ -331,7 +331,7 @@ def test_hub_keeps_order_and_form(tmp_path):
     assert torch.equal(other(x), layer(x))
 
 
-def test_audit_knows_the_reason():
+def test_audit_reports_invertibility_by_order():
     report = ia.audit(make(affine=True), noise(2, 3, 4))
     assert report.passed
     assert report.certified
@@ -364,7 +364,7 @@ def test_gradients_reach_every_parameter_of_every_response():
 
 
 @pytest.mark.parametrize("make_flow", [ia.flows.i_resnet, ia.flows.residual_flow])
-def test_presets_take_it_at_any_place(make_flow):
+def test_presets_accept_it_at_any_position(make_flow):
     attention = partial(ia.InvertibleAttention, response="gaussian", constraint=ia.Triangular(affine=True))
     flow = make_flow(
         (1, 8, 8),

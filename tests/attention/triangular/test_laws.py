@@ -68,7 +68,7 @@ def test_every_block_size_finds_the_same_inverse(block, depth, position):
     st.sampled_from([None, 1, 4]),
     st.integers(0, 2**31),
 )
-def test_with_scores_of_fifty_no_more_evaluations_than_tokens(response, order, form, block, seed):
+def test_large_scores_need_at_most_one_evaluation_per_token(response, order, form, block, seed):
     torch.manual_seed(seed)
     layer = make(response, order=order, affine=FORMS[form], solver=ia.Blockwise(block=block))
     x = noise(3, 3, 4)

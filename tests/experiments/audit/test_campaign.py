@@ -38,7 +38,7 @@ def strip(results: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in results.items() if name != "run"}
 
 
-def test_the_results_say_what_was_searched(tmp_path):
+def test_results_record_the_search_space(tmp_path):
     results, printed = run(tmp_path)
     assert results == read_json(tmp_path / "results.json")
     assert (results["configurations"], results["groups"], results["networks"]) == (16, 4, 1)
@@ -54,7 +54,7 @@ def test_the_results_say_what_was_searched(tmp_path):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
+def test_interrupted_search_resumes(tmp_path, monkeypatch):
     whole, _ = run(tmp_path / "whole")
     search, calls = module.search_group, []
 
@@ -73,7 +73,7 @@ def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
     assert len(calls) == 3 + 2
 
 
-def test_a_search_of_an_earlier_version_goes_on(tmp_path):
+def test_search_from_an_earlier_version_resumes(tmp_path):
     whole, _ = run(tmp_path / "whole")
     found = [read_json(path) for path in sorted((tmp_path / "whole" / "cells").glob("group-*/result.json"))]
     (tmp_path / "old").mkdir()
@@ -85,7 +85,7 @@ def test_a_search_of_an_earlier_version_goes_on(tmp_path):
     assert resumed["run"]["processor_seconds"] >= 9.0
 
 
-def test_more_can_be_added_to_a_finished_search(tmp_path):
+def test_finished_search_can_be_extended(tmp_path):
     run(tmp_path / "parts", 8, 0)
     more, _ = run(tmp_path / "parts", 16, 1, resume=True)
     whole, _ = run(tmp_path / "whole", 16, 1)
@@ -93,13 +93,13 @@ def test_more_can_be_added_to_a_finished_search(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_do_not_change_what_is_found(tmp_path):
+def test_number_of_processes_does_not_change_the_findings(tmp_path):
     one, _ = run(tmp_path / "one")
     two, _ = run(tmp_path / "two", workers=Workers(2))
     assert strip(two) == strip(one)
 
 
-def test_violations_are_reported_and_their_weights_kept(tmp_path, monkeypatch):
+def test_violations_are_reported_with_their_weights(tmp_path, monkeypatch):
     promise = Certified.lipschitz_bound
     monkeypatch.setattr(Certified, "lipschitz_bound", lambda self, log_bound: promise(self, log_bound) * 0.5)
     results, printed = run(tmp_path, networks=0)
@@ -112,7 +112,7 @@ def test_violations_are_reported_and_their_weights_kept(tmp_path, monkeypatch):
     assert "layer.branch.out_weight" in kept
 
 
-def test_another_seed_or_a_foreign_state_is_one_clear_error(tmp_path):
+def test_different_seed_or_foreign_state_is_refused(tmp_path):
     run(tmp_path, 4, 0)
     with pytest.raises(ExperimentError, match="seed was 3, now 4"):
         run_campaign(Campaign(4, 0, seed=4, budget=BUDGET), output=tmp_path, resume=True)
@@ -126,11 +126,11 @@ def test_another_seed_or_a_foreign_state_is_one_clear_error(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{"configurations": -1}, {"networks": -2}, {"seed": -3}])
-def test_numbers_out_of_range_are_named(arguments):
+def test_out_of_range_settings_are_refused(arguments):
     with pytest.raises(ValueError, match=f"must not be negative, got {next(iter(arguments.values()))}"):
         Campaign(**arguments)
 
 
-def test_nothing_to_search():
+def test_empty_search_is_refused():
     with pytest.raises(ValueError, match="nothing to search"):
         Campaign(0, 0)

@@ -69,7 +69,7 @@ def run(checkpoint: Path, output: Path, **options: Any) -> tuple[dict[str, Any],
 
 
 @pytest.mark.slow
-def test_every_network_of_a_reconstruction_with_its_stored_images(
+def test_reconstruction_networks_are_audited_on_their_stored_images(
     reconstructed: Path, tmp_path: Path
 ) -> None:
     results, printed = run(reconstructed, tmp_path / "audit", samples=1)
@@ -105,7 +105,7 @@ def test_every_network_of_a_reconstruction_with_its_stored_images(
 
 
 @pytest.mark.slow
-def test_one_network_is_attacked(reconstructed: Path, tmp_path: Path) -> None:
+def test_a_single_network_can_be_audited(reconstructed: Path, tmp_path: Path) -> None:
     folder = reconstructed / "cells" / CELLS[0].folder
     results, printed = run(folder, tmp_path / "audit", samples=1, attack_steps=8)
     (row,) = results["blocks"]
@@ -119,13 +119,13 @@ def test_one_network_is_attacked(reconstructed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ratio", "exceeded"), [(1.0, False), (1.001, True), (None, True)])
-def test_a_ratio_above_one_or_not_finite_counts_as_exceeded(ratio: float | None, exceeded: bool) -> None:
+def test_ratio_above_one_or_nonfinite_counts_as_a_violation(ratio: float | None, exceeded: bool) -> None:
     row = {"passed": True, "contraction": "certified", "silently_wrong": 0, "exceeds_certificate": 0}
     found = headline([row | {"attack": {"input": {"ratio": 0.5}, "weights": {"ratio": ratio}}}])
     assert ("1 CERTIFICATES WERE EXCEEDED" in found) == exceeded
 
 
-def test_a_certificate_that_is_wrong_is_found(
+def test_wrong_certificate_is_detected(
     reconstructed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from invertible_attention import InvertibleAttention
@@ -141,7 +141,7 @@ def test_a_certificate_that_is_wrong_is_found(
 
 
 @pytest.mark.slow
-def test_every_block_of_a_density(density: Path, tmp_path: Path) -> None:
+def test_every_block_of_a_density_is_audited(density: Path, tmp_path: Path) -> None:
     results, _ = run(density, tmp_path / "audit", samples=1, attack_steps=2)
     rows = results["blocks"]
     assert [row["block"] for row in rows] == [block.name for block in open_checkpoint(density)[0].blocks]
@@ -152,14 +152,14 @@ def test_every_block_of_a_density(density: Path, tmp_path: Path) -> None:
     assert all(0 < ratio["ratio"] <= 1 for row in rows for ratio in row["attack"].values())
 
 
-def test_a_density_without_residual_blocks(tmp_path: Path) -> None:
+def test_density_without_residual_blocks_is_refused(tmp_path: Path) -> None:
     write_density(tmp_path, Density.choose(model="realnvp", blocks=(1,), hidden_channels=4))
     with pytest.raises(ExperimentError, match="realnvp is not made of them"):
         open_checkpoint(tmp_path)
 
 
 @pytest.mark.slow
-def test_the_attention_of_a_detector(tmp_path: Path) -> None:
+def test_attention_of_a_detector_is_audited(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from invertible_attention.experiments.camouflage.models import MODELS
     from invertible_attention.experiments.camouflage.network import Detector, random_backbone, save_detector
@@ -184,7 +184,7 @@ def test_the_attention_of_a_detector(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "base")
 
 
-def test_what_is_no_checkpoint_is_named(reconstructed: Path, tmp_path: Path) -> None:
+def test_non_checkpoint_is_refused(reconstructed: Path, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="there is no checkpoint .*nowhere"):
         open_checkpoint(tmp_path / "nowhere")
     with pytest.raises(ExperimentError, match="holds no trained network"):
@@ -202,7 +202,7 @@ def test_what_is_no_checkpoint_is_named(reconstructed: Path, tmp_path: Path) -> 
         open_checkpoint(tmp_path)
 
 
-def test_an_audit_is_not_overwritten_unasked(reconstructed: Path, tmp_path: Path) -> None:
+def test_audit_is_not_overwritten_without_the_flag(reconstructed: Path, tmp_path: Path) -> None:
     folder = reconstructed / "cells" / CELLS[0].folder
     run(folder, tmp_path, samples=1)
     with pytest.raises(ExperimentError, match="already holds this run"):

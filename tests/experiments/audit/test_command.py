@@ -26,7 +26,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def test_a_search(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_search_command(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     arguments = [
         "--configurations",
         "1000",
@@ -49,7 +49,7 @@ def test_a_search(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     assert (call["workers"], call["resume"], call["output"]) == (Workers(2), True, tmp_path)
 
 
-def test_a_checkpoint(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_checkpoint_command(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     assert main(["audit", str(tmp_path / "run"), "--samples", "3", "-o", str(tmp_path)]) == 0
     assert main(["audit", str(tmp_path / "run"), "--attack", "--quick", "-o", str(tmp_path)]) == 0
     assert [call["checkpoint"] for call in asked] == [tmp_path / "run"] * 2
@@ -69,7 +69,7 @@ def test_a_checkpoint(asked: list[dict[str, Any]], tmp_path: Path) -> None:
         (["--attack", "--seed", "x"], 'unable to convert "x" into int'),
     ],
 )
-def test_arguments_that_make_no_sense(
+def test_invalid_arguments_are_refused(
     arguments: list[str], message: str, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["audit", *arguments]) == 2
@@ -79,6 +79,6 @@ def test_arguments_that_make_no_sense(
     assert asked == []
 
 
-def test_a_missing_checkpoint_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_missing_checkpoint_error_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["audit", str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")]) == 1
     assert "there is no checkpoint" in capsys.readouterr().err

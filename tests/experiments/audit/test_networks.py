@@ -11,7 +11,7 @@ from invertible_attention.flows import InvertibleResNet
 from invertible_attention.flows.branches import LipschitzBranch
 
 
-def test_blocks_are_met_with_what_they_are_given():
+def test_blocks_are_attacked_on_the_inputs_they_receive():
     net, x, description = draw_network(0, 3)
     blocks = trace_blocks(net, lambda: net(x))
     count = sum(description["blocks"]) + description["linear_blocks"]
@@ -27,7 +27,7 @@ def test_blocks_are_met_with_what_they_are_given():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_exact_branch_has_the_weights_of_its_precision(dtype):
+def test_exact_branch_has_the_weights_of_its_precision(dtype):
     torch.manual_seed(0)
     net = InvertibleResNet((2, 4), blocks=(1,), hidden_channels=3, linear_blocks=1)
     x = torch.randn(2, 2, 4)
@@ -50,12 +50,12 @@ def test_no_block_exceeds_its_bound(network):
 
 
 @pytest.mark.slow
-def test_ascent_in_the_weights_comes_close():
+def test_gradient_ascent_on_the_weights_approaches_the_bound():
     network = next(n for n in range(20) if draw_network(0, n)[2]["dtype"] == "float64")
     assert search_network(0, network).ratio > 0.8
 
 
-def test_a_bound_that_is_wrong_is_found(monkeypatch):
+def test_wrong_bound_is_detected(monkeypatch):
     network = next(n for n in range(20) if draw_network(0, n)[2]["dtype"] == "float64")
     monkeypatch.setattr(
         LipschitzBranch,

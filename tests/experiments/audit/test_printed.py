@@ -27,7 +27,7 @@ def shown(**found: Any) -> str:
     return run_markdown(results(**found), Path("a folder"))
 
 
-def test_a_search_that_found_nothing_says_so_and_no_more() -> None:
+def test_search_without_violations_reports_only_that() -> None:
     text = shown()
     assert "no bound was exceeded beyond an allowance of 1e-12" in text
     assert "Tightest cases" not in text
@@ -35,7 +35,7 @@ def test_a_search_that_found_nothing_says_so_and_no_more() -> None:
     assert "not finite" not in text
 
 
-def test_every_violation_and_every_number_that_is_none_is_said() -> None:
+def test_violations_and_nonfinite_values_are_reported() -> None:
     violation = {"group": 3, "member": 7, "ratio": 1.0000003, "structure": {"response": "gaussian"}}
     text = shown(violations=[violation], not_finite=2)
     assert "| 1.000000300 | group 3, member 7 |" in text
@@ -44,7 +44,7 @@ def test_every_violation_and_every_number_that_is_none_is_said() -> None:
 
 
 @pytest.mark.parametrize("largest", [0.8, 12.0])
-def test_blocks_with_and_without_a_certificate_are_drawn(largest: float) -> None:
+def test_figure_shows_blocks_with_and_without_a_certificate(largest: float) -> None:
     row = {"network": "n", "block": "0", "lipschitz_estimates": [0.5, largest]}
     certified, relaxed = row | {"certificate": 0.9}, row | {"certificate": None}
     assert draw_audit([certified]).png != draw_audit([relaxed]).png

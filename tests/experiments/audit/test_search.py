@@ -32,7 +32,7 @@ def layer_of(structure, parameters, index):
 
 @settings(deadline=None, max_examples=12)
 @given(seed=st.integers(0, 1000), group=st.integers(0, 2000))
-def test_bounds_and_constants_are_those_of_the_layers_themselves(seed, group):
+def test_bounds_and_constants_match_the_layers(seed, group):
     structure = draw_structure(seed, group)
     population = draw_population(structure, seed, group, size=4, inputs=1)
     measure = Measure(structure)
@@ -46,7 +46,7 @@ def test_bounds_and_constants_are_those_of_the_layers_themselves(seed, group):
             torch.testing.assert_close(constants[index], exact[0], rtol=1e-9, atol=1e-300)
 
 
-def test_all_combinations_take_turns():
+def test_all_combinations_are_visited():
     fields = ("response", "normalization", "heads", "bias", "prior", "dtype")
     for seed, round_ in ((0, 0), (3, 1)):
         groups = range(round_ * len(STRATA), (round_ + 1) * len(STRATA))
@@ -71,7 +71,7 @@ def test_scales_span_twelve_orders_of_magnitude():
 
 
 @pytest.mark.parametrize("group", [0, 1, 2])
-def test_a_group_is_the_same_every_time_and_keeps_its_bounds(group):
+def test_groups_are_reproducible_and_stay_below_their_bounds(group):
     found, again = (search_group(7, group, SMALL) for _ in range(2))
     assert found.to_json() == again.to_json()
     assert found.violations == []
@@ -81,7 +81,7 @@ def test_a_group_is_the_same_every_time_and_keeps_its_bounds(group):
     assert found.constant / found.bound == pytest.approx(found.ascended)
 
 
-def test_ascent_comes_closer():
+def test_gradient_ascent_tightens_the_ratio():
     structures = {group: draw_structure(1, group) for group in range(40)}
     group = next(g for g, s in structures.items() if s.dtype == "float64" and s.tokens > 1)
     found = search_group(1, group, dataclasses.replace(SMALL, steps=30))
@@ -90,7 +90,7 @@ def test_ascent_comes_closer():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_bound_that_is_wrong_is_found(dtype, monkeypatch):
+def test_wrong_bound_is_detected(dtype, monkeypatch):
     group = next(group for group in range(100) if draw_structure(1, group).dtype == dtype)
     promise = Certified.lipschitz_bound
     monkeypatch.setattr(Certified, "lipschitz_bound", lambda self, log_bound: promise(self, log_bound) * 0.9)
@@ -103,7 +103,7 @@ def test_a_bound_that_is_wrong_is_found(dtype, monkeypatch):
     }
 
 
-def test_what_is_not_finite_is_counted_and_not_taken_for_the_largest(monkeypatch):
+def test_nonfinite_ratios_are_counted_separately_from_the_maximum(monkeypatch):
     promise = Certified.lipschitz_bound
 
     def broken(self, log_bound):
@@ -116,7 +116,7 @@ def test_what_is_not_finite_is_counted_and_not_taken_for_the_largest(monkeypatch
     assert 0 < found.ascended <= 1
 
 
-def test_ratios_are_counted_between_the_edges():
+def test_histogram_counts_ratios_between_the_edges():
     ratios = torch.tensor([0.0, 5e-4, 0.05, 0.95, 0.9995, 1.0, 1.5], dtype=torch.float64)
     counts = histogram(ratios)
     assert len(counts) == len(EDGES)

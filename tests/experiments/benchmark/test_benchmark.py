@@ -38,7 +38,7 @@ def attention_by_definition(
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("response", RESPONSES)
-def test_work_is_the_attention_it_says_and_nothing_else(
+def test_measured_work_is_exactly_the_named_attention(
     response: str, implementation: str, backward: bool, monkeypatch: pytest.MonkeyPatch
 ):
     calls: list[tuple[tuple[Tensor, ...], Tensor, str]] = []
@@ -89,7 +89,7 @@ def test_work_is_the_attention_it_says_and_nothing_else(
             torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
 
 
-def test_implementations_take_turns():
+def test_implementations_are_measured_in_rounds():
     order: list[str] = []
     times = interleaved(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, seconds=9.0
@@ -98,12 +98,12 @@ def test_implementations_take_turns():
     assert [len(taken) for taken in times.values()] == [3, 3]
 
 
-def test_exponent_of_a_power():
+def test_fitted_exponent_of_a_power_law():
     assert exponent([64, 512, 4096], [n**1.5 for n in (64, 512, 4096)]) == pytest.approx(1.5)
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="the system does not tell a process's peak memory")
-def test_memory_sees_the_matrix():
+def test_memory_measurement_includes_the_matrix():
     matrix = 4 * 3000**2
     whole = peak_memory("gaussian", "reference", 3000)
     ours = peak_memory("gaussian", "auto", 3000)
@@ -112,7 +112,7 @@ def test_memory_sees_the_matrix():
     assert ours < matrix < whole
 
 
-def test_claims_follow_from_the_numbers():
+def test_claims_follow_from_the_measurements():
     times = [
         {
             "response": "concatenation",
@@ -134,7 +134,7 @@ def test_claims_follow_from_the_numbers():
     assert found["concatenation: forward, times faster than the authors’ code"][1]
 
 
-def test_a_missing_checkout_is_named(tmp_path: Path):
+def test_missing_checkout_error_shows_the_path(tmp_path: Path):
     with pytest.raises(ExperimentError, match=r"no inv_attention\.py"):
         measure_released(tmp_path, "gaussian", (3, 3), repeats=1)
 

@@ -33,7 +33,7 @@ class Attention_dot(torch.nn.Module):
 """
 
 
-def test_a_checkout_is_run_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_checkout_runs_in_a_separate_process(tmp_path: Path) -> None:
     (tmp_path / "inv_attention.py").write_text(CHECKOUT)
     found = measure_released(tmp_path, "dot_product", (8, 6), repeats=2)
     assert found["seconds"] >= 0.02
@@ -57,7 +57,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     return {"times": [], "memory": [], "released": records, "growth": []}
 
 
-def test_every_response_of_the_released_code_is_measured_at_the_papers_size(measured: dict[str, Any]) -> None:
+def test_released_responses_are_measured_at_the_papers_size(measured: dict[str, Any]) -> None:
     assert [record["response"] for record in measured["released"]] == list(CLASSES) == list(RESPONSES)
     assert {record["tokens"] for record in measured["released"]} == {PAPER_TOKENS}
     assert growth(measured) == []
@@ -67,7 +67,7 @@ OURS = {"response": "concatenation", "contender": "auto", "tokens": PAPER_TOKENS
 OURS |= {"backward": False, "seconds": 0.001, "turns": 3}
 
 
-def test_no_claim_is_made_of_what_was_not_timed_here(measured: dict[str, Any]) -> None:
+def test_no_claim_about_implementations_not_timed_here(measured: dict[str, Any]) -> None:
     words = "concatenation: forward, times faster than the authors’ code"
     assert words not in {claim["claim"] for claim in claims(measured, PAPER_TOKENS)}
     measured["times"] = [OURS]
@@ -76,20 +76,18 @@ def test_no_claim_is_made_of_what_was_not_timed_here(measured: dict[str, Any]) -
     assert claim["met"]
 
 
-def test_the_released_code_is_a_cross_in_the_figure(measured: dict[str, Any]) -> None:
+def test_released_code_has_a_cross_marker_in_the_figure(measured: dict[str, Any]) -> None:
     measured["times"] = [OURS]
     without = draw(measured | {"released": []}).png
     assert draw(measured).png != without
 
 
-def test_where_memory_is_not_reported_it_is_not_measured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_memory_is_measured_only_where_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "STATUS", tmp_path / "absent")
     assert memory.peak_memory("gaussian", "auto", 64, batch=1, backward=False) is None
 
 
-def test_time_ends_the_turns_but_never_before_three() -> None:
+def test_time_limit_ends_the_rounds_after_at_least_three() -> None:
     calls: list[int] = []
     times = interleaved({"one": lambda: calls.append(1)}, repeats=10, seconds=0.0)
     assert len(times["one"]) == 3
@@ -97,7 +95,7 @@ def test_time_ends_the_turns_but_never_before_three() -> None:
 
 
 @pytest.mark.parametrize(("asked", "used"), [("auto", "cpu"), ("cpu", "cpu")])
-def test_the_command_measures_on_a_cpu_unless_another_device_is_given(
+def test_command_defaults_to_the_cpu(
     asked: str, used: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls: list[dict[str, Any]] = []

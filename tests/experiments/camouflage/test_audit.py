@@ -27,7 +27,7 @@ def _audit(network, pairs):
 
 
 @pytest.mark.parametrize("model", ["certified-concatenation", "certified-embedded-gaussian"])
-def test_certified_attention_inverts_whatever_the_weights(model, pairs) -> None:
+def test_certified_attention_inverts_for_any_weights(model, pairs) -> None:
     network = build_network(Cell(model, 0), SMALL)
     network(torch.randn(2, 3, 64, 64))
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_certified_attention_inverts_whatever_the_weights(model, pairs) -> None:
     assert [level["tokens"] for level in found.values()] == [64, 16]
 
 
-def test_relaxed_attention_that_stretches_is_found_out(pairs) -> None:
+def test_expansive_relaxed_attention_is_detected(pairs) -> None:
     network = build_network(Cell("inv-gaussian", 0), SMALL)
     with torch.no_grad():
         # Tokens so long that the response jumps between them.
@@ -58,5 +58,5 @@ def test_relaxed_attention_that_stretches_is_found_out(pairs) -> None:
 
 
 @pytest.mark.parametrize("model", ["base", "gaussian"])
-def test_networks_without_invertible_attention_have_nothing_to_audit(model, pairs) -> None:
+def test_networks_without_invertible_attention_are_not_audited(model, pairs) -> None:
     assert _audit(build_network(Cell(model, 0), SMALL), pairs) == {}

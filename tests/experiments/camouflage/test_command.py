@@ -64,7 +64,7 @@ def test_train_predict_evaluate(dataset, tmp_path, capsys) -> None:
         assert json.loads(file.read_text())["scores"] == trained
 
 
-def test_a_frozen_backbone_is_trained_on_from_the_command_line(dataset, tmp_path, capsys) -> None:
+def test_frozen_backbone_from_the_command_line(dataset, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     assert _train(dataset, run, "--model", "base", "--freeze-backbone", "--decoders", "1") == 0
     assert "steps/s (loader alone" in capsys.readouterr().out.replace("\n", " ")
@@ -75,7 +75,7 @@ def test_a_frozen_backbone_is_trained_on_from_the_command_line(dataset, tmp_path
     assert not (run / "cache").exists()
 
 
-def test_loose_images_are_predicted(dataset, tmp_path) -> None:
+def test_images_without_a_dataset_layout_are_predicted(dataset, tmp_path) -> None:
     assert _train(dataset, tmp_path / "run", "--model", "base") == 0
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -87,7 +87,7 @@ def test_loose_images_are_predicted(dataset, tmp_path) -> None:
         assert (image.mode, image.size) == ("L", (50, 20))
 
 
-def test_reference_maps_get_the_reference_scores(data_dir, tmp_path) -> None:
+def test_reference_maps_reproduce_the_reference_scores(data_dir, tmp_path) -> None:
     root = data_dir / "metric_check"
     if not root.is_dir():
         pytest.skip("needs metric_check/ in the folder of real data")
@@ -104,7 +104,7 @@ def test_reference_maps_get_the_reference_scores(data_dir, tmp_path) -> None:
     assert round(scores["mae"], 3) == 0.023
 
 
-def test_evaluating_maps_needs_no_model(tmp_path) -> None:
+def test_maps_are_evaluated_without_a_model(tmp_path) -> None:
     for name in ("maps", "masks"):
         (tmp_path / name).mkdir()
         mask = np.zeros((8, 8), dtype=np.uint8)
@@ -133,7 +133,7 @@ def maps_and_masks(tmp_path) -> list[str]:
     return ["evaluate", "--predictions", str(tmp_path / "maps"), "--masks", str(tmp_path / "masks")]
 
 
-def test_what_scores_omit_is_reported_and_stored(maps_and_masks, tmp_path, capsys) -> None:
+def test_skipped_maps_are_reported_and_stored(maps_and_masks, tmp_path, capsys) -> None:
     file = tmp_path / "scores.json"
     assert main(["camouflage", *maps_and_masks, "-o", str(file)]) == 1
     assert "6 files cannot be used" in _error(capsys)
@@ -149,7 +149,7 @@ def test_what_scores_omit_is_reported_and_stored(maps_and_masks, tmp_path, capsy
     assert stored["not_scored"] == ["NC4K has masks and no maps"]
 
 
-def test_images_skipped_of_a_networks_scores_are_reported_and_stored(dataset, tmp_path, capsys) -> None:
+def test_skipped_images_are_reported_and_stored(dataset, tmp_path, capsys) -> None:
     assert _train(dataset, tmp_path / "run", "--model", "base") == 0
     (dataset / "TestDataset" / "CAMO" / "GT" / "test_1.png").unlink()
     capsys.readouterr()
@@ -163,9 +163,7 @@ def test_images_skipped_of_a_networks_scores_are_reported_and_stored(dataset, tm
     assert (stored["images"], len(stored["left_out"])) == ({"CAMO": 2}, 1)
 
 
-def test_files_that_cannot_be_written_are_reported_before_anything_is_scored(
-    maps_and_masks, tmp_path, capsys, monkeypatch
-) -> None:
+def test_unwritable_output_is_reported_before_scoring(maps_and_masks, tmp_path, capsys, monkeypatch) -> None:
     from invertible_attention.experiments.camouflage import applying
 
     monkeypatch.delattr(applying, "match_folders")
@@ -207,7 +205,7 @@ def test_files_that_cannot_be_written_are_reported_before_anything_is_scored(
         (["predict", "--checkpoint", "x", "--images", "y"], "there is no folder y"),
     ],
 )
-def test_wrong_arguments_are_reported_in_one_line(arguments, message, capsys, tmp_path, monkeypatch) -> None:
+def test_bad_arguments_are_one_line(arguments, message, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["camouflage", *arguments]) != 0
     assert message in _error(capsys)
@@ -249,7 +247,7 @@ def _empty_folder(root: Path) -> None:
         (_empty_folder, r"\S*TrainDataset/Imgs holds no images"),
     ],
 )
-def test_damaged_datasets_are_named_in_one_line(damage, pattern, dataset, tmp_path, capsys) -> None:
+def test_damaged_dataset_error_is_one_line(damage, pattern, dataset, tmp_path, capsys) -> None:
     damage(dataset)
     assert _train(dataset, tmp_path / "run") == 1
     message = _error(capsys)
@@ -272,7 +270,7 @@ def _finish(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(dataset, tmp_path) -> None:
+def test_killed_run_resumes_to_the_same_weights(dataset, tmp_path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     _finish(_start(dataset, whole))
     process = _start(dataset, parts)

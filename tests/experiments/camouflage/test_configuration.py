@@ -21,18 +21,18 @@ def test_defaults_are_the_papers() -> None:
     assert not c.generated
 
 
-def test_without_data_images_are_generated() -> None:
+def test_images_are_generated_without_data() -> None:
     c = Configuration.choose(generated=True)
     assert c.generated
     assert c.backbone == "tiny"
 
 
-def test_what_is_given_is_kept() -> None:
+def test_given_values_are_kept() -> None:
     c = Configuration.choose(generated=False, quick=True, size=64)
     assert (c.size, c.backbone, c.train_images) == (64, "tiny", None)
 
 
-def test_json_and_back() -> None:
+def test_json_round_trip() -> None:
     c = Configuration.choose(generated=True, levels=(3, 2, 2), gradient_clip=0.5)
     assert c.levels == (2, 3)
     assert Configuration.from_json(json.loads(json.dumps(c.to_json()))) == c
@@ -55,6 +55,6 @@ def test_json_and_back() -> None:
         ("audited_images", 0),
     ],
 )
-def test_values_out_of_range_are_named(name, value) -> None:
+def test_out_of_range_values_are_refused(name, value) -> None:
     with pytest.raises(ValueError, match=name):
         Configuration(**{name: value})

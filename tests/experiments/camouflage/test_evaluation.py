@@ -48,7 +48,7 @@ def test_folders_are_matched_in_every_layout(maps, masks, tmp_path) -> None:
     assert [(pair.prediction.stem, pair.mask.stem) for pair in pairs] == [("a", "a"), ("b", "b")]
 
 
-def test_training_masks_are_left_aside_and_datasets_kept_apart(tmp_path) -> None:
+def test_training_masks_are_ignored_and_datasets_separated(tmp_path) -> None:
     for name in ("CAMO", "NC4K"):
         _mask(tmp_path / "data" / "TestDataset" / name / "GT" / f"{name}.png")
         _mask(tmp_path / "maps" / name / f"{name}.png")
@@ -61,7 +61,7 @@ def test_training_masks_are_left_aside_and_datasets_kept_apart(tmp_path) -> None
     }
 
 
-def test_files_without_a_partner_are_named(tmp_path) -> None:
+def test_unmatched_files_are_reported(tmp_path) -> None:
     _mask(tmp_path / "maps" / "a.png")
     _mask(tmp_path / "maps" / "extra.png")
     _mask(tmp_path / "masks" / "a.png")
@@ -73,7 +73,7 @@ def test_files_without_a_partner_are_named(tmp_path) -> None:
     }
 
 
-def test_datasets_without_a_partner_are_named(tmp_path) -> None:
+def test_unmatched_datasets_are_reported(tmp_path) -> None:
     for name in ("CAMO", "CHAMELEON"):
         _mask(tmp_path / "masks" / name / "a.png")
     for name in ("CAMO", "CHAMELON"):
@@ -83,7 +83,7 @@ def test_datasets_without_a_partner_are_named(tmp_path) -> None:
     assert unmatched == ["CHAMELEON has masks and no maps", "CHAMELON has maps and no masks"]
 
 
-def test_names_that_do_not_agree_are_shown(tmp_path) -> None:
+def test_mismatched_names_are_reported(tmp_path) -> None:
     for name in ("CAMO", "NC4K"):
         _mask(tmp_path / "maps" / name / "a.png")
     for name in ("one", "two"):
@@ -92,7 +92,7 @@ def test_names_that_do_not_agree_are_shown(tmp_path) -> None:
         match_folders(tmp_path / "maps", tmp_path / "masks")
 
 
-def test_missing_and_empty_folders_are_named(tmp_path) -> None:
+def test_missing_and_empty_folders_are_reported(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     _mask(tmp_path / "masks" / "a.png")
     with pytest.raises(ExperimentError, match="no folder .*nowhere"):
@@ -102,7 +102,7 @@ def test_missing_and_empty_folders_are_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("top", [1, 255])
-def test_perfect_maps_get_perfect_scores_whatever_the_masks_values(tmp_path, top) -> None:
+def test_perfect_maps_score_perfectly_for_any_mask_values(tmp_path, top) -> None:
     _mask(tmp_path / "map.png")
     _mask(tmp_path / "mask.png", top)
     scores, problems, resized = score_pairs([ScoredPair(tmp_path / "map.png", tmp_path / "mask.png")])
@@ -112,7 +112,7 @@ def test_perfect_maps_get_perfect_scores_whatever_the_masks_values(tmp_path, top
     assert scores.max_f == pytest.approx(1, abs=1e-6)
 
 
-def test_maps_of_another_size_are_scaled_and_counted_or_reported(tmp_path) -> None:
+def test_maps_of_a_different_size_are_resized_and_reported(tmp_path) -> None:
     big = np.kron(OBJECT, np.ones((2, 2))).astype(np.uint8) * 255
     _save(tmp_path / "map.png", big)
     _mask(tmp_path / "mask.png")
@@ -127,7 +127,7 @@ def test_maps_of_another_size_are_scaled_and_counted_or_reported(tmp_path) -> No
     assert scores.mae == 0
 
 
-def test_maps_are_scaled_as_opencv_does() -> None:
+def test_resizing_matches_opencv() -> None:
     """Values of cv2.resize(values, size) of OpenCV 4, up to its rounding to eleven bits."""
     ramp = np.array([[0, 100, 200, 250]], dtype=np.uint8)
     assert resize_map(ramp, (1, 8)).tolist() == [[0, 25, 75, 125, 175, 212, 238, 250]]
@@ -137,7 +137,7 @@ def test_maps_are_scaled_as_opencv_does() -> None:
     assert resize_map(spike, (1, 3)).tolist() == [[0, 0, 0]]  # not smoothed
 
 
-def test_damaged_maps_are_named(tmp_path) -> None:
+def test_damaged_maps_are_reported(tmp_path) -> None:
     _mask(tmp_path / "mask.png")
     (tmp_path / "map.png").write_bytes(b"?")
     with pytest.raises(ExperimentError, match=r"1 file cannot be used: .*map\.png cannot be read"):
@@ -146,7 +146,7 @@ def test_damaged_maps_are_named(tmp_path) -> None:
         score_pairs([])
 
 
-def test_maps_of_every_depth_are_read_as_eight_bits(tmp_path) -> None:
+def test_every_bit_depth_is_read_as_eight_bits(tmp_path) -> None:
     values = np.linspace(0, 255, 1200).reshape(30, 40).round().astype(np.uint8)
     _save(tmp_path / "8.png", values)
     _save(tmp_path / "16.png", values.astype(np.uint16) * 257)
@@ -162,7 +162,7 @@ def test_maps_of_every_depth_are_read_as_eight_bits(tmp_path) -> None:
     ("kind", "reason"),
     [("RGBA", "transparent in part"), ("RGB", "is in color"), ("F", "no numbers")],
 )
-def test_maps_that_are_not_gray_are_refused(kind, reason, tmp_path) -> None:
+def test_color_maps_are_refused(kind, reason, tmp_path) -> None:
     if kind == "F":
         image = Image.fromarray(np.full((30, 40), np.nan, dtype=np.float32))
     else:
@@ -178,7 +178,7 @@ def _layout(folder, *names: str, stems=("a", "b")) -> None:
             _mask(folder / name / f"{stem}.png")
 
 
-def test_names_are_whole_names(tmp_path) -> None:
+def test_names_are_matched_in_full(tmp_path) -> None:
     sets = ("CAMO", "PlantCAMO", "CAMO++", "COD10K", "COD10K-plus", "NC4Kids")
     _layout(tmp_path / "maps", *sets)
     _layout(tmp_path / "data", *(f"TestDataset/{name}/GT" for name in sets))
@@ -188,7 +188,7 @@ def test_names_are_whole_names(tmp_path) -> None:
     assert all(pair.mask.parent.parent.name == name for name, pairs in datasets.items() for pair in pairs)
 
 
-def test_distributors_names_are_those_of_the_dataset(tmp_path) -> None:
+def test_distributors_names_map_to_the_dataset(tmp_path) -> None:
     _layout(tmp_path / "maps", "camo", "COD10K-TE")
     _layout(tmp_path / "data", "CAMO-V.1.0-CVIU2019/GT", "COD10K-v3/Test/GT_Object")
     datasets, problems, unmatched = match_folders(tmp_path / "maps", tmp_path / "data")
@@ -196,7 +196,7 @@ def test_distributors_names_are_those_of_the_dataset(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("methods", [("good", "bad"), ("CAMO-Net", "SINet-V2"), ("group/a", "group/b")])
-def test_methods_are_kept_apart(methods, tmp_path) -> None:
+def test_methods_are_kept_separate(methods, tmp_path) -> None:
     _layout(tmp_path / "masks", "CAMO/GT", "NC4K/GT")
     _layout(tmp_path / "maps", *(f"{method}/{name}" for method in methods for name in ("CAMO", "NC4K")))
     datasets, problems, unmatched = match_folders(tmp_path / "maps", tmp_path / "masks")
@@ -206,7 +206,7 @@ def test_methods_are_kept_apart(methods, tmp_path) -> None:
         assert [pair.prediction for pair in pairs] == [tmp_path / "maps" / label / f"{n}.png" for n in "ab"]
 
 
-def test_a_perfect_method_scores_so_beside_its_negative(tmp_path) -> None:
+def test_perfect_method_scores_perfectly_next_to_its_negative(tmp_path) -> None:
     _layout(tmp_path / "masks", ".")
     _layout(tmp_path / "maps", "good", "bad")
     for stem in ("a", "b"):
@@ -216,7 +216,7 @@ def test_a_perfect_method_scores_so_beside_its_negative(tmp_path) -> None:
     assert found == {"bad/masks": 1, "good/masks": 0}
 
 
-def test_what_a_method_lacks_is_reported(tmp_path) -> None:
+def test_missing_maps_of_a_method_are_reported(tmp_path) -> None:
     _layout(tmp_path / "masks", "CAMO", "NC4K")
     _layout(tmp_path / "maps", "one/CAMO", "one/NC4K", "two/CAMO", "two/NC4KX")
     (tmp_path / "maps" / "two" / "CAMO" / "b.png").unlink()
@@ -225,7 +225,7 @@ def test_what_a_method_lacks_is_reported(tmp_path) -> None:
     assert unmatched == ["two/NC4KX has maps and no masks", "two has no maps for NC4K"]
 
 
-def test_two_files_of_one_name_are_named(tmp_path) -> None:
+def test_duplicate_file_names_are_reported(tmp_path) -> None:
     _layout(tmp_path / "masks", ".", stems=("x",))
     _layout(tmp_path / "maps", ".", stems=("x",))
     Image.fromarray(OBJECT).convert("L").save(tmp_path / "maps" / "x.jpg")
@@ -235,7 +235,7 @@ def test_two_files_of_one_name_are_named(tmp_path) -> None:
     ]
 
 
-def test_two_folders_of_one_name_are_refused(tmp_path) -> None:
+def test_duplicate_folder_names_are_refused(tmp_path) -> None:
     _layout(tmp_path / "masks", "CAMO")
     _layout(tmp_path / "maps", "CAMO", "Test/camo-te")
     with pytest.raises(ExperimentError, match=r"maps/CAMO and .*camo-te are both called CAMO: rename one"):

@@ -11,7 +11,7 @@ from invertible_attention.experiments.camouflage.configuration import Configurat
 
 
 @pytest.mark.slow
-def test_cost_of_a_step_is_measured(tmp_path, capsys) -> None:
+def test_step_cost_is_measured(tmp_path, capsys) -> None:
     file = tmp_path / "cost.json"
     arguments = ["--models", "base", "inv-concatenation", "--backbone", "tiny", "--size", "64"]
     arguments += ["--batch-size", "2", "--steps", "2", "--threads", "1", "--output", str(file)]
@@ -25,7 +25,7 @@ def test_cost_of_a_step_is_measured(tmp_path, capsys) -> None:
         assert 0.1 < item["loss"] < 2
 
 
-def test_steps_that_are_measured_train_batch_statistics(monkeypatch) -> None:
+def test_measured_steps_update_batch_statistics(monkeypatch) -> None:
     from invertible_attention.experiments.camouflage import measure as module
 
     build, networks = module.build_network, []

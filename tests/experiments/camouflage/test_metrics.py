@@ -52,7 +52,7 @@ def test_scores_of_a_dataset_are_means_over_its_maps() -> None:
     assert _row(scores) == pytest.approx(EXPECTED_MEAN, abs=1e-6)
 
 
-def test_scores_agree_with_the_reference_toolbox(data_dir) -> None:
+def test_scores_match_the_reference_toolbox(data_dir) -> None:
     root = data_dir / "metric_check"
     if not root.is_dir():
         pytest.skip("needs metric_check/ in the folder of real data")
@@ -83,7 +83,7 @@ def test_scores_agree_with_the_reference_toolbox(data_dir) -> None:
     assert {name: round(value, 3) for name, value in found.items()} == expected
 
 
-def test_curve_is_the_measure_at_each_threshold() -> None:
+def test_curve_matches_the_measure_at_each_threshold() -> None:
     prediction, mask = _case("A")
     scores = score_map(prediction, mask)
     low, high = prediction.min().astype(int), prediction.max().astype(int)
@@ -97,7 +97,7 @@ def test_curve_is_the_measure_at_each_threshold() -> None:
         assert scores.f_curve[255 - threshold] == pytest.approx(expected, abs=1e-12)
 
 
-def test_largest_f_of_a_dataset_is_that_of_its_mean_curve() -> None:
+def test_max_f_measure_is_that_of_the_mean_curve() -> None:
     each = [score_map(*_case(name)) for name in EXPECTED]
     scores = Scores.mean(each)
     assert scores.max_f == pytest.approx(np.mean([s.f_curve for s in each], axis=0).max())
@@ -115,11 +115,11 @@ def test_maps_and_masks_without_contrast_get_finite_scores(level: int, filled: b
     assert np.isfinite([scores.mae, scores.s_measure, scores.weighted_f]).all()
 
 
-def test_other_sizes_are_refused() -> None:
+def test_mismatched_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(4, 5\).*\(5, 4\)"):
         score_map(np.zeros((4, 5), dtype=np.uint8), np.zeros((5, 4), dtype=bool))
 
 
-def test_mean_of_nothing_is_refused() -> None:
+def test_mean_of_no_scores_is_refused() -> None:
     with pytest.raises(ValueError, match="no scores"):
         Scores.mean([])

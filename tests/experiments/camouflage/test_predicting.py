@@ -23,7 +23,7 @@ class Brightness(torch.nn.Module):
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000))
-def test_maps_have_the_size_asked_for_and_use_the_whole_range(height, width, seed) -> None:
+def test_maps_have_the_requested_size_and_full_range(height, width, seed) -> None:
     torch.manual_seed(seed)
     values = to_map(torch.randn(1, 1, 7, 7), (height, width))
     assert values.dtype == np.uint8
@@ -33,7 +33,7 @@ def test_maps_have_the_size_asked_for_and_use_the_whole_range(height, width, see
         assert values.max() == 255
 
 
-def test_maps_keep_the_order_of_logits() -> None:
+def test_maps_preserve_the_order_of_logits() -> None:
     logits = torch.linspace(-9, 9, 64).reshape(1, 1, 8, 8)
     values = to_map(logits, (8, 8)).flatten().astype(int)
     assert (np.diff(values) >= 0).all()
@@ -42,7 +42,7 @@ def test_maps_keep_the_order_of_logits() -> None:
     assert np.array_equal(values, expected.numpy().astype(int))
 
 
-def test_maps_are_written_in_the_fields_layout_at_the_masks_size(dataset, tmp_path) -> None:
+def test_maps_are_written_in_the_standard_layout_at_mask_size(dataset, tmp_path) -> None:
     (collection,) = open_data([dataset]).test
     maps = tmp_path / "maps"
     seen: list[int] = []
@@ -75,7 +75,7 @@ def test_every_image_gets_its_own_map(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("second", ["x.jpg", "X.png"])
-def test_two_images_never_share_a_map(second, tmp_path) -> None:
+def test_output_names_do_not_collide(second, tmp_path) -> None:
     pairs = []
     for name in ("x.png", second):
         Image.new("RGB", (20, 20)).save(tmp_path / name)
@@ -86,7 +86,7 @@ def test_two_images_never_share_a_map(second, tmp_path) -> None:
         )
 
 
-def test_maps_of_turned_images_are_turned_as_shown(tmp_path) -> None:
+def test_maps_follow_exif_rotation(tmp_path) -> None:
     pixels = np.zeros((20, 30, 3), dtype=np.uint8)
     pixels[:, :10] = 255  # left as stored: above as shown
     exif = Image.Exif()

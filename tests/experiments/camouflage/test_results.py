@@ -41,7 +41,7 @@ CELLS = [
 ]
 
 
-def test_rows_are_in_the_tables_order_with_seeds_together() -> None:
+def test_rows_follow_table_order_with_seeds_grouped() -> None:
     results = collect(CELLS)
     assert [row.name for row in rows(results)] == [
         "base",
@@ -59,7 +59,7 @@ def test_rows_are_in_the_tables_order_with_seeds_together() -> None:
     assert summary["deviation"] == pytest.approx(0.04 / math.sqrt(2))
 
 
-def test_datasets_are_in_the_papers_order() -> None:
+def test_datasets_follow_the_papers_order() -> None:
     results = collect([cell("base", 0, 0.5, name) for name in ("mine", "NC4K", "CAMO")])
     assert datasets(results) == ["CAMO", "NC4K", "mine"]
 
@@ -102,7 +102,7 @@ def test_invertible_rows_are_compared_with_ordinary_ones() -> None:
     ("shift", "place"),
     [(0.2, "above"), (0.0015, "above"), (0.0005, "within"), (-0.0005, "within"), (-0.0015, "below")],
 )
-def test_more_than_one_deviation_counts_in_both_directions(shift, place) -> None:
+def test_differences_beyond_one_deviation_count_in_both_directions(shift, place) -> None:
     ordinary, inverse = (0.699, 0.700, 0.701), (0.699 + shift, 0.700 + shift, 0.701 + shift)
     results = collect(seeds("gaussian", *ordinary) + seeds("inv-gaussian", *inverse))
     (comparison,) = compare(rows(results), "CAMO")
@@ -113,7 +113,7 @@ def test_more_than_one_deviation_counts_in_both_directions(shift, place) -> None
     assert (f"more than one deviation {place}, 0.001" in sentence) == (place != "within")
 
 
-def test_a_pair_is_compared_with_its_own_deviation() -> None:
+def test_pairs_are_compared_with_their_own_deviation() -> None:
     steady = seeds("gaussian", 0.70, 0.71) + seeds("inv-gaussian", 0.60, 0.61)
     wild = seeds("dot-product", 0.2, 0.9) + seeds("inv-dot-product", 0.9, 0.1)
     alone, together = (compare(rows(collect(found)), "CAMO") for found in (steady, steady + wild))
@@ -128,7 +128,7 @@ def test_a_pair_is_compared_with_its_own_deviation() -> None:
     assert by_form["InvGaussian"].deviation.value == pytest.approx(0.02 / math.sqrt(2))
 
 
-def test_a_pair_with_one_seed_borrows_the_deviation_of_stable_rows_and_says_so() -> None:
+def test_single_seed_pair_uses_the_pooled_deviation_and_reports_it() -> None:
     stable = seeds("base", 0.60, 0.61) + seeds("concatenation", 0.70, 0.72)
     unstable = [*seeds("inv-dot-product", 0.1, 0.5), *seeds("inv-concatenation", 0.70, 0.70)]
     unstable.append(diverged("inv-concatenation", 2))
@@ -147,7 +147,7 @@ def test_a_pair_with_one_seed_borrows_the_deviation_of_stable_rows_and_says_so()
     )
 
 
-def test_seeds_that_both_rows_have_are_compared_in_pairs() -> None:
+def test_shared_seeds_are_compared_in_pairs() -> None:
     ordinary = [cell("gaussian", seed, s) for seed, s in ((0, 0.5), (1, 0.7), (2, 0.9), (7, 0.1))]
     inverse = [cell("inv-gaussian", seed, s) for seed, s in ((2, 0.93), (1, 0.72), (0, 0.51), (8, 0.2))]
     results = collect(ordinary + inverse)
@@ -162,7 +162,7 @@ def test_seeds_that_both_rows_have_are_compared_in_pairs() -> None:
     assert "±" not in claim_findings(one)[0]
 
 
-def test_trainings_that_diverged_are_reported() -> None:
+def test_diverged_runs_are_reported() -> None:
     found = [
         *seeds("gaussian", 0.70, 0.71, 0.72),
         *seeds("inv-gaussian", 0.70, 0.71),
@@ -188,7 +188,7 @@ def test_trainings_that_diverged_are_reported() -> None:
     assert claim_findings(nothing) == []
 
 
-def test_findings_say_what_the_numbers_say() -> None:
+def test_findings_match_the_numbers() -> None:
     (sentence,) = claim_findings(collect(CELLS))
     assert "InvDot-product -0.110 (more than one deviation below; 1 and 1 seed)" in sentence
     assert "InvConcatenation -0.020 (within one deviation, 0.028; 1 and 2 seeds)" in sentence
@@ -197,7 +197,7 @@ def test_findings_say_what_the_numbers_say() -> None:
     assert claim_findings(collect([cell("base", 0, 0.5)])) == []
 
 
-def test_headline_names_the_range_and_counts() -> None:
+def test_headline_states_range_and_counts() -> None:
     assert headline(collect(CELLS)) == (
         "S on CAMO is between 0.600 (Base) and 0.730 (Certified Concatenation); "
         "of 3 invertible rows, 2 within one deviation over "
@@ -215,7 +215,7 @@ def test_diverged_networks_are_counted_and_not_averaged() -> None:
     assert results["summary"][-1]["diverged"] == 1
 
 
-def test_audits_are_reported_in_sentences() -> None:
+def test_audits_are_reported_as_sentences() -> None:
     level = {
         "images": 4,
         "recovered": 4,
@@ -252,7 +252,7 @@ def test_audits_are_reported_in_sentences() -> None:
     ("weights", "told"),
     [("/home/me/weights/small", "small"), ("timm/resnet50.tv_in1k", "timm/resnet50.tv_in1k"), (None, None)],
 )
-def test_weights_are_reported_without_the_folders_of_a_machine(weights, told) -> None:
+def test_weights_are_reported_without_local_paths(weights, told) -> None:
     settings = Configuration().to_json() | {"weights": weights}
     results = collect([cell("base", 0, 0.5, configuration=settings)])
     assert results["configuration"]["weights"] == told

@@ -51,7 +51,7 @@ def _study(output: Path, models=("base", "inv-concatenation"), seeds=(0,), confi
     return results, console.file.getvalue()
 
 
-def test_a_run_leaves_everything_it_promises(tmp_path) -> None:
+def test_run_writes_every_documented_file(tmp_path) -> None:
     console = _console()
     # Ten steps, after which the first numbers are logged.
     results = run_one(
@@ -94,7 +94,7 @@ def test_a_run_leaves_everything_it_promises(tmp_path) -> None:
     assert "training on generated-images 4; testing on PHOTOS 2" in console.file.getvalue()
 
 
-def test_a_finished_run_is_not_done_again(tmp_path) -> None:
+def test_finished_run_is_not_repeated(tmp_path) -> None:
     first = run_one(Cell("base", 0), SMALL, DataFolders(), output=tmp_path / "run", console=_console())
     model = tmp_path / "run" / "model.safetensors"
     before = model.stat().st_mtime_ns
@@ -109,7 +109,7 @@ def test_a_finished_run_is_not_done_again(tmp_path) -> None:
         run_one(Cell("base", 1), SMALL, DataFolders(), output=tmp_path / "run", resume=True)
 
 
-def test_same_run_gives_the_same_weights_and_maps(tmp_path) -> None:
+def test_equal_runs_give_equal_weights_and_maps(tmp_path) -> None:
     for name in ("a", "b"):
         run_one(Cell("concatenation", 3), SMALL, DataFolders(), output=tmp_path / name, console=_console())
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
@@ -118,7 +118,7 @@ def test_same_run_gives_the_same_weights_and_maps(tmp_path) -> None:
     assert [path.read_bytes() for path in a] == [path.read_bytes() for path in b]
 
 
-def test_unusable_files_are_named_before_anything_is_written(dataset, tmp_path) -> None:
+def test_unusable_files_are_reported_before_writing(dataset, tmp_path) -> None:
     (dataset / "TrainDataset" / "GT" / "train_1.png").unlink()
     (dataset / "TestDataset" / "CAMO" / "Imgs" / "test_1.jpg").write_bytes(b"?")
     output = tmp_path / "run"
@@ -138,7 +138,7 @@ def test_unusable_files_are_named_before_anything_is_written(dataset, tmp_path) 
     assert "paper, Table 4" in (output / "report.html").read_text()
 
 
-def test_nothing_to_test_on_is_said(dataset, tmp_path) -> None:
+def test_empty_test_set_is_refused(dataset, tmp_path) -> None:
     with pytest.raises(ExperimentError, match="nothing to test on: give --test-data"):
         run_one(
             Cell("base", 0),
@@ -149,7 +149,7 @@ def test_nothing_to_test_on_is_said(dataset, tmp_path) -> None:
         )
 
 
-def test_results_of_other_images_are_refused(dataset, tmp_path) -> None:
+def test_results_from_different_images_are_refused(dataset, tmp_path) -> None:
     def start(**options):
         return run_one(
             Cell("base", 0),
@@ -167,7 +167,7 @@ def test_results_of_other_images_are_refused(dataset, tmp_path) -> None:
         start(resume=True)
 
 
-def test_a_study_can_grow_and_keeps_what_is_done(tmp_path) -> None:
+def test_study_can_be_extended(tmp_path) -> None:
     first, printed = _study(tmp_path / "study")
     assert [row["title"] for row in first["summary"]] == ["Base", "InvConcatenation"]
     assert "Base, seed 0: PHOTOS S 0." in printed
@@ -195,7 +195,7 @@ def test_a_study_can_grow_and_keeps_what_is_done(tmp_path) -> None:
     assert re.search(r"InvConcatenation [+-]0\.\d{3} \((within|more than) one deviation", page)
 
 
-def test_a_study_continues_from_its_results_alone(tmp_path, monkeypatch) -> None:
+def test_study_resumes_from_its_results_file_alone(tmp_path, monkeypatch) -> None:
     published = tmp_path / "published"
     first, _ = _study(tmp_path / "one", models=("base",), results_folder=published)
     trained = []
@@ -216,7 +216,7 @@ def test_a_study_continues_from_its_results_alone(tmp_path, monkeypatch) -> None
     assert json.loads((published / "results.json").read_text())["cells"] == second["cells"]
 
 
-def test_networks_another_process_works_on_are_left_to_it(tmp_path) -> None:
+def test_networks_claimed_by_another_process_are_skipped(tmp_path) -> None:
     from invertible_attention.experiments.study.folder import OutputFolder
 
     _study(tmp_path / "study", models=("base",))
@@ -228,7 +228,7 @@ def test_networks_another_process_works_on_are_left_to_it(tmp_path) -> None:
     assert results["summary"][0]["seeds"] == [0]
 
 
-def test_a_network_that_diverges_does_not_stop_the_study(tmp_path, monkeypatch) -> None:
+def test_diverging_network_does_not_stop_the_study(tmp_path, monkeypatch) -> None:
     train = cells.train
 
     def diverge(network, *args, **options):
@@ -246,7 +246,7 @@ def test_a_network_that_diverges_does_not_stop_the_study(tmp_path, monkeypatch) 
     assert not (tmp_path / "one" / "result.json").exists()
 
 
-def test_an_evaluation_that_was_interrupted_does_not_train_again(tmp_path, monkeypatch) -> None:
+def test_interrupted_evaluation_does_not_retrain(tmp_path, monkeypatch) -> None:
     def fail(*args, **options):
         raise InterruptedError
 

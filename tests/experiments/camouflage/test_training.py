@@ -46,7 +46,7 @@ def test_training_lowers_the_loss(dataset, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("stop", [4, 6, 8])
-def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(dataset, tmp_path, stop) -> None:
+def test_interrupted_run_gives_the_same_weights(dataset, tmp_path, stop) -> None:
     expected, losses = _train(dataset, tmp_path / "whole")
 
     def interrupt(step: int, loss: float) -> None:
@@ -63,14 +63,14 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(datase
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_tested_weights_are_the_average(dataset, tmp_path) -> None:
+def test_evaluation_uses_averaged_weights(dataset, tmp_path) -> None:
     last, losses = _train(dataset, tmp_path / "a", configuration=replace(SMALL, average=0.0))
     average, same = _train(dataset, tmp_path / "b")
     assert same == losses
     assert any(not torch.equal(last[key], average[key]) for key in last)
 
 
-def test_rows_see_the_same_images_in_the_same_order(dataset, tmp_path) -> None:
+def test_rows_train_on_the_same_image_order(dataset, tmp_path) -> None:
     # Base and attention that does nothing to its input are the same network.
     network = build_network(Cell("concatenation", 0), SMALL)
     base = build_network(Cell("base", 0), SMALL)
@@ -83,9 +83,7 @@ def test_rows_see_the_same_images_in_the_same_order(dataset, tmp_path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_batch_statistics_move_though_a_pretrained_backbone_comes_in_evaluation_mode(
-    dataset, tmp_path
-) -> None:
+def test_batch_statistics_update_for_a_backbone_loaded_in_evaluation_mode(dataset, tmp_path) -> None:
     network = build_network(Cell("base", 0), SMALL).eval()
     before = {name: value.clone() for name, value in network.named_buffers() if name.endswith("running_mean")}
     assert before
@@ -95,14 +93,14 @@ def test_batch_statistics_move_though_a_pretrained_backbone_comes_in_evaluation_
     assert not any(module.training for module in network.modules())
 
 
-def test_loss_that_is_not_a_number_is_said(dataset, tmp_path) -> None:
+def test_nan_loss_is_reported(dataset, tmp_path) -> None:
     network = build_network(Cell("base", 0), SMALL)
     torch.nn.init.constant_(network.predict.branches[0].bias, float("nan"))
     with pytest.raises(DivergedError, match=r"loss is nan at step 1: lower --learning-rate"):
         _fit(network, dataset, tmp_path)
 
 
-def test_damaged_checkpoint_is_named(dataset, tmp_path) -> None:
+def test_damaged_checkpoint_error_names_the_file(dataset, tmp_path) -> None:
     from invertible_attention.experiments.errors import ExperimentError
 
     (tmp_path / "training.ckpt").write_bytes(b"?")
@@ -130,7 +128,7 @@ def test_half_precision_trains(dataset, tmp_path) -> None:
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-def test_a_frozen_backbone_stays_as_it_is_and_the_rest_learns(dataset, tmp_path) -> None:
+def test_frozen_backbone_is_unchanged_while_the_rest_trains(dataset, tmp_path) -> None:
     configuration = replace(SMALL, freeze_backbone=True, average=0.0)
     network = build_network(Cell("certified-concatenation", 0), configuration)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -140,7 +138,7 @@ def test_a_frozen_backbone_stays_as_it_is_and_the_rest_learns(dataset, tmp_path)
     assert {name for name, _ in network.named_parameters() if not name.startswith("backbone.")} <= changed
 
 
-def test_features_from_the_cache_train_as_those_of_the_backbone(dataset, tmp_path) -> None:
+def test_cached_features_train_identically(dataset, tmp_path) -> None:
     """The first loss is that of the network on the same images, up to the cache's half precision."""
     configuration = replace(SMALL, freeze_backbone=True, batch_size=6)
     network = build_network(Cell("concatenation", 0), configuration)
@@ -159,7 +157,7 @@ def test_features_from_the_cache_train_as_those_of_the_backbone(dataset, tmp_pat
     assert lowest - 1e-4 <= first <= highest + 1e-4
 
 
-def test_an_interrupted_run_on_features_ends_with_the_same_weights(dataset, tmp_path) -> None:
+def test_interrupted_run_on_features_gives_the_same_weights(dataset, tmp_path) -> None:
     configuration = replace(SMALL, freeze_backbone=True)
     expected, _ = _train(dataset, tmp_path / "whole", configuration=configuration)
 

@@ -23,7 +23,7 @@ def write_rows(folder: Path, rows: list[dict[str, object] | None]) -> None:
     pq.write_table(pa.table({"img": pa.array(rows, kind)}), folder / "train.parquet")
 
 
-def test_an_empty_row_is_named_and_a_path_is_followed(tmp_path: Path) -> None:
+def test_empty_row_is_reported_and_path_row_is_read(tmp_path: Path) -> None:
     Image.new("RGB", (4, 3), (1, 2, 3)).save(tmp_path / "one.png")
     rows = [None, {"bytes": None, "path": None}, {"bytes": None, "path": str(tmp_path / "one.png")}]
     write_rows(tmp_path, rows)
@@ -35,7 +35,7 @@ def test_an_empty_row_is_named_and_a_path_is_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quiet", [True, False])
-def test_reading_tables_leaves_the_progress_bars_as_they_were(quiet: bool, tmp_path: Path) -> None:
+def test_reading_parquet_restores_progress_bars(quiet: bool, tmp_path: Path) -> None:
     import datasets
 
     write_rows(tmp_path, [None])
@@ -50,21 +50,21 @@ def test_reading_tables_leaves_the_progress_bars_as_they_were(quiet: bool, tmp_p
         (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
 
 
-def test_photographs_that_are_not_installed_name_what_to_install() -> None:
+def test_missing_photographs_name_the_package_to_install() -> None:
     with pytest.raises(ExperimentError, match=r"need the package no_such_package: pip install"):
         bundled_photograph("no_such_package/a.png")
     with pytest.raises(ExperimentError, match=r"cannot read .*no_such\.png"):
         bundled_photograph("skimage/data/no_such.png")
 
 
-def test_photographs_are_called_by_their_path_in_their_package() -> None:
+def test_photographs_are_named_by_their_package_path() -> None:
     with pytest.raises(ValueError, match=r"\['test', 'train'\], got 'all'"):
         BundledPhotographs("all")
     source = BundledPhotographs("test")
     assert [source.name(i) for i in range(len(source))] == list(photographs.PHOTOGRAPHS["test"])
 
 
-def test_blank_lines_of_a_partition_are_passed_over(tmp_path: Path) -> None:
+def test_blank_partition_lines_are_skipped(tmp_path: Path) -> None:
     images = tmp_path / "img_align_celeba"
     images.mkdir()
     for name in ("1.jpg", "2.jpg"):

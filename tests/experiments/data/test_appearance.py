@@ -276,7 +276,7 @@ def as_color(pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("kind", shown())
-def test_every_reader_gives_what_a_viewer_shows(kind: str, name: str, tmp_path: Path) -> None:
+def test_every_reader_matches_a_viewer(kind: str, name: str, tmp_path: Path) -> None:
     if name == "upload" and kind.endswith(NOT_UPLOADED):
         pytest.skip("not a format that is uploaded")
     content, expected = shown()[kind]
@@ -290,9 +290,7 @@ def test_every_reader_gives_what_a_viewer_shows(kind: str, name: str, tmp_path: 
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("kind", unclear())
-def test_every_reader_refuses_what_does_not_say_what_it_looks_like(
-    kind: str, name: str, tmp_path: Path
-) -> None:
+def test_every_reader_refuses_ambiguous_images(kind: str, name: str, tmp_path: Path) -> None:
     content, said = unclear()[kind]
     path = tmp_path / "picture.png"
     path.write_bytes(content)
@@ -322,7 +320,7 @@ def test_sixteen_bits_are_rounded_to_eight(values: np.ndarray, kind: str) -> Non
 @pytest.mark.parametrize("number", ORIENTED)
 @pytest.mark.parametrize("kind", ["png", "webp", "tiff", "jpeg", "16-bit png", "palette png", "mpo"])
 @pytest.mark.parametrize("mode", ["RGB", None])
-def test_images_are_turned_upright(kind: str, number: int, mode: str | None, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(kind: str, number: int, mode: str | None, tmp_path: Path) -> None:
     image = Image.fromarray(BYTES)
     expected, options = BYTES, {"exif": orientation(number)}
     if kind == "16-bit png":
@@ -347,7 +345,7 @@ def test_images_are_turned_upright(kind: str, number: int, mode: str | None, tmp
     assert np.abs(gray - expected).mean() < (4 if kind in ("jpeg", "mpo") else 1)
 
 
-def test_colors_are_what_the_profile_says(tmp_path: Path) -> None:
+def test_color_profiles_are_applied(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -359,7 +357,7 @@ def test_colors_are_what_the_profile_says(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(decode(encoded(image, "png", icc_profile=profile), "x")), pixels)
 
 
-def test_a_profile_of_other_primaries_changes_the_colors() -> None:
+def test_profile_with_other_primaries_changes_the_colors() -> None:
     skimage = pytest.importorskip("skimage")
     path = Path(skimage.__file__).parent / "data" / "rocket.jpg"
     with Image.open(path) as image:
@@ -371,14 +369,14 @@ def test_a_profile_of_other_primaries_changes_the_colors() -> None:
     assert np.ptp(found, axis=-1).mean() > 1.05 * np.ptp(stored, axis=-1).mean()
 
 
-def test_transparency_is_composited_in_parts() -> None:
+def test_transparency_is_composited_in_blocks() -> None:
     opacity = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = Image.fromarray(np.dstack([np.zeros_like(opacity), opacity]))
     found = np.asarray(decode(encoded(image, "png"), "x"))[..., 0]
     assert np.array_equal(found, 255 - opacity)
 
 
-def test_masks_are_read_with_the_values_they_have() -> None:
+def test_mask_values_are_read_unchanged() -> None:
     values = np.arange(12, dtype=np.uint8).reshape(3, 4)
     assert np.array_equal(np.asarray(decode(encoded(Image.fromarray(values), "png"), "x", None)), values)
     assert np.array_equal(np.asarray(decode(tiff(RAMP.astype(np.float32)), "x", None)), RAMP)

@@ -17,7 +17,7 @@ def write_image(path: Path, color: int, size: tuple[int, int] = (40, 40)) -> Pat
     return path
 
 
-def test_a_flat_folder_is_one_undivided_split(tmp_path: Path) -> None:
+def test_flat_folder_is_a_single_split(tmp_path: Path) -> None:
     for number in range(3):
         write_image(tmp_path / f"{number}.png", number)
     (tmp_path / "readme.txt").write_text("not an image")
@@ -31,7 +31,7 @@ def test_a_flat_folder_is_one_undivided_split(tmp_path: Path) -> None:
     ]
 
 
-def test_train_and_test_folders_are_recognized_by_name_and_masks_are_skipped(tmp_path: Path) -> None:
+def test_train_and_test_folders_are_recognized_and_masks_skipped(tmp_path: Path) -> None:
     write_image(tmp_path / "TrainDataset" / "Imgs" / "a.jpg", 1)
     write_image(tmp_path / "TrainDataset" / "GT" / "a.png", 255)
     write_image(tmp_path / "TestDataset" / "CAMO" / "Imgs" / "b.jpg", 2)
@@ -56,7 +56,7 @@ def test_celeba_as_distributed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["000000.jpg 3", "../../etc/passwd 0", "000000.jpg"])
-def test_a_damaged_partition_names_the_line(tmp_path: Path, line: str) -> None:
+def test_damaged_partition_error_names_the_line(tmp_path: Path, line: str) -> None:
     write_image(tmp_path / "img_align_celeba" / "000000.jpg", 0)
     (tmp_path / "list_eval_partition.txt").write_text(f"000000.jpg 0\n{line}\n")
     with pytest.raises(ExperimentError, match=r"list_eval_partition\.txt, line 2"):
@@ -72,7 +72,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
-def test_a_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
+def test_damaged_image_error_names_the_file(tmp_path: Path, damage: str) -> None:
     path = write_image(tmp_path / "broken.png", 7, (64, 64))
     whole = path.read_bytes()
     path.write_bytes({"truncated": whole[: len(whole) // 2], "text": b"hello", "empty": b""}[damage])
@@ -81,7 +81,7 @@ def test_a_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
         source[0]
 
 
-def test_an_image_that_vanished_is_named(tmp_path: Path) -> None:
+def test_deleted_image_error_names_the_file(tmp_path: Path) -> None:
     path = write_image(tmp_path / "gone.png", 7)
     source = folder_splits(tmp_path)["all"]
     path.unlink()
@@ -89,7 +89,7 @@ def test_an_image_that_vanished_is_named(tmp_path: Path) -> None:
         source[0]
 
 
-def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+def test_oversized_image_is_refused_before_decoding(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (12_000, 12_000)).save(path)
     assert path.stat().st_size < 100_000
@@ -103,14 +103,14 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert folder_splits(tmp_path)["all"][0].mode == "RGB"
 
 
-def test_folders_that_only_begin_like_train_and_test_divide_nothing(tmp_path: Path) -> None:
+def test_folders_with_train_or_test_as_prefix_only_are_not_splits(tmp_path: Path) -> None:
     for name in ("trains", "testudo", "testimonials"):
         write_image(tmp_path / name / "a.png", 1)
     splits = folder_splits(tmp_path)
     assert {split: len(images) for split, images in splits.items()} == {"all": 3}
 
 
-def test_links_are_followed_and_every_image_counts_once(tmp_path: Path) -> None:
+def test_links_are_followed_without_duplicates(tmp_path: Path) -> None:
     root = tmp_path / "root"
     write_image(tmp_path / "elsewhere" / "a.png", 1)
     write_image(root / "b.png", 2)
@@ -121,7 +121,7 @@ def test_links_are_followed_and_every_image_counts_once(tmp_path: Path) -> None:
     assert image_files(root) == [root / "b.png", root / "linked" / "a.png"]
 
 
-def test_what_is_skipped_and_how_it_is_divided_is_said(tmp_path: Path) -> None:
+def test_skipped_files_and_the_split_are_reported(tmp_path: Path) -> None:
     for name in (
         "a.png",
         "b.JPG",

@@ -38,7 +38,7 @@ def write_parquet(path: Path, contents: list[bytes], column: str = "img", *, hub
 
 @pytest.mark.parametrize("hub", [True, False], ids=["with metadata", "plain"])
 @pytest.mark.parametrize("column", ["img", "image"])
-def test_shards_in_the_hubs_format(tmp_path: Path, column: str, hub: bool) -> None:
+def test_hub_shards_are_read(tmp_path: Path, column: str, hub: bool) -> None:
     write_parquet(tmp_path / "train-00000-of-00002.parquet", [encode(0), encode(1)], column, hub=hub)
     write_parquet(tmp_path / "train-00001-of-00002.parquet", [encode(2, kind="WEBP")], column, hub=hub)
     write_parquet(tmp_path / "test-00000-of-00001.parquet", [encode(9)], column, hub=hub)
@@ -48,14 +48,14 @@ def test_shards_in_the_hubs_format(tmp_path: Path, column: str, hub: bool) -> No
     assert colors == [(c, c, c) for c in range(3)]
 
 
-def test_found_in_the_subfolder_of_its_name(tmp_path: Path) -> None:
+def test_dataset_is_found_in_the_subfolder_of_its_name(tmp_path: Path) -> None:
     write_parquet(tmp_path / "cifar10" / "train.parquet", [encode(3)])
     write_parquet(tmp_path / "svhn" / "train.parquet", [encode(4)], "image")
     assert open_splits("cifar10", tmp_path)["train"][0].getpixel((0, 0)) == (3, 3, 3)
     assert open_splits("svhn", tmp_path)["train"][0].getpixel((0, 0)) == (4, 4, 4)
 
 
-def test_a_damaged_row_names_file_and_row(tmp_path: Path) -> None:
+def test_damaged_row_error_names_file_and_row(tmp_path: Path) -> None:
     write_parquet(tmp_path / "data" / "train.parquet", [encode(0), encode(1)[:50]])
     source = parquet_splits(tmp_path / "data")["train"]
     source[0]
@@ -63,7 +63,7 @@ def test_a_damaged_row_names_file_and_row(tmp_path: Path) -> None:
         source[1]
 
 
-def test_a_truncated_file_names_the_folder(tmp_path: Path) -> None:
+def test_truncated_file_error_names_the_folder(tmp_path: Path) -> None:
     path = tmp_path / "data" / "train.parquet"
     write_parquet(path, [encode(0)] * 10)
     path.write_bytes(path.read_bytes()[:-20])
@@ -77,18 +77,18 @@ def test_a_table_without_images_is_refused(tmp_path: Path) -> None:
         parquet_splits(tmp_path)
 
 
-def test_without_network_the_hub_is_one_clear_error() -> None:
+def test_offline_hub_is_one_clear_error() -> None:
     with pytest.raises(ExperimentError, match=r"cannot load uoft-cs/cifar10 from the hub .*--data-dir"):
         open_splits("cifar10")
 
 
-def test_cifar10_at_hand(data_dir: Path) -> None:
+def test_local_cifar10(data_dir: Path) -> None:
     splits = open_splits("cifar10", data_dir)
     assert {split: len(source) for split, source in splits.items()} == {"train": 50_000, "test": 10_000}
     assert splits["test"][0].size == (32, 32)
 
 
-def test_svhn_at_hand(data_dir: Path) -> None:
+def test_local_svhn(data_dir: Path) -> None:
     splits = open_splits("svhn", data_dir)
     assert len(splits["train"]) == 1_000
     assert splits["train"][999].size == (32, 32)

@@ -27,7 +27,7 @@ def colors(images: torch.Tensor) -> list[int]:
     return images[:, 0, 0, 0].tolist()
 
 
-def test_photographs_need_no_network_and_no_photograph_is_in_both_parts(
+def test_photographs_need_no_network_and_splits_are_disjoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import socket
@@ -42,14 +42,14 @@ def test_photographs_need_no_network_and_no_photograph_is_in_both_parts(
     assert images.train.double().std((1, 2, 3)).mean() > 10
 
 
-def test_bundled_photographs_are_all_there() -> None:
+def test_bundled_photographs_are_complete() -> None:
     for source in open_splits("photos").values():
         for index in range(len(source)):
             assert min(source[index].size) >= 300
 
 
 @pytest.mark.parametrize("name", ["photos", "folder"])
-def test_the_seed_decides_and_nothing_else(twelve: Path, name: str) -> None:
+def test_split_depends_only_on_the_seed(twelve: Path, name: str) -> None:
     def draw(seed: int) -> str:
         return draw_images(name, train=5, test=4, seed=seed, data_dir=twelve).fingerprint()
 
@@ -61,13 +61,13 @@ def test_the_seed_decides_and_nothing_else(twelve: Path, name: str) -> None:
     assert draw(1) != first
 
 
-def test_an_undivided_folder_is_divided_without_overlap(twelve: Path) -> None:
+def test_unsplit_folder_is_split_without_overlap(twelve: Path) -> None:
     images = draw_images("folder", train=7, test=5, data_dir=twelve)
     assert sorted(colors(images.train) + colors(images.test)) == list(range(12))
     assert colors(images.train) != sorted(colors(images.train))
 
 
-def test_named_parts_are_kept(tmp_path: Path) -> None:
+def test_named_splits_are_kept(tmp_path: Path) -> None:
     for part, color in (("train", 10), ("test", 200)):
         (tmp_path / part).mkdir()
         for number in range(3):
@@ -79,9 +79,7 @@ def test_named_parts_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("train", "test"), [(7, 6), (13, 1), (1, 12), (1000, 1000), (1, 1000), (1000, 1)])
-def test_too_few_images_is_an_error_with_a_pair_of_numbers_that_works(
-    twelve: Path, train: int, test: int
-) -> None:
+def test_too_few_images_error_suggests_sizes_that_work(twelve: Path, train: int, test: int) -> None:
     with pytest.raises(ExperimentError) as caught:
         draw_images("folder", train=train, test=test, data_dir=twelve)
     message = str(caught.value)
@@ -92,7 +90,7 @@ def test_too_few_images_is_an_error_with_a_pair_of_numbers_that_works(
     assert len(images.train) + len(images.test) == 12
 
 
-def test_too_few_images_of_a_divided_folder_too(tmp_path: Path) -> None:
+def test_too_few_images_in_a_split_folder(tmp_path: Path) -> None:
     for part, count in (("train", 3), ("test", 2)):
         for number in range(count):
             (tmp_path / part).mkdir(exist_ok=True)
@@ -109,7 +107,7 @@ def test_too_few_images_of_a_divided_folder_too(tmp_path: Path) -> None:
     fixed=st.sampled_from([(False, False), (True, False), (False, True)]),
 )
 @settings(deadline=None)
-def test_a_division_works_and_keeps_to_what_was_asked(available, train, test, fixed) -> None:
+def test_suggested_split_works_and_respects_the_request(available, train, test, fixed) -> None:
     first, second = images_module._divide(available, (train, test), fixed)
     assert 1 <= first <= train or fixed[1]
     assert 1 <= second <= test or fixed[0]
@@ -121,7 +119,7 @@ def test_a_division_works_and_keeps_to_what_was_asked(available, train, test, fi
         assert first + second == min(available, train + test)
 
 
-def test_one_image_cannot_be_divided(tmp_path: Path) -> None:
+def test_single_image_cannot_be_split(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     for crops in (False, True):
         with pytest.raises(
@@ -130,21 +128,21 @@ def test_one_image_cannot_be_divided(tmp_path: Path) -> None:
             draw_images("folder", train=1, test=1, data_dir=tmp_path, random_crops=crops)
 
 
-def test_two_photographs_give_crops_for_both_parts(tmp_path: Path) -> None:
+def test_two_photographs_give_crops_for_both_splits(tmp_path: Path) -> None:
     for number in range(2):
         Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
     images = draw_images("folder", train=9, test=1, data_dir=tmp_path, random_crops=True)
     assert len(set(colors(images.train)) | set(colors(images.test))) == 2
 
 
-def test_random_crops_draw_several_from_each_photograph(twelve: Path) -> None:
+def test_random_crops_use_photographs_evenly(twelve: Path) -> None:
     images = draw_images("folder", train=40, test=20, data_dir=twelve, random_crops=True)
     assert not set(colors(images.train)) & set(colors(images.test))
     counts = np.bincount(colors(images.train), minlength=12)
     assert counts.max() - counts[counts > 0].min() <= 1  # every photograph is used equally often
 
 
-def test_only_celebas_own_images_are_called_celeba(twelve: Path) -> None:
+def test_only_celeba_images_are_labeled_celeba(twelve: Path) -> None:
     with pytest.raises(ExperimentError, match=r"not CelebA's images, 178×218 .*48×64.*--title"):
         draw_images("celeba", train=2, test=2, data_dir=twelve)
     stand_in = draw_images(
@@ -169,7 +167,7 @@ def test_celeba_layout_at_both_sizes(tmp_path: Path) -> None:
         assert sorted(colors(images.test)) == [2, 3]
 
 
-def test_folder_needs_a_folder() -> None:
+def test_folder_dataset_needs_a_path() -> None:
     with pytest.raises(ExperimentError, match="needs --data-dir"):
         draw_images("folder", train=1, test=1)
 
@@ -179,7 +177,7 @@ def test_unknown_dataset() -> None:
         open_splits("imagenet")
 
 
-def test_full_size_crops_of_photographs_at_hand(data_dir: Path) -> None:
+def test_full_size_crops_of_local_photographs(data_dir: Path) -> None:
     title = "CAMO photographs in CelebA's format"
     images = draw_images("celeba", train=4, test=3, size=(218, 178), data_dir=data_dir / "camo", title=title)
     assert images.train.shape == (4, 3, 218, 178)

@@ -85,7 +85,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {kind: (folder / f"large.{kind}").read_bytes() for kind in ("png", "jpg", "tif")}
 
 
-def test_the_limit_itself_is_allowed(tmp_path: Path) -> None:
+def test_size_at_the_limit_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "limit.png"
     path.write_bytes(png_that_claims(MAX_PIXELS // 1000, 1000))
     assert image_size(path) == (MAX_PIXELS // 1000, 1000)
@@ -94,7 +94,7 @@ def test_the_limit_itself_is_allowed(tmp_path: Path) -> None:
         image_size(path)
 
 
-def test_pillow_does_not_warn_of_what_is_read() -> None:
+def test_pillow_does_not_warn_about_accepted_images() -> None:
     assert Image.MAX_IMAGE_PIXELS is not None
     assert MAX_PIXELS <= Image.MAX_IMAGE_PIXELS
 
@@ -115,7 +115,7 @@ def test_a_tile_larger_than_its_image_is_refused(tmp_path: Path) -> None:
         open_image(path)
 
 
-def test_threads_leave_the_programs_warning_filters_alone(tmp_path: Path) -> None:
+def test_threads_do_not_change_warning_filters(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.new("L", (8, 8)).save(path)
     before = list(warnings.filters)
@@ -125,7 +125,7 @@ def test_threads_leave_the_programs_warning_filters_alone(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", png_that_claims(8, 8)[:20]])
-def test_a_size_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
+def test_unreadable_size_error_names_the_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "damaged.png"
     path.write_bytes(content)
     with pytest.raises(ExperimentError, match=r"damaged\.png cannot be read as an image"):

@@ -168,7 +168,7 @@ def test_results_appear(finished: Any) -> None:
     assert any(row.startswith("certified Lipschitz constant 0.9") for row in rows)
 
 
-def test_a_clicked_pixel_attends(finished: Any) -> None:
+def test_clicked_pixel_shows_its_attention(finished: Any) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     before = find(finished, "#attention figcaption").text
@@ -223,7 +223,7 @@ def test_a_group_of_choices_is_one_tab_stop_with_arrow_keys(finished: Any) -> No
         assert stops <= 5, finished.switch_to.active_element.get_attribute("outerHTML")[:200]
 
 
-def test_everything_can_be_reached_and_named(finished: Any) -> None:
+def test_every_control_is_focusable_and_labeled(finished: Any) -> None:
     script = """
     const images = (e) => [...e.querySelectorAll('img')].map((i) => i.alt).join('');
     const labels = (e) => [...(e.labels || [])].map((l) => l.textContent.trim()).join('');
@@ -249,7 +249,7 @@ def test_it_fits_a_phone(finished: Any, tmp_path: Path) -> None:
     resize(finished, 1280)
 
 
-def test_nothing_outside_this_machine_is_asked_for(finished: Any, address: str) -> None:
+def test_no_external_requests(finished: Any, address: str) -> None:
     asked = set()
     for entry in finished.get_log("performance"):
         message = json.loads(entry["message"])["message"]
@@ -260,7 +260,7 @@ def test_nothing_outside_this_machine_is_asked_for(finished: Any, address: str) 
     assert [entry for entry in finished.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def test_the_page_is_for_this_machine_only(address: str) -> None:
+def test_page_is_served_locally_only(address: str) -> None:
     with urlopen(address, timeout=PATIENCE) as response:
         policy = response.headers["Content-Security-Policy"]
     assert "default-src 'self'" in policy
@@ -268,7 +268,7 @@ def test_the_page_is_for_this_machine_only(address: str) -> None:
         urlopen(Request(address, headers={"Host": "elsewhere.example"}), timeout=PATIENCE)
 
 
-def test_an_unusable_picture_is_explained(finished: Any, tmp_path: Path) -> None:
+def test_unusable_picture_error_is_shown(finished: Any, tmp_path: Path) -> None:
     path = tmp_path / "broken.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     upload_and_run(finished, path, ".ia-error")

@@ -23,7 +23,7 @@ from .conftest import drawn_picture
     ("response", "normalization"),
     [*((response, "column") for response in RESPONSES), ("concatenation", "row"), ("gaussian", "all")],
 )
-def test_the_certified_network_returns_every_picture(response: str, normalization: str) -> None:
+def test_certified_network_reconstructs_every_picture(response: str, normalization: str) -> None:
     options = Options(response, normalization, size=32, steps=1)
     side = compute(drawn_picture(), options).chosen
     assert side.converged
@@ -32,7 +32,7 @@ def test_the_certified_network_returns_every_picture(response: str, normalizatio
     assert side.mse < 1e-4
 
 
-def test_what_is_reported_is_what_happened(outcome: Outcome) -> None:
+def test_reported_values_match_the_solve(outcome: Outcome) -> None:
     for side in (outcome.chosen, outcome.other):
         squeeze, block = side.network[0], block_of(side.network)
         with torch.no_grad():
@@ -48,7 +48,7 @@ def test_what_is_reported_is_what_happened(outcome: Outcome) -> None:
     assert outcome.other.evaluations == 50
 
 
-def test_every_solvers_residual_falls(outcome: Outcome) -> None:
+def test_every_solver_reduces_the_residual(outcome: Outcome) -> None:
     curves = outcome.chosen.curves
     assert set(curves) == {"picard", "anderson", "newton-krylov"}
     for curve in curves.values():
@@ -57,7 +57,7 @@ def test_every_solvers_residual_falls(outcome: Outcome) -> None:
         assert curve[-1] <= 1e-6 < curve[0]
 
 
-def test_the_same_choices_give_the_same_outcome() -> None:
+def test_equal_choices_give_equal_outcomes() -> None:
     first, second = (compute(drawn_picture(), Options(size=32, steps=2, seed=5)) for _ in range(2))
     assert torch.equal(first.chosen.reconstruction, second.chosen.reconstruction)
     assert torch.equal(first.other.latent, second.other.latent)
@@ -81,7 +81,7 @@ def test_released_is_compared_with_certified() -> None:
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("response", RESPONSES)
-def test_the_map_is_the_attention_of_the_network(response: str, normalization: str) -> None:
+def test_map_matches_the_networks_attention(response: str, normalization: str) -> None:
     result = compute(drawn_picture(), Options(response, normalization, size=32, steps=0))
     network, x = result.chosen.network.double(), result.x.double()
     branch = block_of(network).branch
@@ -97,7 +97,7 @@ def test_the_map_is_the_attention_of_the_network(response: str, normalization: s
 
 
 @pytest.mark.parametrize("response", RESPONSES)
-def test_the_map_is_the_attention_of_the_released_network(response: str) -> None:
+def test_map_matches_the_released_networks_attention(response: str) -> None:
     result = compute(drawn_picture(), Options(response, constraint="released", size=32, steps=0))
     network, x = result.chosen.network.double(), result.x.double()
     branch = block_of(network).branch
@@ -122,13 +122,13 @@ def test_the_map_is_the_attention_of_the_released_network(response: str) -> None
         ({"seed": 0.5}, "got 0.5"),
     ],
 )
-def test_other_choices_are_refused(values: dict[str, object], message: str) -> None:
+def test_unknown_choices_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
         Options(**values)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
-def test_words_say_what_the_numbers_say(outcome: Outcome, constraint: str) -> None:
+def test_text_matches_the_numbers(outcome: Outcome, constraint: str) -> None:
     side = replace(outcome.other, constraint=constraint, certificate=math.inf)
     came_back = replace(side, mse=1e-3, converged=True, local_lipschitz=2.0)
     folded = replace(side, mse=50.0, converged=True)
@@ -146,7 +146,7 @@ def test_words_say_what_the_numbers_say(outcome: Outcome, constraint: str) -> No
     assert "no promise" in {row[0]: row[2] for row in table(outcome)}.values()
 
 
-def test_training_that_ends_early_is_said(outcome: Outcome) -> None:
+def test_early_end_of_training_is_reported(outcome: Outcome) -> None:
     assert "training ended" not in honesty(outcome)
     early = replace(outcome, other=replace(outcome.other, steps=1))
     assert "1 steps (authors’ code; training ended" in honesty(early)
@@ -157,7 +157,7 @@ def test_a_pixel_belongs_to_its_block() -> None:
     assert blocks == {(i, j) for i in range(3) for j in range(2)}
 
 
-def test_the_map_is_put_into_words() -> None:
+def test_map_has_a_text_description() -> None:
     shares = torch.tensor([[1.0, -0.5], [2.5, 1.0]])
     words = attention_words(shares, (0, 1))
     assert "row 0, column 2 takes 2.5 times an even share" in words

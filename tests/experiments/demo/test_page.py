@@ -50,7 +50,7 @@ def give(page: Any, upload: Path | None = None, **changed: Any) -> tuple[Any, ..
     )
 
 
-def test_a_picture_is_computed_and_shown(page: Any, tmp_path: Path) -> None:
+def test_picture_is_computed_and_shown(page: Any, tmp_path: Path) -> None:
     path = tmp_path / "mine.png"
     Image.new("RGB", (50, 40), "teal").save(path)
     outcome, html, part, marked, row, column, attention = give(page, path)
@@ -63,25 +63,25 @@ def test_a_picture_is_computed_and_shown(page: Any, tmp_path: Path) -> None:
     assert "<img" in attention
 
 
-def test_every_photograph_is_there(page: Any) -> None:
+def test_every_photograph_is_offered(page: Any) -> None:
     for name in page.PICTURES:
         assert min(page._picture(None, name).size) > 200
 
 
 @pytest.mark.parametrize("suffix", ["tif", "tiff"])
-def test_a_tiff_is_read_as_the_command_line_reads_it(page: Any, tmp_path: Path, suffix: str) -> None:
+def test_tiff_is_read_as_on_the_command_line(page: Any, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"deep.{suffix}"
     Image.fromarray(np.linspace(0, 65535, 40 * 40).reshape(40, 40).astype(np.uint16)).save(path)
     assert give(page, path)[0].pixels.equal(to_tensor(cover(open_image(path), (32, 32)))[None])
 
 
-def test_nothing_else_runs_where_a_picture_was_refused(page: Any) -> None:
+def test_refused_picture_stops_the_computation(page: Any) -> None:
     outcome, html, *_ = give(page, picture=page.OWN)
     assert outcome is None
     assert "No picture was taken" in html
 
 
-def test_the_default_shows_where_a_pixel_attends(page: Any) -> None:
+def test_default_pixel_shows_its_attention(page: Any) -> None:
     options = Options()
     outcome = page.compute(page._picture(None, "Astronaut"), replace(options, steps=20))
     shares = attention_row(outcome.chosen.network, outcome.x, options.size // 2, options.size // 2)
@@ -97,7 +97,7 @@ def test_the_default_shows_where_a_pixel_attends(page: Any) -> None:
         ({"steps": 10**9}, "Steps must be a whole number from 0 to 200"),
     ],
 )
-def test_errors_are_said_on_the_page(page: Any, changed: dict[str, Any], said: str) -> None:
+def test_errors_are_shown_on_the_page(page: Any, changed: dict[str, Any], said: str) -> None:
     outcome, html, part, *_ = give(page, **changed)
     assert outcome is None
     assert 'role="alert"' in html
@@ -105,7 +105,7 @@ def test_errors_are_said_on_the_page(page: Any, changed: dict[str, Any], said: s
     assert not part.visible
 
 
-def test_an_unusable_upload_is_said_without_its_place(page: Any, tmp_path: Path) -> None:
+def test_upload_error_does_not_show_the_path(page: Any, tmp_path: Path) -> None:
     path = tmp_path / "secret-folder-name.png"
     path.write_bytes(b"nothing")
     html = give(page, path)[1]
@@ -114,7 +114,7 @@ def test_an_unusable_upload_is_said_without_its_place(page: Any, tmp_path: Path)
     assert str(tmp_path) not in html
 
 
-def test_what_should_not_happen_is_reported_to_the_terminal_only(
+def test_unexpected_errors_go_to_the_terminal_only(
     page: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> None:
@@ -127,14 +127,14 @@ def test_what_should_not_happen_is_reported_to_the_terminal_only(
     assert "/a/place" in capsys.readouterr().err
 
 
-def test_a_computation_ends_with_the_demo(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_the_demo_stops_the_computation(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "STOPPING", threading.Event())
     page.stop(seconds=0)
     assert "The demo is being ended" in give(page)[1]
     assert not page.COMPUTING.locked()
 
 
-def test_a_click_finds_its_pixel(page: Any, outcome: Outcome) -> None:
+def test_click_maps_to_its_pixel(page: Any, outcome: Outcome) -> None:
     factor = magnification(32)
     event = SimpleNamespace(index=[factor * 20 + 3, factor * 8])
     row, column, marked, html = page._clicked(outcome, event)
@@ -146,7 +146,7 @@ def test_a_click_finds_its_pixel(page: Any, outcome: Outcome) -> None:
     assert "press Run again" in page._attend(None, 0, 0)[1]
 
 
-def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_in_use_error_names_the_port(capsys: pytest.CaptureFixture[str]) -> None:
     from invertible_attention.experiments.demo.server import HOST, _listen
     from invertible_attention.experiments.errors import ExperimentError
 
@@ -160,7 +160,7 @@ def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--port" in capsys.readouterr().err
 
 
-def test_without_gradio_its_extra_is_named() -> None:
+def test_missing_gradio_error_names_the_extra() -> None:
     blocked = "import sys; sys.modules['gradio'] = None; import invertible_attention.cli as c; exit(c.main(['demo']))"
     result = subprocess.run(
         [sys.executable, "-c", blocked], capture_output=True, text=True, check=False, env=dict(os.environ)

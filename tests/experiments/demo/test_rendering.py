@@ -39,7 +39,7 @@ def opened(figure: Figure) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(figure.png)).convert("RGB"))
 
 
-def test_results_are_whole_and_described(outcome: Outcome) -> None:
+def test_results_are_complete_and_have_alt_text(outcome: Outcome) -> None:
     images = Images(render_results(outcome)).found
     assert len(images) == 1 + 2 * 3 + 3
     assert all((image["src"] or "").startswith("data:image/png;base64,") for image in images)
@@ -47,7 +47,7 @@ def test_results_are_whole_and_described(outcome: Outcome) -> None:
     assert len({image["alt"] for image in images}) == len(images)
 
 
-def test_pictures_are_pixel_for_pixel(outcome: Outcome) -> None:
+def test_pictures_are_lossless(outcome: Outcome) -> None:
     pictures = draw_pictures(outcome)
     original = outcome.pixels[0].permute(1, 2, 0).numpy()
     assert np.array_equal(opened(pictures["picture"][0]), original)
@@ -57,7 +57,7 @@ def test_pictures_are_pixel_for_pixel(outcome: Outcome) -> None:
     assert (latent.min(), latent.max()) == (0, 255)
 
 
-def test_what_is_not_finite_can_be_drawn(outcome: Outcome) -> None:
+def test_nonfinite_values_can_be_drawn(outcome: Outcome) -> None:
     nothing = torch.full_like(outcome.other.reconstruction, torch.nan)
     broken = replace(
         outcome.other,

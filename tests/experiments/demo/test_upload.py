@@ -52,18 +52,18 @@ def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path, gradient: Image.Image, 
     assert read_picture(save(tmp_path / f"x.{kind}", source)).mode == "RGB"
 
 
-def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     found = read_picture(save(tmp_path / "x.png", Image.new("RGBA", (9, 9), (200, 0, 0, 0))))
     assert found.getpixel((4, 4)) == (255, 255, 255)
 
 
-def test_photographs_are_turned_the_right_way_up(tmp_path: Path, gradient: Image.Image) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path, gradient: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert read_picture(save(tmp_path / "x.jpg", gradient, exif=exif)).size == (16, 24)
 
 
-def test_of_an_animation_the_first_picture_counts(tmp_path: Path) -> None:
+def test_animations_use_the_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (10, 10), color) for color in ("red", "blue")]
     path = save(tmp_path / "x.gif", frames[0], save_all=True, append_images=frames[1:])
     assert read_picture(path).getpixel((0, 0)) == (254, 0, 0) or read_picture(path).getpixel((0, 0)) == (
@@ -74,7 +74,7 @@ def test_of_an_animation_the_first_picture_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(40_000, 40_000), (MAX_PIXELS + 1, 1), (2**31 - 1, 2**31 - 1)])
-def test_bombs_are_refused_before_they_are_decoded(
+def test_decompression_bombs_are_refused_before_decoding(
     tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decode(*_: object) -> None:
@@ -88,7 +88,7 @@ def test_bombs_are_refused_before_they_are_decoded(
         read_picture(path)
 
 
-def test_large_files_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_refused_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_bytes", None)
     path = tmp_path / "large"
     with path.open("wb") as file:
@@ -114,7 +114,7 @@ def damaged(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("place", range(8))
-def test_errors_are_plain_and_name_no_place(tmp_path: Path, place: int) -> None:
+def test_errors_are_plain_and_show_no_path(tmp_path: Path, place: int) -> None:
     path = damaged(tmp_path)[place]
     with pytest.raises(ExperimentError) as caught:
         read_picture(path)
@@ -125,7 +125,7 @@ def test_errors_are_plain_and_name_no_place(tmp_path: Path, place: int) -> None:
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_rare_formats_are_not_opened(tmp_path: Path, gradient: Image.Image) -> None:
+def test_rare_formats_are_refused(tmp_path: Path, gradient: Image.Image) -> None:
     assert "EPS" not in upload.FORMATS
     with pytest.raises(ExperimentError, match="not a picture in a format that is read here"):
         read_picture(save(tmp_path / "x.ppm", gradient))

@@ -19,7 +19,7 @@ def labels(source: TrainingBatches) -> list[list[int]]:
     return [batch[:, 0, 0, 0].tolist() for batch in source]
 
 
-def test_every_image_at_most_once_per_epoch_in_an_order_of_its_own() -> None:
+def test_every_epoch_is_a_new_permutation() -> None:
     found = labels(batches())
     assert len(found) == 7
     epochs = [list(chain(*found[i : i + 3])) for i in (0, 3)]
@@ -30,7 +30,7 @@ def test_every_image_at_most_once_per_epoch_in_an_order_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 5, 7])
-def test_goes_on_where_a_checkpoint_was_taken(stop: int) -> None:
+def test_resumes_from_a_checkpoint(stop: int) -> None:
     expected = labels(batches())
     source = batches()
     seen = [batch for _, batch in zip(range(stop), labels_of(source), strict=False)]
@@ -46,7 +46,7 @@ def labels_of(source: TrainingBatches):
         yield batch[:, 0, 0, 0].tolist()
 
 
-def test_processes_share_every_batch() -> None:
+def test_processes_split_every_batch() -> None:
     whole = labels(batches(batch_size=4))
     shares = [labels(batches(batch_size=4, rank=rank, processes=2)) for rank in range(2)]
     for batch, *parts in zip(whole, *shares, strict=True):
@@ -63,7 +63,7 @@ def test_flips_mirror_about_half_of_the_images() -> None:
     assert 400 < mirrored.sum() < 600
 
 
-def test_crops_move_an_image_by_at_most_four_pixels_over_black() -> None:
+def test_crops_shift_by_at_most_four_black_pixels() -> None:
     image = torch.zeros(1, 2, 12, 12, dtype=torch.uint8)
     image[0, 0, 6, 6], image[0, 1, 6, 6] = 1, 2
     moved = augment(image.expand(500, -1, -1, -1), "crop-flip", torch.Generator().manual_seed(0))
@@ -76,7 +76,7 @@ def test_crops_move_an_image_by_at_most_four_pixels_over_black() -> None:
     assert (columns.min(), columns.max()) == (1, 10)
 
 
-def test_seeds_do_not_repeat() -> None:
+def test_step_seeds_are_unique() -> None:
     seeds = {
         step_seed(seed, purpose, step, rank)
         for seed in range(3)
@@ -94,6 +94,6 @@ def test_seeds_do_not_repeat() -> None:
         ({"batch_size": 3, "processes": 2}, "divisible by 2 processes, got 3"),
     ],
 )
-def test_batches_that_cannot_be_made_are_refused(given: dict, words: str) -> None:
+def test_impossible_batch_sizes_are_refused(given: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         batches(**given)

@@ -84,7 +84,7 @@ def test_study_compares_variants_trained_in_processes(
         (["study", "--variants", "magic"], 1, "'magic', which means nothing"),
     ],
 )
-def test_mistakes_are_explained_in_one_line(
+def test_user_errors_are_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
@@ -97,7 +97,7 @@ def test_mistakes_are_explained_in_one_line(
     assert error.count("\n") == 1
 
 
-def test_digits_are_divided_the_same_for_every_seed() -> None:
+def test_digits_split_is_the_same_for_every_seed() -> None:
     one, two = (load_data(Configuration.choose(seed=seed)) for seed in (0, 1))
     assert one.fingerprint == two.fingerprint
     assert (one.levels, one.shape, len(one.train), len(one.test)) == (17, (1, 8, 8), 1437, 360)

@@ -76,7 +76,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert (row["skipped_steps"], row["failed_samples"]) == (2, 2)
 
 
-def test_equal_time_is_that_of_the_fastest_variant() -> None:
+def test_equal_time_is_the_fastest_variants_time() -> None:
     runs = [run("a", 0, 3.0, seconds=10), run("b", 0, 2.0, seconds=40)]
     rows = compare(runs)
     assert rows[0]["at_equal_time"]["mean"] == pytest.approx(3.0)
@@ -85,7 +85,7 @@ def test_equal_time_is_that_of_the_fastest_variant() -> None:
     assert rows[1]["difference_at_equal_time"]["mean"] == pytest.approx(3.5)
 
 
-def test_a_variant_that_did_not_train_stays_in_the_table() -> None:
+def test_failed_variant_stays_in_the_table() -> None:
     runs = [run("none", 0, 3.0), run("none", 1, 3.0), run("gaussian", 0, None), run("gaussian", 1, 2.5)]
     row = compare(runs)[1]
     assert row["bits_per_dim"]["values"] == [None, 2.5]
@@ -99,13 +99,13 @@ def test_a_variant_that_did_not_train_stays_in_the_table() -> None:
     assert row_of(text, "gaussian")[1:3] == ["3.5000 (1 not finite)", "–"]
 
 
-def test_what_has_no_certificate_is_not_called_certified() -> None:
+def test_uncertified_variants_are_not_called_certified() -> None:
     rows = compare([run("a", 0, 3.0), run("maf", 0, 3.0)])
     assert [guarantee(row) for row in rows] == ["certified", "–"]
     assert guarantee(rows[0] | {"spectral_radius": 0.5}) == "0.500"
 
 
-def test_what_is_no_likelihood_is_in_brackets_and_not_compared() -> None:
+def test_values_that_are_not_likelihoods_are_bracketed_and_not_compared() -> None:
     reference, row = compare([run("none", 0, 3.0), run("gaussian/relaxed", 0, 2.5)])
     row = row | {"exact": False, "spectral_radius": 1.2}
     text = run_markdown(study([reference, row]), Path("a folder"))
@@ -119,7 +119,7 @@ def test_what_is_no_likelihood_is_in_brackets_and_not_compared() -> None:
 
 
 @pytest.mark.parametrize("points", [4, 6, 11])
-def test_reading_a_curve_that_flattens_costs_a_slower_variant_nothing(points: int) -> None:
+def test_flat_curves_do_not_penalize_slower_variants(points: int) -> None:
     # The same curve over time, seen at other times: whoever is slower must not look worse for it.
     def curve(seconds: float) -> list[dict[str, float]]:
         times = [seconds * k / points for k in range(points + 1)]
@@ -129,7 +129,7 @@ def test_reading_a_curve_that_flattens_costs_a_slower_variant_nothing(points: in
     assert at_time(curve(11.0), 10.0) == pytest.approx(expected, abs=0.01)
 
 
-def test_curves_are_read_between_their_points_only() -> None:
+def test_curves_are_not_extrapolated() -> None:
     curve = [
         {"processor_seconds": 1.0, "test": 5.0},
         {"processor_seconds": 3.0, "test": 4.0},
@@ -142,7 +142,7 @@ def test_curves_are_read_between_their_points_only() -> None:
     assert mean_and_error([2.0]) == (2.0, None)
 
 
-def test_a_study_whose_reference_did_not_train_has_a_report(tmp_path: Path) -> None:
+def test_study_with_a_failed_reference_has_a_report(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     runs = [run("none", 0, None), run("none", 1, None), run("gaussian", 0, 3.0016), run("gaussian", 1, None)]
     cells = [r | {"curve": [{"step": 1, **point} for point in r["curve"]]} for r in runs]
@@ -154,7 +154,7 @@ def test_a_study_whose_reference_did_not_train_has_a_report(tmp_path: Path) -> N
     assert draw_differences(content | {"rows": content["rows"][:1]}) is None
 
 
-def test_a_curve_that_diverged_does_not_squash_the_others() -> None:
+def test_diverged_curve_does_not_set_the_axis_range() -> None:
     from matplotlib.figure import Figure as Canvas
 
     runs = [run("a", 0, 3.0), run("b", 0, 4.0), run("c", 0, 1e27), run("d", 0, -1000.0)]

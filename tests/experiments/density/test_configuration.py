@@ -24,7 +24,7 @@ def test_defaults_are_the_paper_s_for_cifar10() -> None:
     assert paper.estimator == "roulette"
 
 
-def test_digits_are_what_is_chosen_without_a_wish() -> None:
+def test_digits_is_the_default_dataset() -> None:
     chosen = Configuration.choose()
     assert (chosen.dataset, chosen.size, chosen.attention) == ("digits", (8, 8), "concatenation")
     assert chosen.train_images + chosen.test_images == 1797
@@ -35,7 +35,7 @@ def test_digits_are_what_is_chosen_without_a_wish() -> None:
     assert Configuration.choose(minutes=1.0).decay is False
 
 
-def test_a_short_run_warms_up_and_forgets_in_proportion() -> None:
+def test_warmup_and_averaging_scale_with_short_runs() -> None:
     short = Configuration.choose(dataset="cifar10", steps=1000)
     assert (short.warmup, short.average, short.evaluate_every) == (50, 0.99, 200)
     paper, whole = Configuration(), Configuration.choose(dataset="cifar10", steps=156_250)
@@ -43,7 +43,7 @@ def test_a_short_run_warms_up_and_forgets_in_proportion() -> None:
     assert Configuration.choose(dataset="cifar10", steps=1000, evaluate_every=7).evaluate_every == 7
 
 
-def test_survives_json() -> None:
+def test_json_round_trip() -> None:
     configuration = Configuration.choose(blocks=[1, 2], attention_after=["0:0", "1:-1"], model="i-resnet")
     again = Configuration.from_json(json.loads(json.dumps(configuration.to_json())))
     assert again == configuration
@@ -61,7 +61,7 @@ def test_survives_json() -> None:
         ),
     ],
 )
-def test_names_tell_variants_apart(given: dict, name: str) -> None:
+def test_variant_names_are_distinct(given: dict, name: str) -> None:
     assert Configuration.choose(**given).name == name
 
 
@@ -84,10 +84,10 @@ def test_names_tell_variants_apart(given: dict, name: str) -> None:
         ({"model": "maf", "attention": "gaussian"}, "residual models only, got model maf"),
     ],
 )
-def test_settings_out_of_range_are_named(given: dict, words: str) -> None:
+def test_out_of_range_settings_are_refused(given: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Configuration(**given)
 
 
-def test_places() -> None:
+def test_attention_placements() -> None:
     assert parse_places(("0:-1", "2:3")) == ((0, -1), (2, 3))

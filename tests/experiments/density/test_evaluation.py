@@ -11,7 +11,7 @@ from invertible_attention.experiments.density.radius import MeasureRadius
 from invertible_attention.flows import Dequantize, Flatten, Flow, Logit, Residual, Sequential, Uniform
 
 
-def test_errors_are_those_of_the_draws_and_of_the_images() -> None:
+def test_standard_error_of_draws_and_sampling_error_of_images() -> None:
     torch.manual_seed(0)
     draws, images = 400, 30
     offsets = torch.randn(images, dtype=torch.float64)
@@ -22,7 +22,7 @@ def test_errors_are_those_of_the_draws_and_of_the_images() -> None:
     assert abs(result.mean - offsets.mean().item()) < 4 * result.standard_error
 
 
-def test_what_is_not_finite_is_counted_and_not_averaged_away() -> None:
+def test_nonfinite_values_are_counted_not_averaged() -> None:
     values = torch.ones(2, 3, dtype=torch.float64)
     values[1, 2] = math.inf
     stored = Score(values, "x", exact=False).to_json()
@@ -31,7 +31,7 @@ def test_what_is_not_finite_is_counted_and_not_averaged_away() -> None:
     assert Score(torch.ones(1, 3), "x", exact=False).to_json()["standard_error"] is None
 
 
-def test_uniform_density_has_the_bits_of_the_levels() -> None:
+def test_uniform_density_has_log2_levels_bits_per_dimension() -> None:
     flow = Flow(Sequential(Dequantize(17), Flatten((1, 2, 2))), Uniform(4)).train()
     images = torch.randint(0, 17, (10, 1, 2, 2), dtype=torch.uint8)
     reported = []
@@ -44,7 +44,7 @@ def test_uniform_density_has_the_bits_of_the_levels() -> None:
     assert reported == [1, 2, 3, 4, 5, 6]
 
 
-def test_draws_differ_and_seeds_repeat() -> None:
+def test_draws_differ_and_seeds_reproduce() -> None:
     flow = Flow(Sequential(Dequantize(17), Logit(0.05), Flatten((1, 2, 2))), Uniform(4, -9, 9))
     images = torch.randint(0, 17, (10, 1, 2, 2), dtype=torch.uint8)
     state = torch.get_rng_state()
@@ -57,7 +57,7 @@ def test_draws_differ_and_seeds_repeat() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_radius_is_that_of_the_jacobian_and_only_asked_where_nothing_is_promised() -> None:
+def test_spectral_radius_matches_the_jacobian_and_is_computed_without_certificate_only() -> None:
     matrix = torch.tensor([[0.0, 1.3], [-1.3, 0.0]], dtype=torch.float64)  # eigenvalues ±1.3i
     measuring = MeasureRadius(Exact())
     x = torch.zeros(3, 2, dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_radius_is_that_of_the_jacobian_and_only_asked_where_nothing_is_promised
     assert len(measuring.radii) == 1
 
 
-def test_score_reports_the_radius_of_what_is_not_certified() -> None:
+def test_score_reports_the_spectral_radius_of_uncertified_flows() -> None:
     torch.manual_seed(0)
     images = torch.randint(0, 17, (6, 4, 1, 1), dtype=torch.uint8)
 

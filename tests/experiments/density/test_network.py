@@ -35,7 +35,7 @@ def test_attention_changes_no_other_weight() -> None:
     assert count_parameters(build()) < 1.02 * count_parameters(build(attention="none"))
 
 
-def test_weights_depend_on_the_seed_and_nothing_else() -> None:
+def test_weights_depend_only_on_the_seed() -> None:
     torch.manual_seed(3)
     one = build().state_dict()
     state = torch.get_rng_state()
@@ -64,7 +64,7 @@ def test_settings_reach_the_attention() -> None:
         assert layer.branch.position_prior is not None
 
 
-def test_estimators() -> None:
+def test_estimators_of_the_settings() -> None:
     assert make_estimator("exact") == Exact()
     assert make_estimator("power-series", terms=5) == PowerSeries(terms=5, control_variate=False)
     assert make_estimator("roulette", terms=3, probes=2) == RussianRoulette(exact_terms=3, probes=2)
@@ -77,7 +77,7 @@ def test_estimators() -> None:
 
 
 @pytest.mark.parametrize("model", ["realnvp", "glow"])
-def test_multiscale_baselines_are_bijections_with_the_right_determinant(model: str) -> None:
+def test_multiscale_baselines_have_the_right_determinant(model: str) -> None:
     torch.manual_seed(0)
     flow: Any = build_baseline(
         Configuration.choose(model=model, blocks=(4, 2), hidden_channels=4), (1, 4, 4), 17
@@ -146,7 +146,7 @@ def test_every_model_trains_and_samples(model: str) -> None:
     assert 0 <= samples.min() <= samples.max() <= 16
 
 
-def test_triangular_layers_see_opposite_orders_in_turn() -> None:
+def test_triangular_layers_alternate_the_token_order() -> None:
     model = build(
         attention="dot_product",
         constraint="triangular",

@@ -31,7 +31,7 @@ def flow(last: Flatten) -> Flow:
     return Flow(Sequential(Dequantize(17), Logit(0.05), last), DiagonalGaussian(4))
 
 
-def test_latents_that_cannot_be_inverted_are_skipped() -> None:
+def test_non_invertible_latents_are_skipped() -> None:
     samples = draw_samples(flow(Fails((1, 2, 2))), 100, seed=0, batch_size=32)
     assert samples.dtype == torch.uint8
     assert samples.shape[1:] == (1, 2, 2)
@@ -44,7 +44,7 @@ def test_latents_that_cannot_be_inverted_are_skipped() -> None:
     assert len(draw_samples(flow(Flatten((1, 2, 2))), 3, seed=0)) == 3
 
 
-def test_no_sample_at_all_is_an_empty_answer() -> None:
+def test_no_samples_give_an_empty_result() -> None:
     class Never(Fails):
         def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
             return super()._inverse(-z.abs() - 1, mask)
@@ -52,7 +52,7 @@ def test_no_sample_at_all_is_an_empty_answer() -> None:
     assert len(draw_samples(flow(Never((1, 2, 2))), 5, seed=0)) == 0
 
 
-def test_walks_begin_and_end_at_the_images() -> None:
+def test_interpolations_start_and_end_at_the_images() -> None:
     images = torch.randint(0, 17, (6, 1, 2, 2), dtype=torch.uint8)
     walks = interpolate(flow(Flatten((1, 2, 2))), images[:3], images[3:], steps=5)
     assert [len(walk) for walk in walks] == [5, 5, 5]
@@ -63,7 +63,7 @@ def test_walks_begin_and_end_at_the_images() -> None:
 
 @given(seed=st.integers(0, 999), dim=st.integers(2, 6), steps=st.integers(2, 7))
 @settings(max_examples=30, deadline=None)
-def test_lengths_on_a_great_circle_are_interpolated(seed: int, dim: int, steps: int) -> None:
+def test_norms_are_interpolated_along_a_great_circle(seed: int, dim: int, steps: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     start, end = torch.randn(2, dim, dtype=torch.float64, generator=generator)
     points = slerp(start, end, steps)

@@ -42,7 +42,7 @@ def copy_of(folder: Path, to: Path) -> Path:
     return to
 
 
-def test_a_finished_run_that_is_resumed_is_left_as_it_is(trained: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     shown = io.StringIO()
     results = train_run(TINY, output=trained, device="cpu", resume=True, console=Console(file=shown))
@@ -51,14 +51,14 @@ def test_a_finished_run_that_is_resumed_is_left_as_it_is(trained: Path) -> None:
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
-def test_weights_of_another_model_are_named(trained: Path, tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused(trained: Path, tmp_path: Path) -> None:
     folder = copy_of(trained, tmp_path / "run")
     write_tensors(folder / "model.safetensors", {"weight": torch.zeros(2)})
     with pytest.raises(ExperimentError, match="does not hold the weights of this configuration"):
         printed(evaluate_run, folder)
 
 
-def test_a_density_without_a_temperature_is_sampled_at_none(tmp_path: Path) -> None:
+def test_density_without_temperature_is_sampled_at_one_only(tmp_path: Path) -> None:
     pytest.importorskip("zuko")
     given = TINY.to_json() | {"model": "made", "attention": "none", "steps": 2}
     train_run(
@@ -69,7 +69,7 @@ def test_a_density_without_a_temperature_is_sampled_at_none(tmp_path: Path) -> N
         printed(sample_run, tmp_path, temperature=0.5)
 
 
-def test_where_no_sample_converges_there_is_no_picture(
+def test_no_picture_without_converged_samples(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy_of(trained, tmp_path / "run")
@@ -79,7 +79,7 @@ def test_where_no_sample_converges_there_is_no_picture(
     assert not list(folder.glob("*.png"))
 
 
-def test_a_density_that_is_not_finite_is_said_to_be(
+def test_nonfinite_density_is_reported(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy_of(trained, tmp_path / "run")
@@ -96,7 +96,7 @@ def test_a_density_that_is_not_finite_is_said_to_be(
     assert read_json(folder / "evaluation.json")["bits_per_dim"] is None
 
 
-def test_the_report_of_cifar10_shows_what_was_published(trained: Path, tmp_path: Path) -> None:
+def test_cifar10_report_shows_published_values(trained: Path, tmp_path: Path) -> None:
     results = read_json(trained / "results.json")
     page = write_run_page(tmp_path / "page.html", results).read_text()
     assert "No density of CIFAR-10 is among the folders" in page
@@ -106,7 +106,7 @@ def test_the_report_of_cifar10_shows_what_was_published(trained: Path, tmp_path:
     assert "<td>3.39</td>" in page
 
 
-def test_what_is_left_open_is_chosen_by_the_data() -> None:
+def test_defaults_depend_on_the_dataset() -> None:
     timed = Configuration.choose(minutes=3.0)
     assert (timed.minutes, timed.decay) == (3.0, False)
     quick = Configuration.choose(dataset="cifar10", quick=True)
@@ -115,7 +115,7 @@ def test_what_is_left_open_is_chosen_by_the_data() -> None:
     assert (photographs.train_images, photographs.test_images) == (1000, 100)
 
 
-def test_a_truncated_series_has_five_terms_where_none_are_given() -> None:
+def test_truncated_series_defaults_to_five_terms() -> None:
     choose = Configuration.choose
     assert choose(estimator="power-series").terms == 5
     choose = Configuration.choose

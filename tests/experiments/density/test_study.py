@@ -69,9 +69,7 @@ def test_variants_and_seeds_are_added_to_a_finished_study(
 
 
 @pytest.mark.slow
-def test_a_variant_that_fails_does_not_stop_the_others(
-    tmp_path: Path, whole: dict[tuple[str, int], Any]
-) -> None:
+def test_failing_variant_does_not_stop_the_others(tmp_path: Path, whole: dict[tuple[str, int], Any]) -> None:
     reason = r"1 of 2 densities failed \(none/train_images=99999, seed 0: .*there are 1797"
     with pytest.raises(ExperimentError, match=reason):
         start(tmp_path, ("none", "none/train_images=99999"))
@@ -80,7 +78,7 @@ def test_a_variant_that_fails_does_not_stop_the_others(
 
 
 @pytest.mark.slow
-def test_a_study_of_an_earlier_version_goes_on(
+def test_study_from_an_earlier_version_resumes(
     tmp_path: Path, whole: dict[tuple[str, int], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(tmp_path, ("none", "gaussian/certified"), 2)

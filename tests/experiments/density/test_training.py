@@ -58,7 +58,7 @@ def same(one: Flow, two: Flow) -> bool:
 
 
 @pytest.mark.parametrize("stop", [1, 5, 8])
-def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:
+def test_resumed_run_matches_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:
     expected, interrupted, resumed = build(), build(), build()
     whole = run(tmp_path / "whole", expected)
     with pytest.raises(Stop):
@@ -70,14 +70,14 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path, stop: int) -
     assert result["steps"] == 12
 
 
-def test_what_is_left_is_the_average_of_the_weights(tmp_path: Path) -> None:
+def test_stored_weights_are_the_average(tmp_path: Path) -> None:
     averaged, last = build(), build()
     run(tmp_path / "average", averaged)
     run(tmp_path / "last", last, Configuration(**{**SETTINGS.to_json(), "average": 1e-9}))
     assert not same(averaged, last)
 
 
-def test_the_curve_has_its_points_and_the_logs_their_columns(tmp_path: Path) -> None:
+def test_curve_and_log_have_the_documented_columns(tmp_path: Path) -> None:
     result = run(tmp_path, build())
     assert [point["step"] for point in result["curve"]] == [4, 8, 12]
     times = [point["processor_seconds"] for point in result["curve"]]
@@ -88,7 +88,7 @@ def test_the_curve_has_its_points_and_the_logs_their_columns(tmp_path: Path) -> 
     assert list((tmp_path / "logs" / "version_0").glob("events.out.tfevents.*"))
 
 
-def test_time_ends_training(tmp_path: Path) -> None:
+def test_time_limit_ends_training(tmp_path: Path) -> None:
     configuration = Configuration(**{**SETTINGS.to_json(), "minutes": 1e-6})
     result = run(tmp_path, build(configuration), configuration)
     assert result["steps"] == 1
@@ -119,7 +119,7 @@ def command(folder: Path, *more: str, steps: int = 100, evaluate_every: int = 50
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command(tmp_path / "whole"), env=environment, check=True, capture_output=True)
 

@@ -16,14 +16,14 @@ BASE = Configuration.choose(attention="none")
 
 
 @pytest.mark.parametrize("variants", [FAIR_STUDY, ORDER_STUDY, PLACES_AND_HEADS, TABLE_3])
-def test_variants_of_a_study_are_different_models(variants: tuple[str, ...]) -> None:
+def test_variants_build_different_models(variants: tuple[str, ...]) -> None:
     assert len({parse_variant(text, BASE) for text in variants}) == len(variants)
     folders = {slug(text, seed) for text in variants for seed in (0, 1)}
     assert len(folders) == 2 * len(variants)
     assert all(set(folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789-=") for folder in folders)
 
 
-def test_words_change_what_they_name_and_nothing_else() -> None:
+def test_each_word_changes_only_its_setting() -> None:
     variant = parse_variant("gaussian/relaxed/heads=2/position/learning_rate=0.01/after=0:0+1:-1", BASE)
     assert (variant.attention, variant.constraint, variant.heads) == ("gaussian", "relaxed", 2)
     assert (variant.position_prior, variant.learning_rate) == (True, 0.01)
@@ -53,6 +53,6 @@ def test_triangular_alone_means_embedded_gaussian_attention_with_four_heads() ->
         ("gaussian/after=top", "got 'top'"),
     ],
 )
-def test_words_that_mean_nothing_are_named(text: str, words: str) -> None:
+def test_unknown_words_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_variant(text, BASE)

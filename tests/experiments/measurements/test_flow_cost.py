@@ -15,7 +15,7 @@ def row(flow: str, layers: int, seconds: float) -> dict[str, Any]:
     return {"flow": flow, "layers": layers, "parameters": 1234, "memory": 100 * seconds, **times}
 
 
-def test_costs_are_those_of_the_same_flow_without() -> None:
+def test_costs_are_relative_to_the_flow_without_attention() -> None:
     content = {
         "schema": "invertible-attention/flow-cost/1",
         "response": "embedded_gaussian",

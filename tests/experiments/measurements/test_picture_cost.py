@@ -9,7 +9,7 @@ from invertible_attention.experiments.report.kinds import result_of
 from invertible_attention.experiments.report.summary import build_sections
 
 
-def test_every_piece_of_work_has_its_seconds_and_memory() -> None:
+def test_every_task_has_seconds_and_memory() -> None:
     row = {"width": 640, "height": 480} | {
         what: {"seconds": seconds, "mib": 1024 * seconds}
         for what, seconds in (("forward", 0.5), ("inverse", 1.5), ("step", 2.5))

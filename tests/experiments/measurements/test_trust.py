@@ -20,7 +20,7 @@ def rows(content: dict[str, Any], *, table: int = 0) -> list[dict[str, str]]:
     ]
 
 
-def test_mutants_are_counted_by_what_was_judged_of_them() -> None:
+def test_mutants_are_counted_by_judgment() -> None:
     judgements = ["equivalent: the same", "no matter: a message", "equivalent: the same too"]
     found = {
         "mutants": 90,
@@ -39,7 +39,7 @@ def test_mutants_are_counted_by_what_was_judged_of_them() -> None:
     assert list(total.values()) == ["all", "180", "20", "14", "6", "4", "2"]
 
 
-def test_kills_are_counted_by_where_they_fell() -> None:
+def test_killed_runs_are_counted_by_phase() -> None:
     content: dict[str, Any] = {
         "schema": "invertible-attention/kills/1",
         "experiment": "density",

@@ -37,7 +37,7 @@ def distort(images: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 20.0, 200.0])
-def test_agree_with_scikit_image(photographs: torch.Tensor, scale: float) -> None:
+def test_metrics_match_scikit_image(photographs: torch.Tensor, scale: float) -> None:
     images = distort(photographs, scale)
     similarity = structural_similarity(images, photographs)
     error = mean_squared_error(images, photographs)
@@ -57,7 +57,7 @@ def test_agree_with_scikit_image(photographs: torch.Tensor, scale: float) -> Non
         )
 
 
-def test_mse_by_hand() -> None:
+def test_mse_of_known_images() -> None:
     reference = torch.zeros(2, 3, 4, 4)
     image = reference.clone()
     image[0, 0, 0, 0] = 12.0
@@ -81,7 +81,7 @@ def test_identical_images_are_perfect(photographs: torch.Tensor) -> None:
     }
 
 
-def test_errors_outside_the_scale_count_unless_clamped() -> None:
+def test_out_of_range_errors_count_unless_clamped() -> None:
     reference = torch.full((1, 3, 16, 16), 255.0)
     scores = ReconstructionScores.compare(reference + 100, reference)
     assert scores.mse.tolist() == [10_000.0]
@@ -93,7 +93,7 @@ def test_errors_outside_the_scale_count_unless_clamped() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_images_that_are_not_finite_fail_and_are_counted(photographs: torch.Tensor, value: float) -> None:
+def test_nonfinite_images_fail_and_are_counted(photographs: torch.Tensor, value: float) -> None:
     images = photographs.clone()
     images[2, 1, 5, 5] = value
     summary = ReconstructionScores.compare(images, photographs).summary()
@@ -105,13 +105,13 @@ def test_images_that_are_not_finite_fail_and_are_counted(photographs: torch.Tens
     assert np.isfinite(summary["mse_clamped"])
 
 
-def test_v_score_counts_strictly_below_ten() -> None:
+def test_v_score_threshold_is_strict() -> None:
     assert v_score(torch.tensor([9.999, 10.0, 10.001, 0.0])) == 50.0
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 5), st.floats(0.1, 100.0))
-def test_scores_of_batches_join(batch: int, scale: float) -> None:
+def test_batch_scores_concatenate(batch: int, scale: float) -> None:
     images = 255 * torch.rand(2 * batch, 3, 16, 16)
     other = distort(images, scale)
     whole = ReconstructionScores.compare(other, images)
@@ -121,7 +121,7 @@ def test_scores_of_batches_join(batch: int, scale: float) -> None:
     torch.testing.assert_close(joined.ssim, whole.ssim)
 
 
-def test_shapes_that_differ_and_small_images_are_refused() -> None:
+def test_mismatched_shapes_and_small_images_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(1, 3, 16, 16\) and \(1, 3, 16, 18\)"):
         mean_squared_error(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 18))
     with pytest.raises(ValueError, match="at least 11×11"):

@@ -12,7 +12,7 @@ def batches(epoch: int = 0, seed: int = 0) -> EpochBatches:
     return EpochBatches(IMAGES, batch_size=8, seed=seed, epoch=epoch)
 
 
-def test_every_image_once_an_epoch_in_an_order_of_its_own() -> None:
+def test_every_epoch_is_a_new_permutation() -> None:
     first, second = torch.cat(list(batches(0))), torch.cat(list(batches(1)))
     assert [len(batch) for batch in batches()] == [8, 8, 8, 8, 5]
     assert len(batches()) == 5
@@ -22,7 +22,7 @@ def test_every_image_once_an_epoch_in_an_order_of_its_own() -> None:
     assert not torch.equal(quantize(first), quantize(second))
 
 
-def test_an_epoch_depends_on_seed_and_number_alone() -> None:
+def test_epoch_depends_only_on_seed_and_number() -> None:
     torch.manual_seed(1)
     first = torch.cat(list(batches(3)))
     torch.manual_seed(2)
@@ -36,7 +36,7 @@ def test_noise_is_fresh_every_epoch() -> None:
     assert not torch.equal(next(iter(whole)), next(iter(again)))
 
 
-def test_an_epoch_goes_on_where_its_state_was_taken() -> None:
+def test_epoch_resumes_from_its_state() -> None:
     interrupted, whole = batches(2), list(batches(2))
     iterator = iter(interrupted)
     seen = [next(iterator) for _ in range(3)]
@@ -48,7 +48,7 @@ def test_an_epoch_goes_on_where_its_state_was_taken() -> None:
     assert len(list(resumed)) == 5
 
 
-def test_the_target_is_fixed_and_of_a_squeezed_batchs_shape() -> None:
+def test_target_is_fixed_with_the_squeezed_shape() -> None:
     target = fixed_target(64, (32, 32), seed=0)
     assert target.shape == (64, 12, 16, 16)
     assert torch.equal(target, fixed_target(64, (32, 32), seed=0))
@@ -57,7 +57,7 @@ def test_the_target_is_fixed_and_of_a_squeezed_batchs_shape() -> None:
     assert fixed_target(1, (218, 178), seed=0).shape == (1, 12, 109, 89)
 
 
-def test_the_test_images_have_one_draw_of_noise() -> None:
+def test_test_images_have_fixed_noise() -> None:
     x = evaluation_input(IMAGES, seed=0)
     assert torch.equal(x, evaluation_input(IMAGES, seed=0))
     assert torch.equal(quantize(x), IMAGES)

@@ -17,13 +17,13 @@ def test_the_defaults_are_the_papers_protocol() -> None:
     assert protocol.coefficient == 0.9
 
 
-def test_full_size_images_are_trained_one_epoch_one_by_one() -> None:
+def test_full_size_images_train_one_epoch_with_batch_size_one() -> None:
     protocol = Configuration.choose(dataset="celeba", size=(218, 178))
     assert (protocol.epochs, protocol.batch_size) == (1, 1)
     assert Configuration.choose(size=(218, 178), batch_size=64).batch_size == 64
 
 
-def test_quick_is_smaller_and_what_is_given_stays() -> None:
+def test_quick_shrinks_only_settings_not_given() -> None:
     quick = Configuration.choose(quick=True)
     assert quick.train_images < 1000
     assert quick.repeats == 1
@@ -32,7 +32,7 @@ def test_quick_is_smaller_and_what_is_given_stays() -> None:
     assert Configuration.choose(quick=True, size=(218, 178)).epochs == 1
 
 
-def test_cells_are_the_product_and_released_has_one_normalisation() -> None:
+def test_cells_are_the_product_and_released_has_one_normalization() -> None:
     configuration = Configuration(
         normalizations=("column", "row"), repeats=2, responses=("gaussian", "dot_product")
     )
@@ -44,7 +44,7 @@ def test_cells_are_the_product_and_released_has_one_normalisation() -> None:
     assert [configuration.seed_of(repeat) for repeat in (1, 2)] == [0, 1]
 
 
-def test_values_given_twice_count_once() -> None:
+def test_duplicate_values_count_once() -> None:
     assert Configuration(responses=("gaussian", "gaussian")).responses == ("gaussian",)
 
 
@@ -65,12 +65,12 @@ def test_values_given_twice_count_once() -> None:
         ("size", (10, 32)),
     ],
 )
-def test_what_is_out_of_range_is_named(setting: str, value: Any) -> None:
+def test_out_of_range_values_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"{setting} must be .*got {re.escape(str(value))}"):
         Configuration(**{setting: value})
 
 
-def test_settings_survive_json() -> None:
+def test_json_round_trip() -> None:
     configuration = Configuration.choose(dataset="svhn", size=(218, 178), title="x")
     values = json.loads(json.dumps(configuration.to_json()))
     assert Configuration(**values) == configuration
@@ -84,6 +84,6 @@ def test_settings_survive_json() -> None:
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
     ],
 )
-def test_settings_out_of_range_are_named(settings: dict[str, Any], words: str) -> None:
+def test_out_of_range_settings_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Configuration(**settings)

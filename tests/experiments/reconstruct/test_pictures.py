@@ -33,7 +33,7 @@ def network():
     return made.eval()
 
 
-def test_every_pixel_comes_back_whatever_the_size(network, tmp_path: Path) -> None:
+def test_every_pixel_is_reconstructed_at_any_size(network, tmp_path: Path) -> None:
     pictures = [(f"a/{w}x{h}.jpg", picture(w, h, seed)) for seed, (w, h) in enumerate(SIZES)]
     done: list[int] = []
     rows = recover(network, pictures, tmp_path, device=torch.device("cpu"), report=done.append)
@@ -47,7 +47,7 @@ def test_every_pixel_comes_back_whatever_the_size(network, tmp_path: Path) -> No
         assert np.array_equal(np.asarray(open_image(tmp_path / row["file"])), np.asarray(original))
 
 
-def test_what_does_not_come_back_is_said(network, tmp_path: Path, monkeypatch) -> None:
+def test_failed_reconstruction_is_reported(network, tmp_path: Path, monkeypatch) -> None:
     (block,) = (
         module for module in network.modules() if hasattr(module, "solve_inverse") and module is not network
     )
@@ -65,12 +65,12 @@ def test_files_of_one_name_do_not_overwrite_each_other(network, tmp_path: Path) 
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_picture_that_is_too_small_is_named(network, tmp_path: Path) -> None:
+def test_too_small_picture_is_refused(network, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"b/small\.png has 40×11 pixels"):
         recover(network, [("b/small.png", picture(40, 11))], tmp_path, device=torch.device("cpu"))
 
 
-def test_the_command_leaves_a_row_and_a_file_for_every_test_picture(tmp_path: Path, capsys) -> None:
+def test_command_writes_a_row_and_a_file_per_test_picture(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "holiday"
     folder.mkdir()
     for number, (width, height) in enumerate([(40, 33), (21, 50), (33, 20), (64, 64), (17, 19)]):
@@ -105,7 +105,7 @@ def test_the_command_leaves_a_row_and_a_file_for_every_test_picture(tmp_path: Pa
         assert np.array_equal(np.asarray(open_image(files / row["file"])), np.asarray(original))
 
 
-def test_random_crops_have_no_size_of_their_own() -> None:
+def test_own_size_is_refused_with_random_crops() -> None:
     for given in ({"dataset": "photos"}, {"dataset": "folder", "random_crops": True}):
         with pytest.raises(ValueError, match="own_size"):
             Configuration.choose(own_size=True, **given)

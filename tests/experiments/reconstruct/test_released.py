@@ -54,13 +54,13 @@ def by_hand(branch: ReleasedBranch, tokens: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def test_agrees_with_the_definition(branch: ReleasedBranch, x: Tensor) -> None:
+def test_matches_the_definition(branch: ReleasedBranch, x: Tensor) -> None:
     tokens = x.flatten(2).mT
     expected = torch.stack([by_hand(branch, sample) for sample in tokens])
     torch.testing.assert_close(branch(x).flatten(2).mT, expected)
 
 
-def test_what_a_token_receives_sums_to_two_thirds(branch: ReleasedBranch, x: Tensor) -> None:
+def test_weights_received_by_a_token_sum_to_two_thirds(branch: ReleasedBranch, x: Tensor) -> None:
     with torch.no_grad():
         branch.value.parametrizations.weight.original.zero_()
         branch.value.bias.fill_(1.0)
@@ -93,7 +93,7 @@ def test_constraints_of_the_linear_maps(response: str, coefficient: float) -> No
         torch.testing.assert_close(layer.weight, small)
 
 
-def test_weights_have_both_signs_only_where_elu_is_used(x: Tensor) -> None:
+def test_signed_weights_only_with_elu(x: Tensor) -> None:
     tokens = 10 * x.flatten(2).mT
     for response in RESPONSES:
         weights, sums = ReleasedBranch(12, response).double().signed_weights(tokens)
@@ -115,7 +115,7 @@ def test_the_inverse_is_the_last_of_fifty_steps(branch: ReleasedBranch, x: Tenso
     torch.testing.assert_close(solution.residual, residual, rtol=1e-3, atol=1e-15)
 
 
-def test_a_step_that_diverges_is_not_called_converged(x: Tensor) -> None:
+def test_diverging_iteration_is_not_reported_as_converged(x: Tensor) -> None:
     layer = ReleasedAttention(12, "dot_product").double().eval()
     for name in ("value", "out"):
         torch.nn.utils.parametrize.remove_parametrizations(getattr(layer.branch, name), "weight")
@@ -126,7 +126,7 @@ def test_a_step_that_diverges_is_not_called_converged(x: Tensor) -> None:
     assert not (solution.residual < 1e-6).any()
 
 
-def test_no_promise_is_made() -> None:
+def test_released_layer_has_no_certificate() -> None:
     layer = ReleasedAttention(12, "concatenation")
     assert layer.lipschitz_bound().item() == float("inf")
     with pytest.raises(ValueError, match="got 'softmax'"):

@@ -71,13 +71,13 @@ def relabelled(finished: Finished, dataset: str, size: list[int], title: str | N
     return results
 
 
-def test_the_page_needs_nothing_else(page: Page) -> None:
+def test_page_is_self_contained(page: Page) -> None:
     outside = [address for address in page.addresses if not address.startswith("#")]
     assert outside
     assert all(address.startswith("data:image/png;base64,") for address in outside)
 
 
-def test_every_response_and_constraint_has_its_numbers(page: Page) -> None:
+def test_every_response_and_constraint_has_a_row(page: Page) -> None:
     tables = 5  # errors, inverse, solvers, images and training, of which the authors' code has one more
     for source in ("relaxed, column", "certified, column"):
         assert len(page.of(source)) == tables * 4
@@ -89,7 +89,7 @@ def test_every_response_and_constraint_has_its_numbers(page: Page) -> None:
         assert row[3] == "100.0 ± 0.0"  # V-score of both repeats
 
 
-def test_figures_are_described_and_stored(page: Page, finished: Finished) -> None:
+def test_figures_have_alt_text_and_are_stored(page: Page, finished: Finished) -> None:
     assert len(page.images) == 5
     assert all(image["alt"] for image in page.images)
     stored = sorted(path.name for path in (finished.folder / "figures").iterdir())
@@ -113,7 +113,7 @@ def test_figures_are_described_and_stored(page: Page, finished: Finished) -> Non
         ("celeba", [218, 178], "Table 5", TABLE_5),
     ],
 )
-def test_published_numbers_stand_beside_ours(
+def test_published_numbers_are_shown_next_to_ours(
     finished: Finished, dataset: str, size: list[int], table: str, rows: dict
 ) -> None:
     page = Page(page_of(relabelled(finished, dataset, size), finished.folder))
@@ -123,20 +123,20 @@ def test_published_numbers_stand_beside_ours(
     assert float(paper[0][1]) == rows["gaussian"].mse
 
 
-def test_images_that_stand_in_are_called_by_their_name(finished: Finished) -> None:
+def test_substitute_images_are_named(finished: Finished) -> None:
     title = "Holiday photographs in CelebA's format"
     page = Page(page_of(relabelled(finished, "celeba", [32, 32], title), finished.folder))
     assert f"reconstruction of {title}" in page.text
     assert "published numbers are for another data set" in page.text
 
 
-def test_titles_are_text_not_markup(finished: Finished) -> None:
+def test_titles_are_escaped(finished: Finished) -> None:
     html = page_of(relabelled(finished, "celeba", [32, 32], "<script>alert(1)</script>"), finished.folder)
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
 
 
-def test_findings_are_made_of_the_measured_numbers(finished: Finished) -> None:
+def test_findings_use_the_measured_numbers(finished: Finished) -> None:
     dot = next(sentence for sentence in findings(finished.results) if sentence.startswith("Dot-product,"))
     cells = [
         cell
@@ -148,13 +148,13 @@ def test_findings_are_made_of_the_measured_numbers(finished: Finished) -> None:
     assert "V-score 100 %" in headline(finished.results)
 
 
-def test_only_what_was_run_is_explained(finished: Finished) -> None:
+def test_only_measured_cells_are_explained(finished: Finished) -> None:
     cells = [cell for cell in finished.results["cells"] if cell["constraint"] == "certified"]
     (sentence,) = findings(finished.results | {"cells": cells})
     assert sentence.startswith("Certified:")
 
 
-def test_a_failing_certificate_is_not_hidden(finished: Finished) -> None:
+def test_violated_certificate_is_shown(finished: Finished) -> None:
     results = json.loads(json.dumps(finished.results))
     cell = next(cell for cell in results["cells"] if cell["constraint"] == "certified")
     cell["reconstruction"]["v_score"] = 83.0

@@ -27,7 +27,7 @@ def cell(
     }
 
 
-def test_the_histogram_counts_every_image_once() -> None:
+def test_histogram_counts_every_image_once() -> None:
     mse = torch.tensor([0.0, 1e-20, 1.5e-3, 2e-3, 9.9, 1e9, float("inf"), float("nan")])
     counted = histogram(mse)
     counts, edges = counted["counts"], counted["log10_edges"]
@@ -41,7 +41,7 @@ def test_the_histogram_counts_every_image_once() -> None:
     assert len(edges) == len(counts) + 1
 
 
-def test_repeats_are_together_and_ours_comes_last() -> None:
+def test_repeats_are_grouped_with_ours_last() -> None:
     cells = [cell("certified", 1, 1e-9), cell("released", 1, 5.0), cell("certified", 2, 3e-9)]
     results = {"configuration": {"epochs": 2, "train_images": 5}, "cells": cells}
     (entries,) = groups(results).values()
@@ -53,7 +53,7 @@ def test_repeats_are_together_and_ours_comes_last() -> None:
     assert certified.values("reconstruction", "v_score") == [51.0, 52.0]
 
 
-def test_normalisations_are_named_where_there_are_several() -> None:
+def test_normalizations_are_named_if_there_are_several() -> None:
     cells = [cell("released", 1, 1.0, normalization="row")]
     cells += [cell("certified", 1, 1.0, normalization=name) for name in ("column", "row")]
     settings = {"epochs": 1, "train_images": 1}
@@ -64,7 +64,7 @@ def test_normalisations_are_named_where_there_are_several() -> None:
     ]
 
 
-def test_a_mean_that_is_not_finite_says_so() -> None:
+def test_nonfinite_mean_is_reported() -> None:
     cells = (cell("released", 1, None), cell("released", 2, 5.0))
     group = Group("dot_product", "released", "row", cells, "released")
     assert group.mean("reconstruction", "mse") is None
@@ -72,7 +72,7 @@ def test_a_mean_that_is_not_finite_says_so() -> None:
     assert group.non_finite == 3
 
 
-def test_the_worst_local_constant_counts() -> None:
+def test_largest_local_constant_is_reported() -> None:
     cells = (cell("released", 1, 1.0, largest=2.5), cell("released", 2, 1.0, largest=30.0))
     assert (
         Group("dot_product", "released", "row", cells, "").largest("study", "local_lipschitz", "largest")
@@ -80,7 +80,7 @@ def test_the_worst_local_constant_counts() -> None:
     )
 
 
-def test_the_summary_of_published_results_is_that_of_their_cells() -> None:
+def test_summary_of_published_results_matches_the_cells() -> None:
     files = sorted((Path(__file__).parents[3] / "results" / "reconstruct").glob("*/results.json"))
     if not files:
         pytest.skip("needs the repository's results folder")

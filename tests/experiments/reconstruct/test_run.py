@@ -132,7 +132,7 @@ def test_certified_networks_reconstruct_every_image(finished: Finished) -> None:
         assert cell["study"]["local_lipschitz"]["largest"] <= cell["study"]["lipschitz_bound"] <= 0.9
 
 
-def test_released_networks_do_fifty_steps_and_promise_nothing(finished: Finished) -> None:
+def test_released_networks_take_fifty_steps_without_a_certificate(finished: Finished) -> None:
     released = [cell for cell in finished.results["cells"] if cell["constraint"] == "released"]
     for cell in released:
         assert cell["inverse"]["evaluations_mean"] == 50
@@ -145,7 +145,7 @@ def test_released_networks_do_fifty_steps_and_promise_nothing(finished: Finished
         assert weights["cancellation_largest"] is None or weights["cancellation_largest"] >= 1 - 1e-5
 
 
-def test_repeats_have_their_own_seed_and_images(finished: Finished) -> None:
+def test_every_repeat_has_its_own_seed_and_images(finished: Finished) -> None:
     pairs: dict[tuple, list[dict]] = {}
     for cell in finished.results["cells"]:
         pairs.setdefault((cell["response"], cell["constraint"], cell["normalization"]), []).append(cell)
@@ -155,7 +155,7 @@ def test_repeats_have_their_own_seed_and_images(finished: Finished) -> None:
         assert first["training"]["last_loss"] != second["training"]["last_loss"]
 
 
-def test_checkpoints_are_the_networks_that_were_measured(finished: Finished) -> None:
+def test_checkpoints_reproduce_the_measured_networks(finished: Finished) -> None:
     cell = next(TINY.cells())
     folder = finished.folder / "cells" / cell.folder
     network = build_network(cell, TINY, seed=99).eval()
@@ -168,13 +168,13 @@ def test_checkpoints_are_the_networks_that_were_measured(finished: Finished) -> 
     torch.testing.assert_close(back, stored["reconstruction"], rtol=0, atol=1e-5)
 
 
-def test_the_terminal_gets_a_table_and_the_reports_path(finished: Finished) -> None:
+def test_terminal_shows_the_table_and_the_report_path(finished: Finished) -> None:
     assert "V-score %" in finished.printed
     assert "…" not in finished.printed
     assert finished.printed.rstrip().endswith("report.html")
 
 
-def test_no_training_checkpoint_is_left(finished: Finished) -> None:
+def test_training_checkpoints_are_removed(finished: Finished) -> None:
     assert not list(finished.folder.rglob("*.ckpt"))
     assert not [path for path in finished.folder.rglob(".*") if path.name != ".lock"]
 
@@ -187,7 +187,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("stage", ["train", "evaluate", "study", "write_run_page"])
 @pytest.mark.parametrize("call", [1, 2])
-def test_a_resumed_run_gives_the_results_of_an_uninterrupted_one(
+def test_resumed_run_matches_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict], stage: str, call: int
 ) -> None:
     module = engine if stage == "write_run_page" else run_module
@@ -208,7 +208,7 @@ def test_a_resumed_run_gives_the_results_of_an_uninterrupted_one(
     check_same(resumed.results["cells"], whole)
 
 
-def test_a_run_killed_within_an_epoch_goes_on_from_its_checkpoint(
+def test_run_killed_within_an_epoch_resumes_from_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict]
 ) -> None:
     from invertible_attention.experiments.reconstruct.training import TrainingRun
@@ -243,7 +243,7 @@ def copied(finished: Finished, tmp_path: Path) -> Path:
     return shutil.copytree(finished.folder, tmp_path / "copied")
 
 
-def test_finished_cells_are_not_done_again(
+def test_finished_cells_are_not_repeated(
     finished: Finished, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module, "train", pytest.fail)
@@ -251,7 +251,7 @@ def test_finished_cells_are_not_done_again(
     assert again.results["cells"] == finished.results["cells"]
 
 
-def test_responses_are_added_to_a_finished_run(tmp_path: Path) -> None:
+def test_finished_run_can_be_extended_with_responses(tmp_path: Path) -> None:
     one = replace(SMALL, constraints=("certified",), normalizations=("column",))
     first = start(tmp_path / "run", one).results
     both = start(tmp_path / "run", replace(one, responses=("gaussian",)), resume=True).results
@@ -261,7 +261,7 @@ def test_responses_are_added_to_a_finished_run(tmp_path: Path) -> None:
     assert len(both["summary"]) == 2
 
 
-def test_what_is_trained_can_be_inverted_again(
+def test_stored_networks_invert_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict]
 ) -> None:
     # Not the authors' layer: its estimates of norms move with every evaluation.
@@ -280,7 +280,7 @@ def test_what_is_trained_can_be_inverted_again(
     assert len(evaluated) == 2 * len(whole)
 
 
-def test_data_that_changed_are_noticed(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_data_are_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = run_module.draw_images
 
     def other(*arguments: Any, **options: Any) -> Any:
@@ -293,7 +293,7 @@ def test_data_that_changed_are_noticed(copied: Path, monkeypatch: pytest.MonkeyP
         start(copied, resume=True)
 
 
-def test_another_configuration_is_refused_and_nothing_is_lost(copied: Path) -> None:
+def test_different_configuration_is_refused_without_loss(copied: Path) -> None:
     before = (copied / "results.json").read_bytes()
     with pytest.raises(ExperimentError, match="epochs was 2, now 3"):
         start(copied, replace(TINY, epochs=3), resume=True)
@@ -301,14 +301,14 @@ def test_another_configuration_is_refused_and_nothing_is_lost(copied: Path) -> N
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
-def test_parts_of_a_batch_give_the_same_results(tmp_path: Path, whole: list[dict], micro_batch: int) -> None:
+def test_microbatches_give_the_same_results(tmp_path: Path, whole: list[dict], micro_batch: int) -> None:
     parts = start(tmp_path / "run", replace(SMALL, micro_batch=micro_batch)).results["cells"]
     for cell, expected in zip(parts, whole, strict=True):
         assert cell["training"]["last_loss"] == pytest.approx(expected["training"]["last_loss"], rel=1e-4)
         assert cell["reconstruction"]["v_score"] == expected["reconstruction"]["v_score"]
 
 
-def test_a_small_folder_is_divided_and_the_division_reported(tmp_path, capsys) -> None:
+def test_small_folder_is_split_and_the_split_reported(tmp_path, capsys) -> None:
     for number in range(7):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         (tmp_path / "photos").mkdir(exist_ok=True)

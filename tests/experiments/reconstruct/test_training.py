@@ -61,7 +61,7 @@ def weights(network: Network) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.layers.parameters()])
 
 
-def test_is_adam_on_the_mean_squared_error_to_the_target(tmp_path: Path) -> None:
+def test_matches_adam_on_the_mean_squared_error(tmp_path: Path) -> None:
     network, expected = Network(), Network()
     losses = run(tmp_path, network)
     target = fixed_target(8, (12, 12), seed=3)
@@ -80,7 +80,7 @@ def test_is_adam_on_the_mean_squared_error_to_the_target(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
-def test_parts_of_a_batch_add_up(tmp_path: Path, micro_batch: int) -> None:
+def test_microbatch_gradients_add_up(tmp_path: Path, micro_batch: int) -> None:
     whole, parts = Network(), Network()
     losses = run(tmp_path / "whole", whole)
     split = run(tmp_path / "parts", parts, micro_batch=micro_batch)
@@ -89,7 +89,7 @@ def test_parts_of_a_batch_add_up(tmp_path: Path, micro_batch: int) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 5, 7, 23])
-def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:
+def test_resumed_run_matches_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:
     expected = Network()
     losses = run(tmp_path / "whole", expected)
     with pytest.raises(Stop):
@@ -104,7 +104,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path, stop: int) -
 @settings(deadline=None, max_examples=6)
 @example(stops=[5, 3]).via("the last batch of an epoch, then the middle of the next")
 @given(stops=st.lists(st.integers(1, 8), min_size=2, max_size=5))
-def test_a_run_that_is_resumed_many_times_ends_as_an_uninterrupted_one(stops: list[int]) -> None:
+def test_repeatedly_resumed_run_matches_an_uninterrupted_one(stops: list[int]) -> None:
     expected = Network()
     with tempfile.TemporaryDirectory() as folder:
         losses = run(Path(folder) / "whole", expected)
@@ -116,7 +116,7 @@ def test_a_run_that_is_resumed_many_times_ends_as_an_uninterrupted_one(stops: li
     assert torch.equal(weights(resumed), weights(expected))
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+def test_finished_run_is_not_retrained(tmp_path: Path) -> None:
     first, second = Network(), Network()
     losses = run(tmp_path, first)
     assert run(tmp_path, second) == losses
@@ -124,7 +124,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert torch.equal(weights(first), weights(second))
 
 
-def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
+def test_truncated_checkpoint_error_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         run(tmp_path, Network(3))
     checkpoint = tmp_path / "training.ckpt"
@@ -133,7 +133,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
         run(tmp_path, Network())
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
     class Malicious:
         def __reduce__(self) -> tuple:
             return (Path.touch, (tmp_path / "owned",))
@@ -144,7 +144,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-def test_ctrl_c_stays_ctrl_c(tmp_path: Path) -> None:
+def test_keyboard_interrupt_propagates(tmp_path: Path) -> None:
     import signal
 
     class Interrupted(Network):
@@ -157,13 +157,13 @@ def test_ctrl_c_stays_ctrl_c(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_unknown_devices_are_one_clear_error() -> None:
+def test_unknown_device_is_refused() -> None:
     with pytest.raises(ExperimentError, match="there is no device 'warp:3' here"):
         choose_device("warp:3")
     assert choose_device("cpu") == torch.device("cpu")
 
 
-def test_time_counts_every_step_once_over_all_attempts(
+def test_training_time_counts_each_step_once_across_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0

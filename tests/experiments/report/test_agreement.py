@@ -37,7 +37,7 @@ def cells_of(table: Table, row: Row) -> dict[str, str]:
     return dict(zip(table.columns, row.cells, strict=True))
 
 
-def test_no_file_is_skipped_and_no_table_is_missing(tmp_path: Path) -> None:
+def test_every_file_is_read_and_every_table_shown(tmp_path: Path) -> None:
     found, unknown = find_results([RESULTS])
     assert unknown == []
     assert {result.path for result in found} == set(RESULTS.rglob("*.json"))
@@ -48,7 +48,7 @@ def test_no_file_is_skipped_and_no_table_is_missing(tmp_path: Path) -> None:
     assert "Table 3: density of CIFAR-10" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_what_is_no_likelihood_is_bracketed_and_compared_nowhere() -> None:
+def test_values_that_are_not_likelihoods_are_bracketed_and_never_compared() -> None:
     bracketed = 0
     for result in results_of("density-study"):
         sections = build_sections([result])
@@ -80,7 +80,7 @@ def test_only_rows_with_a_certificate_are_highlighted_as_certified() -> None:
             assert (cells["determinants"], cells["largest radius"]) == ("the model’s", "–")
 
 
-def test_a_time_is_the_statistic_that_its_caption_names() -> None:
+def test_times_are_the_statistic_named_in_the_caption() -> None:
     (cost,) = results_of("camouflage-measure")
     cost.content["models"][0]["step_seconds"] = [9.0, 1.0, 2.0, 6.0]
     table = table_of(cost, "costs")
@@ -97,7 +97,7 @@ def test_a_time_is_the_statistic_that_its_caption_names() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "shown"), [(1.0000003, "1.000001"), (0.9999997, "0.999999")])
-def test_a_bound_that_is_violated_never_looks_kept(ratio: float, shown: str) -> None:
+def test_violated_bound_is_never_rounded_to_kept(ratio: float, shown: str) -> None:
     (attack,) = results_of("attack")
     attack.content["tightest_by"]["response"]["gaussian"][0] = ratio
     attack.content["tightest"][0]["ratio"] = ratio
@@ -116,7 +116,7 @@ def test_a_bound_that_is_violated_never_looks_kept(ratio: float, shown: str) -> 
 @pytest.mark.parametrize(
     "path", sorted(RESULTS.rglob("*.json")), ids=lambda path: str(path.relative_to(RESULTS))
 )
-def test_every_file_has_a_schema_that_is_known(path: Path) -> None:
+def test_every_file_has_a_known_schema(path: Path) -> None:
     assert json.loads(path.read_text(encoding="utf-8"))["schema"] in kinds()
 
 

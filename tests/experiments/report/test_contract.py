@@ -68,7 +68,7 @@ def test_markdown_has_every_cell(tables: list[Table]) -> None:
         ]
 
 
-def test_html_has_every_cell_and_every_heading_its_scope(tables: list[Table]) -> None:
+def test_html_has_every_cell_and_scoped_headers(tables: list[Table]) -> None:
     for table in tables:
         html = to_html(table)
         assert html.count("<th") == html.count("<th scope=") + html.count("<thead>")
@@ -157,11 +157,11 @@ def shown_with_changes(result: Result, places: list[tuple[Any, Any]]) -> str | N
 
 
 @pytest.mark.parametrize("kind", kinds().values(), ids=lambda kind: kind.name)
-def test_nothing_is_omitted(kind: Kind) -> None:
+def test_no_field_is_omitted(kind: Kind) -> None:
     assert unnoticed([result for path in FILES if (result := result_in(path)).kind == kind]) == []
 
 
-def test_what_is_declared_unshown_is_there() -> None:
+def test_fields_declared_unshown_exist() -> None:
     paths: dict[str, set[tuple[str, ...]]] = {}
     for file in FILES:
         result = result_in(file)
@@ -175,7 +175,7 @@ def test_what_is_declared_unshown_is_there() -> None:
             )
 
 
-def test_a_field_without_a_table_is_found() -> None:
+def test_field_without_a_table_is_detected() -> None:
     path = next(path for path in FILES if path.parts[-2:] == ("logdet", "results.json"))
     result = result_in(path)
     result.content["novelty"] = 1.0
@@ -183,6 +183,6 @@ def test_a_field_without_a_table_is_found() -> None:
     assert unnoticed([result]) == ["rows.*.novelty", "novelty"]
 
 
-def test_a_kind_without_a_table_is_found() -> None:
+def test_kind_without_a_table_is_detected() -> None:
     assert kind_of({"schema": "invertible-attention/novelty/1"}) is None
     assert kind_of(json.loads("{}")) is None

@@ -14,7 +14,7 @@ SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 
 @given(st.floats(1e-30, 1e30), st.integers(1, 6))
-def test_a_number_is_read_back_to_its_digits(value: float, digits: int) -> None:
+def test_numbers_round_trip_to_the_shown_digits(value: float, digits: int) -> None:
     text = format_number(value, digits)
     mantissa, _, power = text.partition(" × 10")
     back = float(mantissa) * 10.0 ** int(power.translate(SUPERSCRIPTS) or 0)
@@ -24,11 +24,11 @@ def test_a_number_is_read_back_to_its_digits(value: float, digits: int) -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "?"), (math.nan, "?"), (math.inf, "∞"), (-math.inf, "−∞"), (0.0, "0")]
 )
-def test_what_is_not_finite_has_a_sign_of_its_own(value: float | None, text: str) -> None:
+def test_nonfinite_values_have_their_own_symbols(value: float | None, text: str) -> None:
     assert format_number(value, missing="?") == text
 
 
-def test_where_nothing_was_measured_there_is_a_dash() -> None:
+def test_missing_values_are_a_dash() -> None:
     assert format_fixed([None, None], 2) == "–"
     assert format_spread([None, None]) == "–"
     assert format_spread([None], missing="∞") == "∞"

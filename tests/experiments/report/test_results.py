@@ -16,12 +16,12 @@ Folders = Callable[..., list[Path]]
 
 
 @pytest.mark.parametrize("kind", CONTENTS)
-def test_a_folder_is_recognised_by_its_file(folders: Folders, kind: str) -> None:
+def test_folder_is_recognized_by_its_file(folders: Folders, kind: str) -> None:
     (result,), _ = find_results(folders(kind))
     assert (result.kind.name, result.name) == (kind, kind)
 
 
-def test_published_results_are_recognised(reconstructions: Path) -> None:
+def test_published_results_are_recognized(reconstructions: Path) -> None:
     found, _ = find_results([reconstructions.parent])
     assert {result.kind.name for result in found} >= {"reconstruct", "conditional"}
     assert {result.folder for result in found} >= {
@@ -29,31 +29,31 @@ def test_published_results_are_recognised(reconstructions: Path) -> None:
     }
 
 
-def test_every_folder_counts_once(folders: Folders, tmp_path: Path) -> None:
+def test_folders_are_listed_once(folders: Folders, tmp_path: Path) -> None:
     paths = folders("density", "benchmark")
     found, _ = find_results([*paths, tmp_path, *paths])
     assert [result.name for result in found] == ["density", "benchmark"]
 
 
-def test_runs_inside_a_study_are_not_results_of_their_own(tmp_path: Path) -> None:
+def test_runs_inside_a_study_are_not_listed_separately(tmp_path: Path) -> None:
     study = write(tmp_path / "study", "density-study")
     write(study / "cells" / "one", "density")
     assert [result.kind.name for result in find_results([tmp_path])[0]] == ["density-study"]
 
 
-def test_folders_of_one_name_are_distinguished(tmp_path: Path) -> None:
+def test_folders_with_equal_names_are_distinguished(tmp_path: Path) -> None:
     for path in ("a/run", "b/run", "b/other"):
         write(tmp_path / path, "density")
     assert [result.name for result in find_results([tmp_path])[0]] == ["a/run", "other", "b/run"]
 
 
-def test_files_of_one_folder_are_distinguished(tmp_path: Path) -> None:
+def test_files_in_one_folder_are_distinguished(tmp_path: Path) -> None:
     write(tmp_path / "a", "camouflage-measure")
     write(tmp_path / "a", "camouflage")
     assert {result.name for result in find_results([tmp_path])[0]} == {"a", "a/resnet50-352"}
 
 
-def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
+def test_folder_without_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text("[]")
     (tmp_path / "half.json").write_text("{")
     with pytest.raises(ExperimentError, match=rf"{tmp_path} holds no results"):
@@ -87,7 +87,7 @@ def test_an_unknown_schema_is_refused_by_name(tmp_path: Path, content: object, r
         find_results([tmp_path / "known", folder])
 
 
-def test_other_files_of_this_program_are_not_passed_over(tmp_path: Path) -> None:
+def test_other_files_of_this_program_are_not_skipped(tmp_path: Path) -> None:
     write(tmp_path / "known", "density")
     (tmp_path / "known" / "numbers.json").write_text('{"schema": "invertible-attention/later/1"}')
     (tmp_path / "known" / "notes.json").write_text('{"schema": "of something else"}')
@@ -95,7 +95,7 @@ def test_other_files_of_this_program_are_not_passed_over(tmp_path: Path) -> None
     assert line.startswith("known/numbers.json")
 
 
-def test_folders_below_results_are_searched_too(tmp_path: Path) -> None:
+def test_subfolders_of_results_are_searched(tmp_path: Path) -> None:
     write(tmp_path, "logdet")
     write(tmp_path / "below", "density")
     assert {result.kind.name for result in find_results([tmp_path])[0]} == {"logdet", "density"}
@@ -114,7 +114,7 @@ def test_files_without_a_schema_are_migrated_and_keep_their_numbers(tmp_path: Pa
     assert migrate([tmp_path]) == []
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_damaged_file_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text("{")
     with pytest.raises(ExperimentError, match=r"study\.json is damaged"):
         find_results([tmp_path])

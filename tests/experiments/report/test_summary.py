@@ -78,7 +78,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, reconstructions: Path) -> Pag
     return Page(build_page(*find_results([reconstructions, *paths])))
 
 
-def test_the_page_needs_nothing_else(page: Page) -> None:
+def test_page_is_self_contained(page: Page) -> None:
     outside = [address for address in page.addresses if not address.startswith("#")]
     assert outside
     assert all(address.startswith("data:image/png;base64,") for address in outside)
@@ -87,7 +87,7 @@ def test_the_page_needs_nothing_else(page: Page) -> None:
     assert len(set(page.anchors)) == len(page.anchors)
 
 
-def test_the_page_can_be_read_aloud(page: Page) -> None:
+def test_page_is_accessible(page: Page) -> None:
     assert page.headings.count(1) == 1
     assert page.headings[0] == 1
     assert all(after - before <= 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
@@ -96,7 +96,7 @@ def test_the_page_can_be_read_aloud(page: Page) -> None:
     assert page.captions == len(page.tables)
 
 
-def test_every_published_number_stands_beside_ours(page: Page) -> None:
+def test_every_published_number_is_shown_next_to_ours(page: Page) -> None:
     of_the_paper = page.rows("paper, Table 2")
     shown = {tuple(row[1:4]) for row in of_the_paper}
     for dataset in TABLE_2.values():
@@ -110,7 +110,7 @@ def test_every_published_number_stands_beside_ours(page: Page) -> None:
             assert tuple(f"{value:.3f}" for value in row) in scores
 
 
-def test_table_5_is_shown_for_its_size(tmp_path: Path, reconstructions: Path) -> None:
+def test_table_5_is_shown_at_the_papers_size(tmp_path: Path, reconstructions: Path) -> None:
     (result,), _ = find_results([reconstructions / "celeba-format"])
     result.content["data"]["size"] = result.content["configuration"]["size"] = [218, 178]
     rows = {name: row._asdict() for name, row in TABLE_5.items()}
@@ -126,7 +126,7 @@ def test_table_5_is_shown_for_its_size(tmp_path: Path, reconstructions: Path) ->
     assert published == {"64.975", "27.506", "251.231", "1.555 × 10⁻⁶"}
 
 
-def test_titles_of_the_picture_of_all_errors_do_not_reach_into_each_other(
+def test_error_figure_titles_do_not_overlap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn = []
@@ -139,7 +139,7 @@ def test_titles_of_the_picture_of_all_errors_do_not_reach_into_each_other(
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
-def test_the_picture_of_all_errors_shows_the_smallest_and_none_at_all(
+def test_error_figure_shows_smallest_and_zero_errors(
     monkeypatch: pytest.MonkeyPatch, reconstructions: Path
 ) -> None:
     drawn = []
@@ -160,13 +160,13 @@ def test_the_picture_of_all_errors_shows_the_smallest_and_none_at_all(
     assert max(points) < high
 
 
-def test_a_shorter_run_is_not_called_the_papers_table(reconstructions: Path) -> None:
+def test_shorter_run_is_not_labeled_as_the_papers_table(reconstructions: Path) -> None:
     (result,), _ = find_results([reconstructions / "cifar10"])
     result.content["configuration"]["epochs"] = 2
     assert "After Table 2, 2 of 100 epochs: CIFAR-10" in Page(build_page([result])).text
 
 
-def test_measured_numbers_are_those_of_the_files(page: Page, reconstructions: Path) -> None:
+def test_measured_numbers_match_the_files(page: Page, reconstructions: Path) -> None:
     (result,), _ = find_results([reconstructions / "cifar10"])
     for entry in result.content["summary"]:
         if entry["constraint"] == "certified":
@@ -201,7 +201,7 @@ def test_measured_numbers_are_those_of_the_files(page: Page, reconstructions: Pa
     assert ours[-1] == "2"
 
 
-def test_numbers_come_with_commit_seed_and_machine(page: Page) -> None:
+def test_numbers_show_commit_seed_and_machine(page: Page) -> None:
     assert "density-study: commit 0123456789ab, seeds 0–2, 5, A processor, 1 thread, 2026-01-02" in page.text
     sources = {row[0] for row in page.tables[-1][1:]}
     assert sources >= {
@@ -215,13 +215,13 @@ def test_numbers_come_with_commit_seed_and_machine(page: Page) -> None:
     }
 
 
-def test_tables_without_a_result_are_named(folders: Folders) -> None:
+def test_tables_without_results_are_listed(folders: Folders) -> None:
     page = Page(build_page(*find_results(folders("benchmark"))))
     for number in (2, 3, 4, 5):
         assert f"Table {number}: " in page.text.partition("Time and memory")[2].partition("1 of 1 claims")[0]
 
 
-def test_an_incomplete_result_is_named(tmp_path: Path) -> None:
+def test_incomplete_results_are_reported(tmp_path: Path) -> None:
     content = density()
     del content["samples"]
     write(tmp_path / "good", "density")
@@ -232,7 +232,7 @@ def test_an_incomplete_result_is_named(tmp_path: Path) -> None:
         build_page(*find_results([tmp_path]))
 
 
-def test_figures_of_a_run_are_taken_in(folders: Folders) -> None:
+def test_figures_of_a_run_are_included(folders: Folders) -> None:
     from PIL import Image
 
     (folder,) = folders("density")
@@ -242,7 +242,7 @@ def test_figures_of_a_run_are_taken_in(folders: Folders) -> None:
     assert samples["width"] == "40"
 
 
-def test_from_the_command_line(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_command(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "pages" / "all.html"
     assert main(["report", *map(str, folders("benchmark", "conditional")), "--output", str(output)]) == 0
     assert output.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
@@ -253,7 +253,7 @@ def test_from_the_command_line(folders: Folders, tmp_path: Path, capsys: pytest.
     assert main(["report"]) == 2
 
 
-def test_conditions_that_agree_are_said_once() -> None:
+def test_shared_conditions_are_stated_once() -> None:
     same = [Source(name, "", ("abc",), (), "m") for name in ("x", "y")]
     other = Source("z", "", (), (1,), "m")
     assert describe([*same, other]) == [
@@ -262,7 +262,7 @@ def test_conditions_that_agree_are_said_once() -> None:
     ]
 
 
-def test_what_was_skipped_is_said(folders: Folders) -> None:
+def test_skipped_results_are_reported(folders: Folders) -> None:
     found, _ = find_results(folders("benchmark"))
     assert "kinds this version does not know: one, two." in Page(build_page(found, ["one", "two"])).text
 
@@ -272,7 +272,7 @@ def test_rows_must_fit_their_table() -> None:
         Table("", "", ("", "a"), (RowGroup("", (Row(("x",)),)),))
 
 
-def test_every_kind_of_row_that_stands_out_has_its_rule(folders: Folders) -> None:
+def test_every_highlighted_row_class_has_a_style(folders: Folders) -> None:
     """The page says that published rows are gray and certified ones highlighted."""
     html = build_page(*find_results(folders("density")))
     style = html.partition("<style>")[2].partition("</style>")[0]
@@ -283,7 +283,7 @@ def test_every_kind_of_row_that_stands_out_has_its_rule(folders: Folders) -> Non
         assert {f"table.summary tr.{kind} th", f"table.summary tr.{kind} td"} <= rules, kind
 
 
-def test_a_run_does_not_list_what_other_runs_would_show(folders: Folders) -> None:
+def test_run_page_does_not_list_missing_tables(folders: Folders) -> None:
     found, unknown = find_results(folders("density"))
     assert "No result for: " in build_page(found, unknown)
     assert "No result for: " not in build_page(found, unknown, complete=False)

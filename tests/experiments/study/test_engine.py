@@ -92,7 +92,7 @@ def done(log: Path) -> Counter[str]:
     return Counter(log.read_text().split("\n")[:-1])
 
 
-def test_a_study_keeps_every_cell_and_says_what_was_shared(tmp_path: Path) -> None:
+def test_study_stores_and_prints_every_cell(tmp_path: Path) -> None:
     values, printed = start(tmp_path / "study", "ab", toy(tmp_path / "log"))
     assert values == {"a": "aa", "b": "bb"}
     assert json.loads((tmp_path / "study" / "results.json").read_text())["values"] == values
@@ -130,7 +130,7 @@ def test_an_interrupted_cell_is_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path: Path, count: int) -> None:
+def test_failing_cell_is_reported_and_the_others_continue(tmp_path: Path, count: int) -> None:
     log, folder = tmp_path / "log", tmp_path / "study"
     with pytest.raises(
         ExperimentError, match=r"1 of 3 cells failed \(cell b: ZeroDivisionError: nothing left\)"
@@ -145,7 +145,7 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path: Path, count: 
     assert done(log)["whole a"] == 1
 
 
-def test_where_every_cell_fails_there_is_no_results_file(tmp_path: Path) -> None:
+def test_no_results_file_if_every_cell_fails(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="2 of 2 cells failed"):
         start(tmp_path / "study", "ab", toy(tmp_path / "log", fail="ab"))
     assert not (tmp_path / "study" / "results.json").exists()
@@ -162,7 +162,7 @@ def test_cells_are_added_to_a_finished_study(tmp_path: Path) -> None:
     assert done(log)["whole a"] == 1
 
 
-def test_everything_is_computed_again_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_overwrite_recomputes_everything(tmp_path: Path) -> None:
     log = tmp_path / "log"
     start(tmp_path / "study", "ab", toy(log))
     start(tmp_path / "study", "ab", toy(log), resume=True, again=True)
@@ -177,7 +177,7 @@ def test_everything_is_computed_again_where_it_is_asked_for(tmp_path: Path) -> N
         ({"data": "2"}, "made from other images"),
     ],
 )
-def test_other_settings_and_other_data_are_refused_by_name(
+def test_different_settings_and_data_are_refused_by_name(
     tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
     log, folder = tmp_path / "log", tmp_path / "study"
@@ -189,7 +189,7 @@ def test_other_settings_and_other_data_are_refused_by_name(
     assert done(log)["whole b"] == 0
 
 
-def test_a_study_is_overwritten_only_while_nobody_works_on_it(tmp_path: Path) -> None:
+def test_study_in_use_is_not_overwritten(tmp_path: Path) -> None:
     log, folder = tmp_path / "log", tmp_path / "study"
     start(folder, "ab", toy(log))
     with (
@@ -201,7 +201,7 @@ def test_a_study_is_overwritten_only_while_nobody_works_on_it(tmp_path: Path) ->
     assert values == {"a": "aa"}
 
 
-def test_a_cell_that_another_process_works_on_is_left_to_it(tmp_path: Path) -> None:
+def test_cell_claimed_by_another_process_is_skipped(tmp_path: Path) -> None:
     log, folder = tmp_path / "log", tmp_path / "study"
     (folder / "cells" / "b").mkdir(parents=True)
     (folder / "configuration.json").write_text(json.dumps(SETTINGS))
@@ -226,7 +226,7 @@ tests.start(folder / "study", sys.argv[3], tests.toy(folder / "log", seconds=0.0
 
 
 @pytest.mark.slow
-def test_processes_on_one_folder_compute_every_cell_once(tmp_path: Path) -> None:
+def test_concurrent_processes_compute_every_cell_once(tmp_path: Path) -> None:
     names = "abcdefghijklmnopqrstuvwxyz"
     script = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path)]
     processes = [subprocess.Popen([*script, order]) for order in (names, names[::-1], names)]
@@ -236,7 +236,7 @@ def test_processes_on_one_folder_compute_every_cell_once(tmp_path: Path) -> None
     assert found["values"] == {name: name * 2 for name in names}, "the last to finish reports everything"
 
 
-def test_the_results_file_is_whole_at_any_moment(tmp_path: Path) -> None:
+def test_results_file_is_always_complete(tmp_path: Path) -> None:
     folder, stop, seen = tmp_path / "study", threading.Event(), []
 
     def read() -> None:
@@ -255,14 +255,14 @@ def test_the_results_file_is_whole_at_any_moment(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_do_not_change_what_is_found(tmp_path: Path) -> None:
+def test_number_of_workers_does_not_change_the_results(tmp_path: Path) -> None:
     values, printed = start(tmp_path / "study", "abcd", toy(tmp_path / "log"), workers=Workers(2))
     assert values == {name: name * 2 for name in "abcd"}
     assert set(re.findall(r"cell (\w): (\w\w)", printed)) == {(name, name * 2) for name in "abcd"}
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_one_clear_error(tmp_path: Path) -> None:
+def test_killed_worker_is_one_clear_error(tmp_path: Path) -> None:
     def run_cell(what: str, folder: Path, progress: RunProgress) -> dict[str, Any]:
         import os
         import signal

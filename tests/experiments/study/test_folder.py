@@ -19,7 +19,7 @@ def run(path: Path, configuration: dict, **options: Any) -> None:
         (folder / "cells").mkdir(exist_ok=True)
 
 
-def test_an_empty_or_absent_folder_is_taken(tmp_path: Path) -> None:
+def test_empty_or_absent_folder_is_accepted(tmp_path: Path) -> None:
     run(tmp_path / "absent" / "deep", ONE)
     run(tmp_path / "resumable", ONE, resume=True)
     for folder in (tmp_path / "absent" / "deep", tmp_path / "resumable"):
@@ -28,7 +28,7 @@ def test_an_empty_or_absent_folder_is_taken(tmp_path: Path) -> None:
         assert json.loads((folder / "configuration.json").read_text()) == ONE
 
 
-def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:
+def test_results_are_not_overwritten_without_the_flag(tmp_path: Path) -> None:
     run(tmp_path, ONE)
     with pytest.raises(ExperimentError, match="--resume continues it"):
         run(tmp_path, ONE)
@@ -41,7 +41,7 @@ def test_resume_needs_the_same_configuration(tmp_path: Path) -> None:
         run(tmp_path, TWO, resume=True)
 
 
-def test_a_run_that_did_nothing_is_not_in_the_way(tmp_path: Path) -> None:
+def test_run_without_results_does_not_block_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="no images"), OutputFolder(tmp_path, ONE):
         raise ExperimentError("no images")
     run(tmp_path, TWO)
@@ -51,7 +51,7 @@ def test_a_run_that_did_nothing_is_not_in_the_way(tmp_path: Path) -> None:
         run(tmp_path, ONE)
 
 
-def test_an_interruption_says_how_to_continue_where_something_was_done(tmp_path: Path) -> None:
+def test_interruption_message_says_how_to_resume(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match="^$"), OutputFolder(tmp_path, ONE):
         raise KeyboardInterrupt
     run(tmp_path, ONE)
@@ -60,7 +60,7 @@ def test_an_interruption_says_how_to_continue_where_something_was_done(tmp_path:
     run(tmp_path, ONE, resume=True)
 
 
-def test_overwrite_deletes_what_the_run_owned_and_nothing_else(tmp_path: Path) -> None:
+def test_overwrite_deletes_only_files_of_the_run(tmp_path: Path) -> None:
     run(tmp_path, ONE)
     (tmp_path / "cells" / "old").write_text("")
     (tmp_path / "notes.txt").write_text("mine")
@@ -70,7 +70,7 @@ def test_overwrite_deletes_what_the_run_owned_and_nothing_else(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}])
-def test_what_a_killed_run_had_begun_to_write_is_removed(tmp_path: Path, options: dict[str, bool]) -> None:
+def test_partial_files_of_a_killed_run_are_removed(tmp_path: Path, options: dict[str, bool]) -> None:
     run(tmp_path, ONE)
     (tmp_path / "cells" / ".model.safetensors.ga60p8a_.safetensors").write_text("half")
     with pytest.raises(ExperimentError):
@@ -81,7 +81,7 @@ def test_what_a_killed_run_had_begun_to_write_is_removed(tmp_path: Path, options
 
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
-def test_a_folder_of_other_files_is_refused(tmp_path: Path, option: str) -> None:
+def test_folder_with_other_files_is_refused(tmp_path: Path, option: str) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ExperimentError, match=r"holds other files \(thesis\.tex\)"):
         run(tmp_path, ONE, **{option: True})
@@ -94,14 +94,14 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
     run(tmp_path, ONE, resume=True)
 
 
-def test_the_lock_is_released_when_the_folder_is_refused(tmp_path: Path) -> None:
+def test_lock_is_released_when_the_folder_is_refused(tmp_path: Path) -> None:
     run(tmp_path, ONE)
     with pytest.raises(ExperimentError):
         run(tmp_path, TWO, resume=True)
     run(tmp_path, ONE, resume=True)
 
 
-def test_a_path_that_cannot_be_a_folder_is_one_clear_error(tmp_path: Path) -> None:
+def test_path_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExperimentError, match="cannot write to"):
         run(tmp_path / "file" / "folder", ONE)

@@ -26,16 +26,16 @@ def drawn(cells: int, finished: int, error: type[BaseException] | None) -> str:
 
 
 @pytest.mark.parametrize(("cells", "finished"), [(1, 0), (1, 1), (3, 3)])
-def test_a_run_that_ends_is_counted_as_done(cells: int, finished: int):
+def test_finished_stage_is_counted_as_done(cells: int, finished: int):
     assert f" {cells}/{cells} " in drawn(cells, finished, None)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_one_that_is_interrupted_is_not(error: type[BaseException]):
+def test_interrupted_stage_is_not_counted_as_done(error: type[BaseException]):
     assert " 1/3 " in drawn(3, 1, error)
 
 
-def test_the_estimate_of_a_resumed_stage_counts_its_own_steps_only() -> None:
+def test_remaining_time_of_a_resumed_stage_counts_its_own_steps() -> None:
     progress = RunProgress(1, Console(file=io.StringIO()))
     now = 0.0
     progress._progress.get_time = lambda: now

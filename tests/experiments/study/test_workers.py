@@ -14,7 +14,7 @@ from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.study import Cell, Report, Study, Workers, engine, workers
 
 
-def test_one_worker_is_this_process() -> None:
+def test_one_worker_runs_in_this_process() -> None:
     assert list(Workers().map(lambda n: (n, os.getpid()), [(1,), (2,)])) == [
         (1, os.getpid()),
         (2, os.getpid()),
@@ -31,7 +31,7 @@ def test_one_worker_is_this_process() -> None:
         (None, "tcp://localhost:8786", r"dask://HOST:PORT, got 'tcp://localhost:8786'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(count: int | None, cluster: str | None, message: str) -> None:
+def test_invalid_worker_settings_are_refused(count: int | None, cluster: str | None, message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
         Workers(count, cluster)
 
@@ -47,7 +47,7 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_computes_the_cells(cluster: str, tmp_path: Path) -> None:
+def test_dask_cluster_computes_the_cells(cluster: str, tmp_path: Path) -> None:
     def where(number: int) -> tuple[int, int]:
         (tmp_path / str(number)).write_text(str(number))
         return number * number, os.getpid()
@@ -59,7 +59,7 @@ def test_a_dask_cluster_computes_the_cells(cluster: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_study_on_a_dask_cluster(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_study_on_a_dask_cluster(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_cell(what: str, folder: Path, progress: Any) -> dict[str, Any]:
         if what == "b":
             raise ZeroDivisionError("nothing left")
@@ -78,7 +78,7 @@ def test_a_study_on_a_dask_cluster(cluster: str, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_not_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_cluster_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
     monkeypatch.setattr(workers, "PATIENCE", 1)
     with pytest.raises(ExperimentError, match=r"no Dask scheduler at localhost:1 "):

@@ -54,7 +54,7 @@ def test_mask_moves_with_the_image(seed, aspect) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10**6))
-def test_what_is_drawn_is_in_range(seed) -> None:
+def test_drawn_parameters_are_in_range(seed) -> None:
     change = Changes.draw(np.random.default_rng(seed))
     left, top, width, height = change.window
     assert min(width, height) >= 1 - CROP
@@ -64,14 +64,14 @@ def test_what_is_drawn_is_in_range(seed) -> None:
     assert change == Changes.draw(np.random.default_rng(seed))
 
 
-def test_no_change_leaves_images_as_they_are() -> None:
+def test_identity_augmentation_leaves_images_unchanged() -> None:
     pixels = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
     image, mask = _changed(pixels, NOTHING)
     torch.testing.assert_close(image, pixels.float(), atol=1e-3, rtol=0)
     torch.testing.assert_close(mask, pixels[:1].float(), atol=1e-3, rtol=0)
 
 
-def test_flips_and_windows_are_those_of_slices() -> None:
+def test_flips_and_crops_match_slicing() -> None:
     pixels = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
     image, _ = _changed(pixels, Changes(flip=True))
     torch.testing.assert_close(image, pixels.flip(-1).float(), atol=1e-2, rtol=0)
@@ -82,7 +82,7 @@ def test_flips_and_windows_are_those_of_slices() -> None:
 
 
 @pytest.mark.parametrize("aspect", [0.5, 1.0, 2.0])
-def test_rotation_is_that_of_the_picture_before_it_was_made_square(aspect) -> None:
+def test_rotation_matches_rotating_before_resizing_to_a_square(aspect) -> None:
     height, width = 120, round(120 * aspect)
     y, x = np.mgrid[:height, :width]
     smooth = (127 + 60 * np.sin(x / 9) + 60 * np.cos(y / 13)).astype(np.uint8)
@@ -98,7 +98,7 @@ def test_rotation_is_that_of_the_picture_before_it_was_made_square(aspect) -> No
 
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("factor", [0.0, 0.5, 1.4, 3.0])
-def test_jitter_is_that_of_pillow(place, factor) -> None:
+def test_jitter_matches_pillow(place, factor) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color, ImageEnhance.Sharpness)
     expected = to_tensor(kinds[place](Image.fromarray(pixels)).enhance(factor)).float()
@@ -108,7 +108,7 @@ def test_jitter_is_that_of_pillow(place, factor) -> None:
     assert (image - expected).abs().max() < 1 + 2 * max(factor, 1)  # Pillow rounds in between
 
 
-def test_image_is_standardised_by_imagenet() -> None:
+def test_images_are_normalized_with_imagenet_statistics() -> None:
     tensor = image_tensor(Image.new("RGB", (10, 20), (255, 0, 51)), 8)
     expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
     assert tensor.shape == (3, 8, 8)
@@ -116,7 +116,7 @@ def test_image_is_standardised_by_imagenet() -> None:
     assert torch.allclose(standardize(torch.tensor([1.0, 0.0, 0.2])[:, None, None])[:, 0, 0], expected)
 
 
-def test_mask_keeps_its_area_when_scaled() -> None:
+def test_resizing_preserves_the_mask_area() -> None:
     mask = _mask(64, 96)
     tensor = mask_tensor(mask, 32)
     assert tensor.shape == (1, 32, 32)

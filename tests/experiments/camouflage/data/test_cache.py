@@ -52,7 +52,7 @@ def _features(backbone, pairs, folder, **options):
     return CachedFeatures(backbone, pairs, size=64, folder=folder, device=CPU, **options)
 
 
-def test_images_are_those_of_the_files_scaled(pairs, tmp_path) -> None:
+def test_cached_images_match_the_resized_files(pairs, tmp_path) -> None:
     images = CachedImages(pairs, size=22, folder=tmp_path)
     for index, pair in enumerate(pairs):
         expected = np.asarray(open_image(pair.image).resize((24, 24), Image.Resampling.BILINEAR))
@@ -62,7 +62,7 @@ def test_images_are_those_of_the_files_scaled(pairs, tmp_path) -> None:
         assert images._aspect[index] == pytest.approx(40 / 30)
 
 
-def test_batches_have_the_networks_size_and_type(pairs, tmp_path) -> None:
+def test_batches_have_the_networks_size_and_dtype(pairs, tmp_path) -> None:
     images = CachedImages(pairs, size=22, folder=tmp_path)
     batch = images.batch([3, 1], [np.random.default_rng(i) for i in range(2)], CPU)
     assert batch.image.shape == (2, 3, 22, 22)
@@ -71,7 +71,7 @@ def test_batches_have_the_networks_size_and_type(pairs, tmp_path) -> None:
     assert 0 <= batch.mask.min() <= batch.mask.max() <= 1
 
 
-def test_features_are_the_backbones_of_images_and_mirror_images(pairs, backbone, tmp_path) -> None:
+def test_features_match_the_backbone_on_images_and_their_mirrors(pairs, backbone, tmp_path) -> None:
     features = _features(backbone, pairs, tmp_path)
     for random, turn in ((Never(), []), (Always(), [-1])):
         found = features.batch([4, 0], [random, random], CPU)
@@ -96,7 +96,7 @@ def test_a_cache_is_filled_once(pairs, backbone, tmp_path, monkeypatch) -> None:
     assert len(seen) == 12
 
 
-def test_nothing_stale_is_read(pairs, backbone, tmp_path) -> None:
+def test_stale_cache_is_not_read(pairs, backbone, tmp_path) -> None:
     """A pixel, the order, the size or a weight: whatever is another makes another cache."""
     CachedImages(pairs, size=22, folder=tmp_path)
     CachedImages(pairs, size=23, folder=tmp_path)
@@ -116,7 +116,7 @@ def test_nothing_stale_is_read(pairs, backbone, tmp_path) -> None:
     assert not images._pixels[0, ..., :3].any()
 
 
-def test_a_cache_that_was_not_finished_is_not_read(pairs, tmp_path) -> None:
+def test_incomplete_cache_is_not_read(pairs, tmp_path) -> None:
     def stop(done: int) -> None:
         if done == 3:
             raise InterruptedError
@@ -127,6 +127,6 @@ def test_a_cache_that_was_not_finished_is_not_read(pairs, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_give_the_same_images(pairs, tmp_path, workers) -> None:
+def test_number_of_workers_does_not_change_the_images(pairs, tmp_path, workers) -> None:
     several = CachedImages(pairs, size=22, folder=tmp_path / str(workers), workers=workers)
     assert np.array_equal(several._pixels, CachedImages(pairs, size=22, folder=tmp_path / "0")._pixels)

@@ -42,7 +42,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_are_found(layout, tmp_path, write_pairs) -> None:
+def test_layouts_are_recognized(layout, tmp_path, write_pairs) -> None:
     root = tmp_path / "anything"
     for images, masks, _, name in LAYOUTS[layout]:
         write_pairs(root / images, root / masks, [f"{name}{i}" for i in range(2)])
@@ -80,7 +80,7 @@ def test_camo_as_distributed_shares_one_folder_of_masks(tmp_path, write_pairs) -
     }
 
 
-def test_a_mask_of_neither_part_is_named(tmp_path, write_pairs) -> None:
+def test_mask_outside_both_splits_is_reported(tmp_path, write_pairs) -> None:
     root = tmp_path / "CAMO-V.1.0-CVIU2019"
     write_pairs(root / "Images" / "Train", root / "GT", ["a"])
     write_pairs(root / "Images" / "Test", root / "GT", ["c"])
@@ -89,7 +89,7 @@ def test_a_mask_of_neither_part_is_named(tmp_path, write_pairs) -> None:
     assert {str(problem) for problem in problems} == {f"{root / 'GT' / 'stray.png'} has no image"}
 
 
-def test_pairs_by_stem_not_by_order(tmp_path, write_pairs) -> None:
+def test_pairs_are_matched_by_stem(tmp_path, write_pairs) -> None:
     root = tmp_path / "TrainDataset"
     names = ["1", "10", "2", "a.b"]
     write_pairs(root / "Imgs", root / "GT", names)
@@ -99,7 +99,7 @@ def test_pairs_by_stem_not_by_order(tmp_path, write_pairs) -> None:
     assert {pair.name for pair in pairs} == set(names)
 
 
-def test_unpaired_and_doubled_files_are_named(tmp_path, write_pairs) -> None:
+def test_unpaired_and_duplicate_files_are_reported(tmp_path, write_pairs) -> None:
     root = tmp_path / "TrainDataset"
     write_pairs(root / "Imgs", root / "GT", ["a", "b", "c"])
     (root / "GT" / "b.png").unlink()
@@ -113,20 +113,20 @@ def test_unpaired_and_doubled_files_are_named(tmp_path, write_pairs) -> None:
     }
 
 
-def test_wrong_layout_says_what_it_holds_and_what_is_expected(tmp_path) -> None:
+def test_wrong_layout_error_lists_found_and_expected_folders(tmp_path) -> None:
     (tmp_path / "photographs").mkdir()
     with pytest.raises(ExperimentError, match=r"it holds photographs.*expected TrainDataset/\{Imgs,GT\}"):
         find_parts(tmp_path)
 
 
-def test_missing_and_empty_folders_are_named(tmp_path) -> None:
+def test_missing_and_empty_folders_are_reported(tmp_path) -> None:
     with pytest.raises(ExperimentError, match=r"there is no folder .*nowhere"):
         find_parts(tmp_path / "nowhere")
     with pytest.raises(ExperimentError, match="it holds nothing"):
         find_parts(tmp_path)
 
 
-def test_folder_of_images_without_masks_is_named(tmp_path, write_pairs) -> None:
+def test_folder_without_masks_is_reported(tmp_path, write_pairs) -> None:
     write_pairs(tmp_path / "Train" / "Imgs", None, ["a"])
     (tmp_path / "Test" / "Imgs").mkdir(parents=True)
     write_pairs(tmp_path / "Train" / "CAMO" / "Imgs", None, ["a"])
@@ -147,20 +147,20 @@ def test_masks_are_optional_for_predictions(tmp_path, write_pairs) -> None:
     assert {pair.name: pair.mask is None for pair in collections[0][1].pairs} == {"a": False, "b": True}
 
 
-def test_links_that_lead_back_end(tmp_path, write_pairs) -> None:
+def test_cyclic_links_terminate(tmp_path, write_pairs) -> None:
     write_pairs(tmp_path / "Train" / "Imgs", tmp_path / "Train" / "GT", ["a"])
     (tmp_path / "Train" / "again").symlink_to(tmp_path, target_is_directory=True)
     assert len(find_parts(tmp_path)) == 1
 
 
-def test_two_folders_of_masks_are_refused(tmp_path, write_pairs) -> None:
+def test_two_mask_folders_are_refused(tmp_path, write_pairs) -> None:
     write_pairs(tmp_path / "Train" / "Imgs", tmp_path / "Train" / "GT", ["a"])
     write_pairs(tmp_path / "Train" / "Imgs", tmp_path / "Train" / "Mask", ["a"])
     with pytest.raises(ExperimentError, match="Train holds GT and Mask: which of them is meant"):
         find_parts(tmp_path)
 
 
-def test_doubled_images_are_named_for_predictions_too(tmp_path, write_pairs) -> None:
+def test_duplicate_images_are_reported_for_prediction(tmp_path, write_pairs) -> None:
     write_pairs(tmp_path / "Test" / "Imgs", tmp_path / "Test" / "GT", ["a"])
     (tmp_path / "Test" / "Imgs" / "a.png").write_bytes((tmp_path / "Test" / "Imgs" / "a.jpg").read_bytes())
     _, problems = collect(find_parts(tmp_path), masks=False)
@@ -169,7 +169,7 @@ def test_doubled_images_are_named_for_predictions_too(tmp_path, write_pairs) -> 
     ]
 
 
-def test_images_in_deeper_folders_are_not_dropped_in_silence(tmp_path, write_pairs) -> None:
+def test_images_in_subfolders_are_not_dropped_silently(tmp_path, write_pairs) -> None:
     root = tmp_path / "Train"
     write_pairs(root / "Imgs", root / "GT", ["a"])
     write_pairs(root / "Imgs" / "more", root / "GT" / "more", ["b"])

@@ -31,7 +31,7 @@ def test_epochs_and_seeds_differ_and_repeat(images) -> None:
     assert not torch.equal(first[0], _batches(images, seed=1)[0])
 
 
-def test_global_random_state_does_not_matter_and_is_left_alone(images) -> None:
+def test_global_random_state_is_neither_used_nor_changed(images) -> None:
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002
     before = torch.get_rng_state()
@@ -41,7 +41,7 @@ def test_global_random_state_does_not_matter_and_is_left_alone(images) -> None:
     assert torch.equal(first[0], _batches(images)[0])
 
 
-def test_a_resumed_epoch_goes_on_where_it_stopped(images) -> None:
+def test_resumed_epoch_continues_where_it_stopped(images) -> None:
     whole = _batches(images)
     loader = EpochBatches(images, batch_size=2, seed=0, epoch=0)
     iterator = iter(loader)
@@ -54,7 +54,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped(images) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole[1:], rest, strict=True))
 
 
-def test_state_after_the_last_batch_begins_again(images) -> None:
+def test_state_after_the_last_batch_starts_a_new_epoch(images) -> None:
     loader = EpochBatches(images, batch_size=2, seed=0, epoch=0)
     list(loader)
     fresh = EpochBatches(images, batch_size=2, seed=0, epoch=1)
@@ -62,19 +62,19 @@ def test_state_after_the_last_batch_begins_again(images) -> None:
     assert len(list(fresh)) == 3
 
 
-def test_processes_share_the_same_batches(images) -> None:
+def test_processes_split_the_same_batches(images) -> None:
     whole = _batches(images)
     shares = [_batches(images, rank=rank, processes=2) for rank in range(2)]
     for batch, first, second in zip(whole, *shares, strict=True):
         assert torch.equal(batch, torch.cat([first, second]))
 
 
-def test_processes_that_do_not_divide_the_batch_are_refused(images) -> None:
+def test_indivisible_batch_size_is_refused(images) -> None:
     with pytest.raises(ValueError, match="a batch of 2 cannot be shared evenly by 3"):
         EpochBatches(images, batch_size=2, seed=0, epoch=0, processes=3)
 
 
-def test_last_incomplete_batch_is_skipped_unless_alone(images) -> None:
+def test_incomplete_last_batch_is_skipped_unless_it_is_the_only_one(images) -> None:
     assert [len(batch) for batch in _batches(images, batch_size=4)] == [4]
     assert [len(batch) for batch in _batches(images, batch_size=10)] == [6]
     assert [len(batch) for batch in _batches(images, batch_size=10, processes=2, rank=1)] == [3]

@@ -111,18 +111,18 @@ def _save(image: Image.Image, folder, **options):
 
 
 @pytest.mark.parametrize("kind", CLEAR)
-def test_clear_masks_of_every_kind_are_read(kind, tmp_path) -> None:
+def test_unambiguous_masks_of_every_kind_are_read(kind, tmp_path) -> None:
     assert np.array_equal(read_mask(_save(CLEAR[kind], tmp_path)), OBJECT)
 
 
 @pytest.mark.parametrize("kind", UNCLEAR)
-def test_unclear_masks_are_refused_by_name_with_a_way_out(kind, tmp_path) -> None:
+def test_ambiguous_masks_are_refused_with_a_remedy(kind, tmp_path) -> None:
     image, reason = UNCLEAR[kind]
     with pytest.raises(ExperimentError, match=rf"mask\.(png|tif) .*{reason}.*255 in the object"):
         read_mask(_save(image, tmp_path))
 
 
-def test_pages_are_refused(tmp_path) -> None:
+def test_multi_page_masks_are_refused(tmp_path) -> None:
     path = _save(
         Image.new("F", OBJECT.T.shape), tmp_path, save_all=True, append_images=[Image.new("F", (32, 24))]
     )
@@ -131,26 +131,26 @@ def test_pages_are_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("factor", [1, 4, 10])
-def test_soft_borders_are_cut_as_the_evaluators_do(factor, tmp_path) -> None:
+def test_soft_borders_are_thresholded_as_in_the_toolboxes(factor, tmp_path) -> None:
     image = _smooth(factor)
     assert len(np.unique(np.asarray(image))) > 2
     assert np.array_equal(read_mask(_save(image, tmp_path)), np.asarray(image) > 128)
 
 
-def test_soft_borders_in_jpeg_are_cut_as_the_evaluators_do(tmp_path) -> None:
+def test_jpeg_soft_borders_are_thresholded_as_in_the_toolboxes(tmp_path) -> None:
     _smooth(4).save(tmp_path / "mask.jpg", quality=60)
     with Image.open(tmp_path / "mask.jpg") as image:
         assert np.array_equal(read_mask(tmp_path / "mask.jpg"), np.asarray(image) > 128)
 
 
-def test_soft_borders_of_one_color_are_cut_in_the_middle(tmp_path) -> None:
+def test_single_color_soft_borders_are_thresholded_at_the_midpoint(tmp_path) -> None:
     shade = np.asarray(_smooth(4))
     pixels = np.round(shade[..., None] / 255 * np.array([128, 0, 64])).astype(np.uint8)
     found = read_mask(_save(Image.fromarray(pixels), tmp_path))
     assert np.array_equal(found, pixels[..., 0] > 64)
 
 
-def test_masks_are_read_as_they_are_shown(tmp_path) -> None:
+def test_masks_are_read_as_displayed(tmp_path) -> None:
     turned = Image.fromarray(np.rot90(GRAY).copy())
     exif = Image.Exif()
     exif[274] = 6
@@ -162,7 +162,7 @@ def test_empty_mask_stays_empty(tmp_path) -> None:
     assert read_mask(tmp_path / "mask.png").sum() == 0
 
 
-def test_thin_objects_are_no_noise() -> None:
+def test_thin_objects_are_not_treated_as_noise() -> None:
     lines = np.zeros((200, 200), dtype=np.uint8)
     lines[10, :] = lines[:, 30] = 1
     assert np.array_equal(binarize(lines), lines > 0)
@@ -172,7 +172,7 @@ def test_thin_objects_are_no_noise() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(arrays.arrays(np.int16, (12, 15), elements=st.integers(-8, 8)), arrays.arrays(np.bool_, (12, 15)))
-def test_masks_with_bright_pixels_are_cut_as_the_evaluators_do(noise, mask) -> None:
+def test_masks_with_bright_pixels_are_thresholded_as_in_the_toolboxes(noise, mask) -> None:
     mask[0, 0], mask[0, 1] = True, False
     values = np.clip(mask * 255 + noise, 0, 255).astype(np.uint8)
     values.ravel()[2:22] = np.arange(118, 138)  # a border of many levels, from loss
@@ -181,13 +181,13 @@ def test_masks_with_bright_pixels_are_cut_as_the_evaluators_do(noise, mask) -> N
 
 @settings(deadline=None, max_examples=50)
 @given(arrays.arrays(np.bool_, (4, 5)), st.integers(1, 255))
-def test_two_valued_masks_keep_their_object(mask, value) -> None:
+def test_binary_masks_keep_their_object(mask, value) -> None:
     assert np.array_equal(binarize(mask.astype(np.uint8) * np.uint8(value)), mask)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 255), st.integers(1, 255), st.sampled_from([np.uint8, np.uint16, np.int32]))
-def test_no_numbered_instance_is_lost(first, second, kind) -> None:
+def test_instance_labels_are_all_foreground(first, second, kind) -> None:
     """Two regions of two values: both are the object, or the mask is refused."""
     values = np.where(INSIDE, second, OBJECT * first).astype(kind)
     try:
@@ -197,7 +197,7 @@ def test_no_numbered_instance_is_lost(first, second, kind) -> None:
     assert np.array_equal(found, OBJECT)
 
 
-def test_damaged_mask_is_named(tmp_path) -> None:
+def test_damaged_mask_error_names_the_file(tmp_path) -> None:
     path = tmp_path / "mask.png"
     path.write_bytes(b"not an image")
     with pytest.raises(ExperimentError, match=r"mask\.png"):

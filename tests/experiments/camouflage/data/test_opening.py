@@ -20,7 +20,7 @@ def test_checks_report_their_progress(dataset) -> None:
     assert seen == [(i, 6) for i in range(1, 7)] + [(i, 3) for i in range(1, 4)]
 
 
-def test_every_unusable_file_is_named_in_one_message(dataset) -> None:
+def test_all_unusable_files_are_reported_in_one_message(dataset) -> None:
     train = dataset / "TrainDataset"
     image, mask = train / "Imgs", train / "GT"
     (image / "train_0.jpg").write_bytes((image / "train_0.jpg").read_bytes()[:300])
@@ -49,7 +49,7 @@ def test_unusable_files_can_be_skipped(dataset) -> None:
     assert [pair.name for pair in data.train_pairs] == ["train_0", "train_2", "train_3", "train_5"]
 
 
-def test_long_lists_go_to_a_file(tmp_path, write_pairs) -> None:
+def test_long_lists_are_written_to_a_file(tmp_path, write_pairs) -> None:
     root = tmp_path / "TrainDataset"
     write_pairs(root / "Imgs", root / "GT", [f"{i:02}" for i in range(15)])
     for path in (root / "GT").iterdir():
@@ -60,7 +60,7 @@ def test_long_lists_go_to_a_file(tmp_path, write_pairs) -> None:
     assert len(listing.read_text().splitlines()) == 15
 
 
-def test_nothing_to_train_on_is_said(tmp_path, write_pairs) -> None:
+def test_empty_training_set_is_refused(tmp_path, write_pairs) -> None:
     root = tmp_path / "TestDataset"
     write_pairs(root / "Imgs", root / "GT", ["a"])
     with pytest.raises(ExperimentError, match=r"nothing to train on in .*TestDataset"):
@@ -68,7 +68,7 @@ def test_nothing_to_train_on_is_said(tmp_path, write_pairs) -> None:
     assert open_data([root], need_train=False).describe() == "training on nothing; testing on TestDataset 1"
 
 
-def test_unclear_split_asks_for_it_and_takes_it(tmp_path, write_pairs) -> None:
+def test_ambiguous_split_must_be_given(tmp_path, write_pairs) -> None:
     root = tmp_path / "mine"
     write_pairs(root / "Imgs", root / "GT", ["a"])
     with pytest.raises(ExperimentError, match="--train-data or --test-data"):
@@ -76,27 +76,27 @@ def test_unclear_split_asks_for_it_and_takes_it(tmp_path, write_pairs) -> None:
     assert open_data([], train_roots=[root]).describe() == "training on mine 1; testing on nothing"
 
 
-def test_same_images_for_training_and_testing_are_refused(tmp_path, write_pairs) -> None:
+def test_overlap_of_training_and_test_images_is_refused(tmp_path, write_pairs) -> None:
     root = tmp_path / "mine"
     write_pairs(root / "Imgs", root / "GT", ["a"])
     with pytest.raises(ExperimentError, match=r"a\.jpg would be both trained and tested on"):
         open_data([], train_roots=[root], test_roots=[root])
 
 
-def test_loose_images_can_be_predicted(tmp_path, write_pairs) -> None:
+def test_images_without_a_dataset_layout_can_be_predicted(tmp_path, write_pairs) -> None:
     write_pairs(tmp_path / "photos", None, ["a", "b"])
     (collection,) = open_images(tmp_path / "photos")
     assert (collection.name, [pair.name for pair in collection.pairs]) == ("photos", ["a", "b"])
 
 
-def test_real_camo_is_whole(data_dir) -> None:
+def test_real_camo_is_complete(data_dir) -> None:
     root = data_dir / "camo"
     if not root.is_dir():
         pytest.skip("needs camo/ in the folder of real data")
     assert open_data([root]).describe() == "training on CAMO 996; testing on CAMO 248"
 
 
-def test_unclear_masks_are_named_with_what_to_do(dataset) -> None:
+def test_ambiguous_masks_are_reported_with_a_remedy(dataset) -> None:
     mask = dataset / "TrainDataset" / "GT" / "train_2.png"
     values = np.zeros((30, 40), dtype=np.uint8)
     values[5:20, 5:15], values[5:20, 20:30] = 1, 2
@@ -106,7 +106,7 @@ def test_unclear_masks_are_named_with_what_to_do(dataset) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_before_they_meet_their_masks(orientation, dataset, write_pairs) -> None:
+def test_exif_rotation_is_applied_before_pairing_with_masks(orientation, dataset, write_pairs) -> None:
     image = dataset / "TrainDataset" / "Imgs" / "train_0.jpg"
     turned = orientation > 4
     exif = Image.Exif()
@@ -115,7 +115,7 @@ def test_images_are_turned_before_they_meet_their_masks(orientation, dataset, wr
     assert len(open_data([dataset]).train_pairs) == 6
 
 
-def test_datasets_are_distinguished_by_their_whole_names(tmp_path, write_pairs) -> None:
+def test_datasets_are_distinguished_by_their_full_names(tmp_path, write_pairs) -> None:
     for name in ("CAMO", "PlantCAMO"):
         folder = tmp_path / "TestDataset" / name
         write_pairs(folder / "Imgs", folder / "GT", ["a", "b", "c", "d"])
@@ -123,7 +123,7 @@ def test_datasets_are_distinguished_by_their_whole_names(tmp_path, write_pairs) 
     assert data.describe() == "training on nothing; testing on CAMO 4, PlantCAMO 4"
 
 
-def test_test_sets_of_one_name_are_refused(tmp_path, write_pairs) -> None:
+def test_duplicate_test_set_names_are_refused(tmp_path, write_pairs) -> None:
     for place in ("one", "two"):
         folder = tmp_path / place / "Test" / "CAMO"
         write_pairs(folder / "Imgs", folder / "GT", [place])
@@ -133,7 +133,7 @@ def test_test_sets_of_one_name_are_refused(tmp_path, write_pairs) -> None:
         open_data([tmp_path / "one", tmp_path / "two"], need_train=False)
 
 
-def test_test_masks_of_another_size_are_taken_and_reported(tmp_path, write_pairs) -> None:
+def test_test_masks_of_a_different_size_are_accepted_and_reported(tmp_path, write_pairs) -> None:
     folder = tmp_path / "TestDataset" / "NC4K"
     write_pairs(folder / "Imgs", folder / "GT", ["a", "b"])
     Image.new("L", (20, 15), 255).save(folder / "GT" / "b.png")
@@ -143,7 +143,7 @@ def test_test_masks_of_another_size_are_taken_and_reported(tmp_path, write_pairs
     )
 
 
-def test_all_problems_of_a_folder_come_at_once(tmp_path, write_pairs) -> None:
+def test_all_problems_of_a_folder_are_reported_together(tmp_path, write_pairs) -> None:
     root = tmp_path / "data"
     write_pairs(root / "mine" / "Imgs", root / "mine" / "GT", ["a"])
     write_pairs(root / "Train" / "Imgs", root / "Train" / "GT", ["a", "b"])
@@ -157,7 +157,7 @@ def test_all_problems_of_a_folder_come_at_once(tmp_path, write_pairs) -> None:
         assert told in str(caught.value)
 
 
-def test_loose_images_of_one_name_are_named(tmp_path, write_pairs) -> None:
+def test_duplicate_image_names_are_reported(tmp_path, write_pairs) -> None:
     write_pairs(tmp_path, None, ["x"])
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     with pytest.raises(ExperimentError, match=r"x\.png has the same name as x\.jpg"):

@@ -14,7 +14,7 @@ skimage = pytest.importorskip("skimage")
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10**6))
-def test_shapes_are_in_one_piece_and_of_the_stated_size(seed) -> None:
+def test_shapes_are_connected_and_of_the_requested_size(seed) -> None:
     from skimage.measure import label
 
     shape = random_shape(96, np.random.default_rng(seed))
@@ -22,7 +22,7 @@ def test_shapes_are_in_one_piece_and_of_the_stated_size(seed) -> None:
     assert 0.01 < shape.mean() < 0.45
 
 
-def test_colours_are_drawn_towards_the_surroundings() -> None:
+def test_colors_blend_toward_the_background() -> None:
     from scipy.ndimage import binary_dilation
 
     photograph = bundled_photograph("skimage/data/astronaut.png")
@@ -40,7 +40,7 @@ def test_colours_are_drawn_towards_the_surroundings() -> None:
     assert contrast(1.0) < 0.8 * contrast(0.0)
 
 
-def test_generated_data_are_a_dataset_like_any_other(tmp_path) -> None:
+def test_generated_data_open_as_a_dataset(tmp_path) -> None:
     root = generate_data(tmp_path / "data", train=5, test=3, size=48)
     data = open_data([root])
     assert data.describe() == "training on data 5; testing on PHOTOS 3"

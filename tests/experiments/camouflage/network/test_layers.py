@@ -15,7 +15,7 @@ from invertible_attention.experiments.camouflage.network.layers import (
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 1000))
-def test_dilated_sum_is_the_sum_of_its_convolutions(height, width, seed) -> None:
+def test_dilated_sum_matches_its_convolutions(height, width, seed) -> None:
     torch.manual_seed(seed)
     layer = DilatedSum(3, 2, (3, 6, 12, 18)).double()
     x = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
@@ -54,7 +54,7 @@ def test_channel_attention_refuses_too_few_channels() -> None:
         ChannelAttentionBlock(8)
 
 
-def test_resize_keeps_corners() -> None:
+def test_resize_aligns_corners() -> None:
     x = torch.randn(1, 1, 3, 4)
     y = resize(x, (7, 9))
     assert torch.allclose(y[..., ::6, ::8], x[..., ::2, ::3], atol=1e-6)
