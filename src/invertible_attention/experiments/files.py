@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import tempfile
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "atomic_path",
+    "finite",
     "read_json",
     "read_tensors",
     "remove_unfinished",
@@ -118,6 +120,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write ``content`` to ``path`` in UTF-8, whole or not at all."""
     write_bytes(path, content.encode())
+
+
+def finite(value: float | Tensor) -> float | None:
+    """Return a scalar as JSON has it: ``None`` where it is not finite."""
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def write_json(path: Path, content: Any) -> None:

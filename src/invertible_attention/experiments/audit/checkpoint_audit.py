@@ -14,7 +14,7 @@ from rich.console import Console
 from ...lipschitz.adversarial import adversarial_lipschitz
 from ...lipschitz.audit import audit
 from ...lipschitz.report import AuditReport
-from ..files import write_json
+from ..files import finite, write_json
 from ..metadata import run_metadata
 from ..report import save_figures
 from ..report.summary import print_run, write_run_page
@@ -111,7 +111,7 @@ def audit_block(block: Block, *, seed: int = 0) -> dict[str, Any]:
     return {
         "samples": len(reports),
         "event_shape": list(reports[0].event_shape),
-        "certificate": _finite(certificate),
+        "certificate": finite(certificate),
         "lipschitz_estimate": largest,
         "lipschitz_estimates": local,
         "contraction": "certified" if certificate < 1 else "here" if (largest or 2) < 1 else "no",
@@ -171,8 +171,8 @@ def _attack(block: Block, steps: int, seed: int) -> dict[str, Any]:
             )
         worst = max(ascents, key=lambda result: result.ratio if result.ratio == result.ratio else math.inf)
         found[name] = {
-            "ratio": _finite(worst.ratio),
-            "constant": _finite(worst.constant),
+            "ratio": finite(worst.ratio),
+            "constant": finite(worst.constant),
             "bound": worst.bound,
             "ascents": len(ascents),
         }
@@ -192,7 +192,3 @@ def _largest(values: Sequence[float]) -> float | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

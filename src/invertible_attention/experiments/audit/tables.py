@@ -66,7 +66,6 @@ def _audit(result: Result) -> Section:
     attacked = {
         network: [line for line in members if line[1].get("attack")] for network, members in lines.items()
     }
-    attacked = {network: members for network, members in attacked.items() if members}
     tables = [_networks(attacked, source), _blocks(lines, source), _details(lines, source)]
     tables += [_ascents(attacked, source), settings_table({result.name: content["configuration"]}, (source,))]
     inputs = sorted({f"{block['kind']}, {block['inputs']}" for block in blocks})
@@ -167,9 +166,11 @@ def _networks(lines: dict[str, list[Line]], source: Source) -> Table:
         "a network."
     )
     rows: list[Line] = [
-        (network, [block for _, block, _ in members], "certified") for network, members in lines.items()
+        (network, [block for _, block, _ in members], "certified")
+        for network, members in lines.items()
+        if members
     ]
-    return tabulate("networks", caption, columns, {"": rows} if rows else {}, (source,), label="network")
+    return tabulate("networks", caption, columns, {"": rows}, (source,), label="network")
 
 
 def _attack(result: Result) -> Section:
@@ -220,9 +221,7 @@ def _violations(content: dict[str, Any], source: Source) -> Table:
 
     columns = (Column("ratio", lambda item: format_ratio(item["ratio"], 9)), Column("where", where))
     lines: list[Line] = [(str(item["structure"]), item, "") for item in content["violations"]]
-    return tabulate(
-        "violations", "Bounds that were exceeded.", columns, {"": lines} if lines else {}, (source,)
-    )
+    return tabulate("violations", "Bounds that were exceeded.", columns, {"": lines}, (source,))
 
 
 def _ranges(content: dict[str, Any], source: Source) -> Table:
@@ -252,9 +251,7 @@ def _cases(content: dict[str, Any], source: Source) -> Table:
         Column("member", _text("member")),
     )
     lines: list[Line] = [(describe(case["structure"]), case, "") for case in content["tightest"]]
-    return tabulate(
-        "cases", "Tightest cases.", columns, {"": lines} if lines else {}, (source,), label="layer"
-    )
+    return tabulate("cases", "Tightest cases.", columns, {"": lines}, (source,), label="layer")
 
 
 def _tightest_networks(content: dict[str, Any], source: Source) -> Table:
@@ -285,7 +282,7 @@ def _tightest_networks(content: dict[str, Any], source: Source) -> Table:
         f"Whole residual networks: {content['blocks']} blocks of {content['networks']} networks, each against its own "
         "bound; the tightest block of each."
     )
-    return tabulate("networks", caption, columns, {"": lines} if lines else {}, (source,), label="network")
+    return tabulate("networks", caption, columns, {"": lines}, (source,), label="network")
 
 
 def _text(name: str) -> Cell:

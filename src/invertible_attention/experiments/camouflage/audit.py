@@ -11,6 +11,7 @@ from torch import Tensor
 from ...lipschitz.audit import audit
 from ...lipschitz.report import AuditReport
 from ..data.source import open_image
+from ..files import finite
 from .data import Pair
 from .data.augmentation import image_tensor
 from .network import Detector
@@ -65,10 +66,10 @@ def _summary(module: Any, features: Tensor) -> dict[str, Any]:
     return {
         "images": len(features),
         "tokens": features[0, 0].numel(),
-        "certificate": _finite(reports[0].certificate),
-        "local_lipschitz_median": _finite(local.median()),
-        "local_lipschitz_largest": _finite(local.max()),
-        "smallest_stretch": _finite(torch.cat([report.smallest_stretch for report in reports]).min()),
+        "certificate": finite(reports[0].certificate),
+        "local_lipschitz_median": finite(local.median()),
+        "local_lipschitz_largest": finite(local.max()),
+        "smallest_stretch": finite(torch.cat([report.smallest_stretch for report in reports]).min()),
         "recovered": sum(len(report.recovered) for report in reports),
         "silently_wrong": sum(len(report.silently_wrong) for report in reports),
         "not_injective": sum(len(report.not_injective) for report in reports),
@@ -77,8 +78,8 @@ def _summary(module: Any, features: Tensor) -> dict[str, Any]:
         "relative_error_largest": _largest(reports, "relative_error"),
         "residual_largest": _largest(reports, "residual"),
         "error_bound_largest": _largest(reports, "error_bound"),
-        "branch_share": _finite(torch.linalg.vector_norm(module.branch(features)) / features.norm()),
-        "tokens_outside_ball": None if radius is None else _finite((norms > radius).double().mean()),
+        "branch_share": finite(torch.linalg.vector_norm(module.branch(features)) / features.norm()),
+        "tokens_outside_ball": None if radius is None else finite((norms > radius).double().mean()),
         "passed": all(report.passed for report in reports),
     }
 
@@ -90,14 +91,9 @@ def _values(reports: Sequence[AuditReport], name: str) -> Tensor | None:
 
 def _mean(reports: Sequence[AuditReport], name: str) -> float | None:
     values = _values(reports, name)
-    return None if values is None else _finite(values.mean())
+    return None if values is None else finite(values.mean())
 
 
 def _largest(reports: Sequence[AuditReport], name: str) -> float | None:
     values = _values(reports, name)
-    return None if values is None else _finite(values.max())
-
-
-def _finite(value: Tensor | float) -> float | None:
-    number = float(value)
-    return number if torch.isfinite(torch.tensor(number)) else None
+    return None if values is None else finite(values.max())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import lightning.pytorch as lightning
 from ...flows import Flow
 from ...logdet import RussianRoulette
 from ..averaging import WeightAverage
+from ..files import finite
 from .evaluation import evaluation_estimator, score
 
 __all__ = ["LearningCurve"]
@@ -94,8 +94,8 @@ class LearningCurve(lightning.Callback):
             "step": step,
             "seconds": self.seconds,
             "processor_seconds": self.processor_seconds,
-            "test": result.mean if math.isfinite(result.mean) else None,
-            "train": train if math.isfinite(train) else None,
+            "test": finite(result.mean),
+            "train": finite(train),
         }
         self.points.append(point)
         if point["test"] is not None:

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ...logdet import Exact, LogDetEstimator
+from ..files import finite
 from .batches import EVALUATION, step_seed
 from .network import using_estimator
 from .radius import MeasureRadius
@@ -65,18 +66,16 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """Return the score as JSON values; what is not finite becomes ``None``."""
-        numbers = {
-            "bits_per_dim": self.mean,
-            "standard_error": self.standard_error,
-            "sampling_error": self.sampling_error,
-        }
-        return {name: value if math.isfinite(value) else None for name, value in numbers.items()} | {
+        return {
+            "bits_per_dim": finite(self.mean),
+            "standard_error": finite(self.standard_error),
+            "sampling_error": finite(self.sampling_error),
             "draws": len(self.values),
             "images": self.values.shape[1],
             "not_finite": int((~self.values.isfinite()).sum()),
             "estimator": self.estimator,
             "exact": self.exact,
-            "spectral_radius": self.radius if self.radius is None or math.isfinite(self.radius) else None,
+            "spectral_radius": None if self.radius is None else finite(self.radius),
         }
 
 

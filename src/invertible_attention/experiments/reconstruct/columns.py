@@ -328,4 +328,4 @@ def beside_table(
     )
     seeds = max((len(group.cells) for members in entries.values() for _, group in members), default=0)
     label = f"{title}, {seeds} seed{'s' if seeds != 1 else ''}"
-    return tabulate("beside", caption, columns, {"": lines} if lines else {}, sources, label=label)
+    return tabulate("beside", caption, columns, {"": lines}, sources, label=label)

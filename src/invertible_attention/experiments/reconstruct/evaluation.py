@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...flows import Sequential
 from ..data import to_pixels
+from ..files import finite
 from ..metrics import V_SCORE_LIMIT, ReconstructionScores
 from .batches import evaluation_input
 from .configuration import Configuration
@@ -130,11 +131,6 @@ def _inverse(parts: list[_Part], tolerance: float) -> dict[str, Any]:
         "error_bound_max": finite(bound.max()) if certified else None,
         "error_bound_holds_share": (error <= bound).double().mean().item() if certified else None,
     }
-
-
-def finite(value: Tensor) -> float | None:
-    """Return a scalar as JSON has it: ``None`` where it is not finite."""
-    return value.item() if bool(value.isfinite()) else None
 
 
 def _norm(x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from ...flows import Sequential
 from ..data import dequantize, quantize, to_pixels, to_tensor
 from ..errors import ExperimentError
-from ..files import write_bytes
+from ..files import finite, write_bytes
 from ..metrics import ReconstructionScores
-from .evaluation import finite
 from .network import block_of
 
 __all__ = ["recover"]

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 
 from ...flows import Sequential
 from ..data import Images, draw_images, fit_counts, whole_test_images
-from ..files import atomic_path, read_json
+from ..files import read_json, read_tensors, write_tensors
 from ..metadata import run_metadata
 from ..study import CELLS, RESULT, Report, RunProgress, Study, Workers
 from ..study import Cell as StudyCell
@@ -192,7 +191,7 @@ def run_cell(
         trained = training["seconds"]
     else:
         training = {"run": earlier["run"]} | earlier["training"]
-        network.load_state_dict(load_file(folder / MODEL))
+        network.load_state_dict(read_tensors(folder / MODEL))
         network.to(device)
     start = time.perf_counter()
     evaluation = evaluate(
@@ -265,16 +264,8 @@ def _train(
 
 
 def _store(folder: Path, network: Sequential, evaluation: Evaluation) -> None:
-    state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-    images = {name: tensor.contiguous() for name, tensor in vars(evaluation.samples).items()}
-    errors = {name: tensor.contiguous() for name, tensor in vars(evaluation.scores).items()}
-    _save(folder / MODEL, state)
-    _save(folder / "images.safetensors", images | errors)
-
-
-def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
+    write_tensors(folder / MODEL, network.state_dict())
+    write_tensors(folder / "images.safetensors", vars(evaluation.samples) | vars(evaluation.scores))
 
 
 def _line(result: dict[str, Any]) -> str:

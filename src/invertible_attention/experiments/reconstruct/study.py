@@ -12,10 +12,10 @@ from ...flows import Residual, Sequential
 from ...lipschitz.bind import bind
 from ...lipschitz.local import local_lipschitz_estimate
 from ..data import to_pixels
+from ..files import finite
 from ..metrics import mean_squared_error
 from .batches import evaluation_input
 from .configuration import Configuration, SolverName
-from .evaluation import finite
 from .network import block_of, make_solver
 from .released import ReleasedBranch
 

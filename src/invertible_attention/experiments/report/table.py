@@ -98,7 +98,7 @@ def tabulate(
         name: see :class:`Table`.
         caption: what it shows.
         columns: of the numbers.
-        groups: lines by the title they are under.
+        groups: lines by the title they are under; titles without lines are skipped.
         sources: where the numbers come from.
         label: heading of the lines' labels.
 
@@ -121,6 +121,7 @@ def tabulate(
             ),
         )
         for title, lines in groups.items()
+        if lines
     )
     ours = tuple(i for i, column in enumerate(columns, 1) if column.ours)
     return Table(name, caption, (label, *(column.title for column in columns)), made, tuple(sources), ours)

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ...errors import ExperimentError
-from ...files import atomic_path
+from ...files import write_tensors
 from ..models import MODELS
 from .backbones import backbone_from
 from .detector import Detector
@@ -55,9 +54,7 @@ class NetworkDescription:
 
 def save_detector(path: Path, detector: Detector, description: NetworkDescription) -> None:
     """Write the weights, and how to build what they belong to, to a safetensors file."""
-    state = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={KEY: json.dumps(vars(description))})
+    write_tensors(path, detector.state_dict(), {KEY: json.dumps(vars(description))})
 
 
 def load_detector(path: Path) -> tuple[Detector, NetworkDescription]:
