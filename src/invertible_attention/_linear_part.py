@@ -14,7 +14,9 @@ __all__ = ["LinearPart", "linear_part_of"]
 class LinearPart(Protocol):
     r"""A linear map :math:`J_0` near the Jacobian of a branch, such as the mean field of attention.
 
-    Its norm must not exceed the branch's Lipschitz constant, so that what converges for :math:`J` does for it.
+    Its norm must not exceed the branch's Lipschitz constant, so that what converges for :math:`J` does for it. One
+    that can come nearer to :math:`(I + J)^{-1}` than :meth:`solve` has a method ``precondition`` of the same form for
+    solvers.
     """
 
     def apply(self, v: Tensor, *, transposed: bool = False) -> Tensor:

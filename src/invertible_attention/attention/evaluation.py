@@ -137,25 +137,6 @@ class Evaluation(Bindable, ABC):
         with exact_arithmetic(x):
             return self._evaluate(x, context, mask)
 
-    def precondition(
-        self,
-        residual: Image,
-        context: Tensor | None = None,
-        mask: Tensor | None = None,
-        *,
-        transposed: bool = False,
-    ) -> Image:
-        r"""Return about :math:`(I + J_g)^{-1} r`, by the :meth:`linear_part`; ``residual`` itself where there is none.
-
-        Args:
-            residual: :math:`r`.
-            context: As in the forward pass.
-            mask: Likewise.
-            transposed: Whether to return about :math:`(I + J_g)^{-\top} r`.
-        """
-        part = self._linear_part(residual, context, mask, projected=False)
-        return residual if part is None else part.solve(residual, transposed=transposed)
-
     def linear_part(
         self, x: Image, context: Tensor | None = None, mask: Tensor | None = None
     ) -> LinearPart | None:
@@ -169,12 +150,6 @@ class Evaluation(Bindable, ABC):
             context: As in the forward pass.
             mask: Likewise.
         """
-        return self._linear_part(x, context, mask, projected=True)
-
-    def _linear_part(
-        self, x: Image, context: Tensor | None, mask: Tensor | None, *, projected: bool
-    ) -> LinearPart | None:
-        """Return the linear part at ``x``, or as it is for tokens inside the ball if ``x`` is something else."""
         if self.causal or self.normalization == "count":
             return None
         scale = self.scale
@@ -194,7 +169,7 @@ class Evaluation(Bindable, ABC):
             prior = self.position_prior
             kernel = None if prior is None or mask is not None else prior.kernel(x.shape[2:])
             projection = None
-            if projected and scale.radius is not None:
+            if scale.radius is not None:
                 tokens = self._tokens(x, mask, dtype)
                 moved = tokens if terms.value is None else tokens + terms.value
                 projection = Projection.at(moved.mT, scale.radius)

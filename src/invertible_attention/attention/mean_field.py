@@ -27,10 +27,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from invertible_attention._mapped import plain
+from invertible_attention.solvers.gmres import gmres
 
-__all__ = ["Basis", "Fourier", "LinearPart", "Mean", "Projection"]
+__all__ = ["Basis", "Fourier", "LinearPart", "Mean", "ProjectedConvolution", "Projection"]
 
 Image = Float[Tensor, "batch channels *spatial"]
+
+# Of solvers' steps, which shrink a residual by this much at most where the derivative is known so well.
+_STEP_TOLERANCE = 1e-3
+_MOST_PRODUCTS = 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,15 @@ class Projection:
     def apply(self, v: Float[Tensor, "batch channels tokens"]) -> Float[Tensor, "batch channels tokens"]:
         """Multiply a vector per token; the derivative is symmetric."""
         return self.scale * (v - self.normal * (self.normal * v).sum(1, keepdim=True))
+
+    @property
+    def outside(self) -> Bool[Tensor, " batch"]:
+        """Which samples have a token outside the ball."""
+        return (self.normal != 0).flatten(1).any(1)
+
+    def select(self, samples: Tensor) -> Projection:
+        """Return the derivative of some of the samples."""
+        return Projection(self.scale[samples], self.normal[samples])
 
     def average(
         self, mask: Bool[Tensor, "batch tokens"] | None = None
@@ -219,9 +233,8 @@ class LinearPart:
         """
         return cls(Mean(mask, projection), gain.reshape(-1, 1, 1, 1) * weight)
 
-    @classmethod
+    @staticmethod
     def convolution(
-        cls,
         kernel: Float[Tensor, "heads *spatial"],
         weights: Float[Tensor, "heads channels channels"],
         gain: Float[Tensor, "*batch"],
@@ -235,27 +248,35 @@ class LinearPart:
             gain: :math:`\gamma`, for all samples or one for each.
             projection: What tokens go through before they are convolved.
         """
-        # Where no token is moved all samples share their blocks.
-        moved = projection is not None and bool((plain(projection.normal) != 0).any())
-        basis = Fourier(tuple(kernel.shape[1:]), projection.average() if projection and moved else None)
+        basis = Fourier(tuple(kernel.shape[1:]))
         transfer = basis.transfer(kernel)
         matrices = torch.einsum("hf,hij->fij", transfer, weights.to(transfer.dtype))
-        return cls(basis, gain.reshape(-1, 1, 1, 1) * matrices)
+        inside = LinearPart(basis, gain.reshape(-1, 1, 1, 1) * matrices)
+        # Where no token is moved all samples share their blocks.
+        if projection is None or not bool((plain(projection.normal) != 0).any()):
+            return inside
+        basis = Fourier(basis.spatial, projection.average())
+        return ProjectedConvolution(basis, inside.matrices, inside, projection)
 
     def apply(self, v: Image, *, transposed: bool = False) -> Image:
         """Return ``J₀ v``, or ``J₀ᵀ v``."""
-        return self._multiply(self.matrices, v, transposed)
+        return self.multiply(self.matrices, v, transposed)
 
     def solve(self, r: Image, *, transposed: bool = False) -> Image:
         """Return ``(I + J₀)⁻¹ r``, or ``(I + J₀)⁻ᵀ r``."""
-        return r - self._multiply(self._resolvent, r, transposed)
+        return r - self.multiply(self.resolvent, r, transposed)
+
+    def precondition(self, r: Image, *, transposed: bool = False) -> Image:
+        """Return about ``(I + J)⁻¹ r``, or ``(I + J)⁻ᵀ r``."""
+        return self.solve(r, transposed=transposed)
 
     def log_determinant(self) -> Float[Tensor, "batch_or_one"]:
         """Return ``log |det(I + J₀)|``."""
         logarithms = torch.linalg.slogdet(self._shifted).logabsdet
         return (logarithms * self.basis.multiplicity(logarithms)).sum(-1)
 
-    def _multiply(self, matrices: Tensor, v: Image, transposed: bool) -> Image:
+    def multiply(self, matrices: Tensor, v: Image, transposed: bool) -> Image:
+        """Return ``S M A v`` for one matrix per component, or its transpose times ``v``."""
         coefficients = self.basis.analyze(v.to(_real(matrices.dtype)), transposed)
         blocks = matrices.mH if transposed else matrices
         if len(blocks) == 1:
@@ -272,9 +293,52 @@ class LinearPart:
         return identity + self.basis.gram(self.matrices) @ self.matrices
 
     @cached_property
-    def _resolvent(self) -> Tensor:
+    def resolvent(self) -> Tensor:
+        """The blocks of ``1 - (I + J₀)⁻¹``."""
         # Not checked: where nothing is certified a block may be singular, and solvers judge every step they take.
         return torch.linalg.solve_ex(self._shifted, self.matrices, left=False)[0]
+
+
+@dataclass(frozen=True)
+class ProjectedConvolution(LinearPart):
+    """A convolution after the average derivative of the projection, which knows that of each token.
+
+    Args:
+        inside: The convolution alone, which it is for tokens inside the ball.
+        projection: What tokens go through.
+    """
+
+    inside: LinearPart
+    projection: Projection
+
+    def precondition(self, r: Image, *, transposed: bool = False) -> Image:
+        """Return about ``(I + J)⁻¹ r`` or ``(I + J)⁻ᵀ r``, with the projection of each token.
+
+        The convolution after it has no inverse in closed form, but products that cost little beside an evaluation.
+        """
+        r = r.to(_real(self.matrices.dtype))
+        index = self.projection.outside.nonzero().flatten()
+
+        def product(v: Tensor, rows: Tensor) -> Tensor:
+            samples = index[rows]
+            projection = self.projection.select(samples)
+            v = v.view(-1, *r.shape[1:])
+            v = v - self.inside.multiply(_of(self.inside.resolvent, samples), v, transposed)
+            u = v if transposed else projection.apply(v.flatten(2)).view_as(v)
+            u = self.inside.multiply(_of(self.matrices, samples), u, transposed)
+            u = projection.apply(u.flatten(2)).view_as(u) if transposed else u
+            return (v + u).flatten(1)
+
+        tolerance = torch.full(index.shape, _STEP_TOLERANCE, dtype=r.dtype, device=r.device)
+        limit = torch.full_like(index, min(_MOST_PRODUCTS, r[0].numel()))
+        found = gmres(product, r[index].flatten(1), tolerance=tolerance, limit=limit).x
+        r = r.index_copy(0, index, found.view(-1, *r.shape[1:]))
+        return self.inside.solve(r, transposed=transposed)
+
+
+def _of(blocks: Tensor, samples: Tensor) -> Tensor:
+    """Return the blocks of some samples, if they do not share them."""
+    return blocks if len(blocks) == 1 else blocks[samples]
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:

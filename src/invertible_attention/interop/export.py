@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -111,12 +110,7 @@ class CompiledBranch(nn.Module):
         self.branch = branch
         self.uses_context = getattr(branch, "uses_context", False)
         self.uses_mask = getattr(branch, "uses_mask", False)
-
-        def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-            return torch.compile(function, **arguments)  # pyright: ignore[reportCallIssue, reportArgumentType]
-
-        self._run: Callable[..., Tensor] = compiled(_run)
-        self._precondition: Callable[..., Tensor] = compiled(_precondition)
+        self._run: Callable[..., Tensor] = torch.compile(_run, **arguments)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def __getattr__(self, name: str) -> Any:
         # Layers ask their branch for the number of channels and the like.
@@ -151,8 +145,6 @@ class _CompiledEvaluation:
         return self._compiled._run(self._bound, *args)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "precondition" and hasattr(self._bound, name):
-            return partial(self._compiled._precondition, self._bound)
         return getattr(self._bound, name)
 
 
@@ -215,10 +207,6 @@ def to_plain(bijection: Bijection) -> Bijection:
 
 def _run(bound: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
     return bound(*arguments)
-
-
-def _precondition(bound: Any, residual: Tensor, *arguments: Tensor | None, **options: bool) -> Tensor:
-    return bound.precondition(residual, *arguments, **options)
 
 
 def _steps_needed(block: Residual, tolerance: float) -> int | None:

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from invertible_attention._linear_part import LinearPart, linear_part_of
 from invertible_attention._mapped import outside_vmap
 from invertible_attention._precision import working_dtype
 from invertible_attention.solvers.base import Solver
 from invertible_attention.solvers.batched import sample_norm
+from invertible_attention.solvers.preconditioner import Preconditioner, gather
 from invertible_attention.solvers.problem import Branch
 from invertible_attention.solvers.solution import ConvergenceError
 
@@ -57,8 +57,8 @@ def _solve(
     samples = torch.arange(point.shape[0], device=point.device)
     system = VectorJacobian(branch, point, args)
     bound = branch.bind() if isinstance(branch, _Bindable) else branch
-    if hasattr(bound, "precondition"):
-        system = _Preconditioned(system, bound)
+    if Preconditioner.known(bound):
+        system = _Preconditioned(system, Preconditioner(bound, point, args))
     solution = solver.solve(system, unit, (samples,))
     if not bool((solution.converged | ~known).all()):
         raise ConvergenceError(solution, "the adjoint system of the implicit gradient")
@@ -79,7 +79,7 @@ class VectorJacobian:
     def __init__(
         self, branch: Branch, point: Float[Tensor, "batch *event"], args: Sequence[Tensor | None]
     ) -> None:
-        self._branch, self.point = branch, point
+        self._branch, self._point = branch, point
         self._args = [arg if arg is None else arg.detach() for arg in args]
         self._samples: Tensor | None = None
         self._pullback: Callable[[Tensor], Tensor] = torch.zeros_like
@@ -87,14 +87,10 @@ class VectorJacobian:
     def __call__(self, u: Float[Tensor, "active *event"], samples: Int[Tensor, " active"]) -> Tensor:
         """Return ``Jᵀu``."""
         if self._samples is None or not torch.equal(samples, self._samples):
-            args = self.args_of(samples)
-            self._pullback = _pullback(lambda x: self._branch(x, *args), self.point[samples])
+            args = gather(self._args, samples)
+            self._pullback = _pullback(lambda x: self._branch(x, *args), self._point[samples])
             self._samples = samples
         return self._pullback(u)
-
-    def args_of(self, samples: Int[Tensor, " active"]) -> list[Tensor | None]:
-        """Return the further arguments of some samples."""
-        return [arg if arg is None else arg[samples] for arg in self._args]
 
     def jvp(self, u: Tensor, tangent: Tensor, samples: Int[Tensor, " active"]) -> Tensor:
         """Return the Jacobian product of this linear map, which does not depend on ``u``."""
@@ -113,10 +109,8 @@ class _Bindable(Protocol):
 class _Preconditioned:
     """The linear branch with the preconditioner, at its point, of the branch it is the derivative of."""
 
-    def __init__(self, system: VectorJacobian, bound: Branch) -> None:
-        self._bound = bound
-        self._samples: Tensor | None = None
-        self._part: LinearPart | None = None
+    def __init__(self, system: VectorJacobian, about: Preconditioner) -> None:
+        self._about = about
         self._system, self.jvp = system, system.jvp
 
     def __call__(self, u: Tensor, samples: Tensor) -> Tensor:
@@ -125,15 +119,7 @@ class _Preconditioned:
 
     def precondition(self, v: Tensor, samples: Tensor) -> Tensor:
         """Return about ``(I + J)⁻ᵀ v``."""
-        args = self._system.args_of(samples)
-        if self._samples is None or not torch.equal(samples, self._samples):
-            self._samples, self._part = (
-                samples,
-                linear_part_of(self._bound, self._system.point[samples], args),
-            )
-        if self._part is None:
-            return self._bound.precondition(v, *args, transposed=True)  # pyright: ignore[reportFunctionMemberAccess]
-        return self._part.solve(v, transposed=True)
+        return self._about(v, samples, transposed=True)
 
 
 def _pullback(branch: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[Tensor], Tensor]:

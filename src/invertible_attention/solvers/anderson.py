@@ -155,14 +155,16 @@ class Anderson(Solver):
         # With regularization=0 the system can be singular: then the sample takes a plain Picard step.
         gamma = torch.nan_to_num(gamma, nan=0.0, posinf=0.0, neginf=0.0).to(problem.z.dtype)[:, None]
         if problem.has_preconditioner:
-            slow = ~((state.trust > 0) & (progress.norm <= _FAST * state.best))
+            # Nor does the second step: the one difference there is spans the kinks that the first step crossed.
+            fast = (progress.norm <= _FAST * state.best) | (state.valid.sum(1) < 2)
+            slow = ~((state.trust > 0) & fast)
             gamma = gamma * slow[:, None, None]
         explained = torch.bmm(gamma, state.residual_differences)[:, 0]
         x = progress.x - progress.residual
         x -= torch.bmm(gamma, state.x_differences)[:, 0] - explained
         if problem.has_preconditioner:
             remainder = progress.residual - explained
-            preconditioned = problem.precondition(remainder, at=progress.x)
+            preconditioned = problem.preconditioner(progress.x)(remainder)
             x = choose(state.trust > 0, x + (remainder - preconditioned), x)
             state = replace(state, trust=state.trust * (preconditioned != remainder).any(dim=1))
         state = replace(state, x=progress.x, residual=progress.residual)
@@ -181,7 +183,7 @@ class Anderson(Solver):
     def _first_step(self, problem: Problem, state: _State, progress: Progress) -> Step:
         """Return the step from the first iterate, where there are no differences yet."""
         residual = progress.residual
-        step = problem.precondition(residual, at=progress.x)
+        step = problem.preconditioner(progress.x)(residual)
         trust = state.trust
         if problem.has_preconditioner:
             # There is none where it gives back what it was given: what is left is plain acceleration.

@@ -130,8 +130,11 @@ class NewtonKrylov(Solver):
         # One evaluation is kept for the iterate the direction leads to.
         limit = (budget[samples] - 1).clamp(max=min(self.krylov_dimension, part.z.shape[1]))
 
+        # Of a fixed map, whose multiples add up to the direction.
+        about = part.preconditioner(here.x, fixed=True)
+
         def preconditioned(vectors: Tensor, rows: Tensor) -> Tensor:
-            vectors = part.precondition(vectors, rows)
+            vectors = about(vectors, rows)
             return vectors + product(vectors, rows)
 
         # Preconditioned from the right: the residual that GMRES reports is that of the system itself.
@@ -147,7 +150,7 @@ class NewtonKrylov(Solver):
             state,
             x=_put(state.x, samples, here.x),
             norm=_put(state.norm, samples, here.norm),
-            direction=_put(state.direction, samples, part.precondition(linear.x)),
+            direction=_put(state.direction, samples, about(linear.x)),
             length=_put(state.length, samples, torch.ones_like(here.norm)),
             forcing=_put(state.forcing, samples, linear.residual),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -11,18 +11,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from invertible_attention._differentiation import functional_transforms_active
-from invertible_attention._linear_part import linear_part_of
 from invertible_attention._mapped import is_mapped
 from invertible_attention.solvers.batched import choose, sample_norm, wide_dtype
+from invertible_attention.solvers.preconditioner import Preconditioner, gather
 
 __all__ = ["Branch", "Problem", "Progress", "select"]
 
 Branch = Callable[..., Tensor]
 """A callable ``branch(x, *args) -> g(x)``; see the map of the code.
 
-It may have a method ``precondition(residual, *args)`` that returns about ``(I + J)^-1 residual``, linear in the
-residual and cheap compared with an evaluation, or about ``(I + J)^-T residual`` if called with ``transposed=True``.
-It must be invertible; solvers judge the steps it leads to, so it need not be good.
+It may have a method ``linear_part(x, *args)``; or a method ``precondition(residual, *args)`` that returns about
+``(I + J)^-1 residual``, linear in the residual and cheap compared with an evaluation, or about ``(I + J)^-T residual``
+if called with ``transposed=True``. It must be invertible; solvers judge the steps it leads to, so it need not be good.
 """
 
 State = TypeVar("State")
@@ -67,7 +67,7 @@ class Problem:
             ValueError: the branch does not return one entry for each entry it was given.
             RuntimeError: it contains tensors that :func:`torch.func.vmap` maps over.
         """
-        args = self.args if samples is None else _gather(self.args, samples)
+        args = self.args if samples is None else gather(self.args, samples)
         shaped = x.reshape(x.shape[0], *self.event_shape)
         output = self.branch(shaped, *args)
         if functional_transforms_active() and is_mapped((output,)):
@@ -87,40 +87,31 @@ class Problem:
     @property
     def has_preconditioner(self) -> bool:
         """Whether the branch knows about what ``I + J`` is."""
-        return hasattr(self.branch, "precondition")
+        return Preconditioner.known(self.branch)
 
-    def precondition(
-        self,
-        residual: Float[Tensor, "active features"],
-        samples: Tensor | None = None,
-        *,
-        at: Float[Tensor, "active features"] | None = None,
-    ) -> Float[Tensor, "active features"]:
-        """Return about ``(I + J)^-1 residual`` by the branch's own ``precondition``, or by its linear part at a point.
+    def preconditioner(
+        self, at: Float[Tensor, "active features"], *, fixed: bool = False
+    ) -> Callable[..., Float[Tensor, "rows features"]]:
+        """Return a function of a residual that returns about ``(I + J)^-1 residual``, or it alone if not known.
 
         Samples for which the branch has none, or one that is not finite, get their residual back.
 
         Args:
-            residual: what to multiply.
-            samples: which active samples the rows are.
-            at: where the Jacobian is meant, for a branch that offers its linear part there.
+            at: where the Jacobian is meant.
+            fixed: whether the function must be linear. A second argument then says which active samples its rows are.
         """
-        if not self.has_preconditioner:
-            return residual
-        args = self.args if samples is None else _gather(self.args, samples)
-        shaped = residual.reshape(residual.shape[0], *self.event_shape)
-        part = None if at is None else linear_part_of(self.branch, at.reshape(shaped.shape), args)
-        about = part.solve(shaped) if part is not None else self.branch.precondition(shaped, *args)  # pyright: ignore[reportFunctionMemberAccess]
-        about = about.reshape(residual.shape).to(residual.dtype)
-        return choose(torch.isfinite(about).all(dim=1), about, residual)
+        about = Preconditioner(self.branch, at.reshape(len(at), *self.event_shape), self.args)
+
+        def precondition(residual: Tensor, samples: Tensor | None = None) -> Tensor:
+            shaped = residual.reshape(residual.shape[0], *self.event_shape)
+            found = about(shaped, samples, fixed=fixed).reshape(residual.shape).to(residual.dtype)
+            return choose(torch.isfinite(found).all(dim=1), found, residual)
+
+        return precondition
 
     def select(self, keep: Int[Tensor, " kept"]) -> Problem:
         """Return the problem of some of the active samples."""
-        return replace(self, z=self.z[keep], args=_gather(self.args, keep))
-
-
-def _gather(args: Sequence[Tensor | None], samples: Tensor) -> tuple[Tensor | None, ...]:
-    return tuple(arg if arg is None else arg[samples] for arg in args)
+        return replace(self, z=self.z[keep], args=gather(self.args, keep))
 
 
 @dataclass(frozen=True)
