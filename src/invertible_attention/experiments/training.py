@@ -6,11 +6,11 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as lightning
 import torch
@@ -18,15 +18,18 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from .errors import ExperimentError
 from .files import atomic_path
+from .study.folder import CHECKPOINT
 
 __all__ = [
-    "CheckpointEvery",
     "Parallel",
+    "Report",
+    "ResumableModule",
     "choose_device",
-    "make_trainer",
-    "quiet_lightning",
-    "resume_or_start",
+    "fit",
 ]
+
+Report = Callable[[int, float], None]
+"""What is reported of training: steps done so far and the loss of the last one."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,20 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise ExperimentError(f"there is no device {name!r} here ({reason}): try --device cpu") from error
     return device
+
+
+class ResumableModule(lightning.LightningModule):
+    """A module with an attribute, named by ``kept``, that checkpoints hold besides its state."""
+
+    kept: ClassVar[str]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the attribute."""
+        checkpoint[self.kept] = getattr(self, self.kept)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the attribute."""
+        setattr(self, self.kept, checkpoint[self.kept])
 
 
 class CheckpointEvery(lightning.Callback):
@@ -126,54 +143,68 @@ class CheckpointEvery(lightning.Callback):
                 trainer.save_checkpoint(path)
 
 
-def make_trainer(
+def fit(
+    module: lightning.LightningModule,
     device: torch.device,
     *,
-    epochs: int,
-    callbacks: list[lightning.Callback],
     folder: Path,
+    epochs: int,
+    checkpoint_steps: int,
+    callbacks: Sequence[lightning.Callback] = (),
     parallel: Parallel | None = None,
     logs: bool = False,
     gradient_clip: float | None = None,
-) -> Any:
-    """Return a Trainer that trains for ``epochs`` and prints nothing.
+) -> tuple[Any, float]:
+    """Train ``module`` without printing; return Lightning's Trainer and the seconds on the clock over all attempts.
+
+    A checkpoint in ``folder`` is continued where it stopped; the result is that of an uninterrupted run. It
+    stays there until the caller has stored what it is for.
 
     The training data are asked for again every epoch, so that a module can make them from the epoch's number;
     it shares them among the processes itself.
 
     Args:
+        module: what is trained, and how.
         device: where, on one device; with more, its type.
+        folder: for the checkpoint and logs.
         epochs: how long.
+        checkpoint_steps: how often a checkpoint is written; it holds what ``callbacks`` did in its step.
         callbacks: Lightning's.
-        folder: where logs go.
         parallel: how many devices, and in which precision; one in float32 by default.
         logs: whether to write what the module logs as CSV and for TensorBoard, to ``folder/logs/version_…``, a
             new one for every attempt.
         gradient_clip: largest norm of a gradient, ``None`` for any.
+
+    Raises:
+        ExperimentError: naming the checkpoint, when it cannot be read.
     """
     parallel = Parallel() if parallel is None else parallel
     kinds = {"cuda": "gpu", "cpu": "cpu", "mps": "mps"}
     many = parallel.processes > 1
     devices: Any = [device.index or 0] if device.type == "cuda" and not many else parallel.devices
-    return lightning.Trainer(
-        max_epochs=epochs,
-        accelerator=kinds.get(device.type, device.type),
-        devices=devices,
-        num_nodes=parallel.nodes,
-        strategy="ddp" if many and parallel.strategy == "auto" else parallel.strategy,
-        precision=parallel.precision,  # pyright: ignore[reportArgumentType]
-        sync_batchnorm=many and device.type == "cuda",
-        use_distributed_sampler=False,
-        gradient_clip_val=gradient_clip,
-        callbacks=callbacks,
-        default_root_dir=folder,
-        reload_dataloaders_every_n_epochs=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=10,
-        logger=_loggers(folder) if logs else False,
-    )
+    checkpoints = CheckpointEvery(folder / CHECKPOINT, checkpoint_steps)
+    with _quiet():
+        trainer = lightning.Trainer(
+            max_epochs=epochs,
+            accelerator=kinds.get(device.type, device.type),
+            devices=devices,
+            num_nodes=parallel.nodes,
+            strategy="ddp" if many and parallel.strategy == "auto" else parallel.strategy,
+            precision=parallel.precision,  # pyright: ignore[reportArgumentType]
+            sync_batchnorm=many and device.type == "cuda",
+            use_distributed_sampler=False,
+            gradient_clip_val=gradient_clip,
+            callbacks=[*callbacks, checkpoints],
+            default_root_dir=folder,
+            reload_dataloaders_every_n_epochs=1,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=10,
+            logger=_loggers(folder) if logs else False,
+        )
+        _resume_or_start(trainer, module, checkpoints.path)
+    return trainer, checkpoints.seconds
 
 
 def _loggers(folder: Path) -> list[Logger]:
@@ -181,12 +212,7 @@ def _loggers(folder: Path) -> list[Logger]:
     return [table, TensorBoardLogger(folder, name="logs", version=table.version)]
 
 
-def resume_or_start(trainer: Any, module: lightning.LightningModule, checkpoint: Path) -> None:
-    """Train ``module`` to the end, from ``checkpoint`` where there is one.
-
-    Raises:
-        ExperimentError: naming the checkpoint, when it cannot be read.
-    """
+def _resume_or_start(trainer: Any, module: lightning.LightningModule, checkpoint: Path) -> None:
     found = checkpoint if checkpoint.is_file() else None
     if found is not None:
         try:
@@ -206,7 +232,7 @@ def resume_or_start(trainer: Any, module: lightning.LightningModule, checkpoint:
 
 
 @contextmanager
-def quiet_lightning() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Silence Lightning's remarks on hardware and on data loading, which do not apply here."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
 
 from ..averaging import WeightAverage
 from ..errors import ExperimentError
-from ..training import CheckpointEvery, Parallel, make_trainer, quiet_lightning, resume_or_start
+from ..training import Parallel, Report, ResumableModule, fit
 from .configuration import Configuration
 from .data import Batch, CachedFeatures, CachedImages, EpochBatches, Pair, TrainingImages
 from .network import Detector
@@ -23,15 +22,12 @@ __all__ = ["DivergedError", "TrainingRun", "learning_rate_factor", "train", "tra
 CHECKPOINT_STEPS = 200
 WARMUP = 0.05
 
-Report = Callable[[int, float], None]
-"""What is reported of training: steps done so far and the loss of the last one."""
-
 
 class DivergedError(ExperimentError):
     """Training whose loss stopped being a number."""
 
 
-class TrainingRun(lightning.LightningModule):
+class TrainingRun(ResumableModule):
     """Binary cross-entropy between the logits and the masks.
 
     Args:
@@ -41,6 +37,8 @@ class TrainingRun(lightning.LightningModule):
         seed: of order and augmentation.
         report: called after every step.
     """
+
+    kept = "losses"
 
     def __init__(
         self,
@@ -104,14 +102,6 @@ class TrainingRun(lightning.LightningModule):
             optimizer, learning_rate_factor(self.configuration.schedule, steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the losses so far."""
-        checkpoint["losses"] = self.losses
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the losses."""
-        self.losses = list(checkpoint["losses"])
 
 
 def training_images(
@@ -192,28 +182,19 @@ def train(
     # Pretrained backbones come in evaluation mode, and Lightning would leave their batch statistics frozen.
     network.train()
     run = TrainingRun(network, images, configuration, seed=seed, report=report)
-    per_epoch = max(1, len(images) // configuration.batch_size)
-    checkpoint = folder / "training.ckpt"
-    callbacks: list[lightning.Callback] = []
-    if configuration.average:
-        callbacks.append(WeightAverage(configuration.average))
-    # Last, so that a checkpoint holds what the other callbacks did in its step.
-    checkpoints = CheckpointEvery(checkpoint, min(per_epoch, CHECKPOINT_STEPS))
-    callbacks.append(checkpoints)
-    with quiet_lightning():
-        trainer = make_trainer(
-            device,
-            epochs=configuration.epochs,
-            callbacks=callbacks,
-            folder=folder,
-            parallel=parallel,
-            logs=True,
-            gradient_clip=configuration.gradient_clip,
-        )
-        resume_or_start(trainer, run, checkpoint)
-        seconds = checkpoints.seconds
-    for callback in callbacks:
-        if isinstance(callback, WeightAverage):
-            callback.copy_to(run)
+    averages = [WeightAverage(configuration.average)] if configuration.average else []
+    _, seconds = fit(
+        run,
+        device,
+        folder=folder,
+        epochs=configuration.epochs,
+        checkpoint_steps=min(max(1, len(images) // configuration.batch_size), CHECKPOINT_STEPS),
+        callbacks=averages,
+        parallel=parallel,
+        logs=True,
+        gradient_clip=configuration.gradient_clip,
+    )
+    for average in averages:
+        average.copy_to(run)
     network.to(device).eval()
     return run.losses, seconds

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import lightning.pytorch as lightning
 import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from ...flows import Flow
 from ..averaging import WeightAverage
-from ..training import CheckpointEvery, Parallel, make_trainer, quiet_lightning, resume_or_start
+from ..training import Parallel, Report, ResumableModule, fit
 from .batches import NOISE, TrainingBatches, step_seed
 from .configuration import Configuration
 from .curve import LearningCurve
@@ -28,9 +26,6 @@ CHECKPOINTS = 50
 INITIAL_IMAGES = 1024
 """How many images set what sets itself from data (the paper and i-ResNet)."""
 
-Report = Callable[[int, float], None]
-"""What is reported of training: steps done so far and the bits per dimension of the last batch."""
-
 
 def initialize(model: Flow, images: UInt8[Tensor, "images channels height width"], seed: int) -> None:
     """Let ``model`` set itself from the first training images, the same on every process."""
@@ -39,7 +34,7 @@ def initialize(model: Flow, images: UInt8[Tensor, "images channels height width"
         model.initialize(images[:INITIAL_IMAGES].to(next(model.parameters()).device))
 
 
-class DensityTraining(lightning.LightningModule):
+class DensityTraining(ResumableModule):
     """Maximum likelihood on dequantized images.
 
     Args:
@@ -48,6 +43,8 @@ class DensityTraining(lightning.LightningModule):
         configuration: sizes and rates.
         report: called after every step.
     """
+
+    kept = "skipped_steps"
 
     def __init__(
         self, model: Flow, data: DensityData, configuration: Configuration, report: Report | None = None
@@ -109,14 +106,6 @@ class DensityTraining(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the count of skipped steps."""
-        checkpoint["skipped_steps"] = self.skipped_steps
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the count of skipped steps."""
-        self.skipped_steps = checkpoint["skipped_steps"]
-
 
 def train(
     model: Flow,
@@ -150,19 +139,16 @@ def train(
     run = DensityTraining(model, data, configuration, report)
     average = WeightAverage(configuration.average)
     curve = LearningCurve(copy.deepcopy(model), average, report_point)
-    checkpoint = folder / "training.ckpt"
-    # In this order: the new average is what is evaluated, and the checkpoint has both.
-    callbacks: list[lightning.Callback] = [
-        average,
-        curve,
-        CheckpointEvery(checkpoint, max(1, configuration.steps // CHECKPOINTS)),
-    ]
-    with quiet_lightning():
-        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-        trainer = make_trainer(
-            device, epochs=1, callbacks=callbacks, folder=folder, parallel=parallel, logs=True
-        )
-        resume_or_start(trainer, run, checkpoint)
+    trainer, _ = fit(
+        run,
+        device,
+        folder=folder,
+        epochs=1,
+        checkpoint_steps=max(1, configuration.steps // CHECKPOINTS),
+        callbacks=[average, curve],  # in this order: the new average is what is evaluated
+        parallel=parallel,
+        logs=True,
+    )
     average.copy_to(run)
     cast(nn.Module, run.model).to(device).eval()
     if not trainer.is_global_zero:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import lightning.pytorch as lightning
 import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from ..training import CheckpointEvery, make_trainer, quiet_lightning, resume_or_start
+from ..training import Report, ResumableModule, fit
 from .batches import EpochBatches, fixed_target
 from .configuration import Configuration
 
@@ -20,11 +18,8 @@ __all__ = ["TrainingRun", "train"]
 
 CHECKPOINTS = 20
 
-Report = Callable[[int, float], None]
-"""What is reported of training: batches done so far and the loss of the last one."""
 
-
-class TrainingRun(lightning.LightningModule):
+class TrainingRun(ResumableModule):
     """The paper's training: mean squared error between the output and one fixed random tensor.
 
     Args:
@@ -36,6 +31,7 @@ class TrainingRun(lightning.LightningModule):
         report: called after every batch.
     """
 
+    kept = "losses"
     target: Tensor
 
     def __init__(
@@ -90,14 +86,6 @@ class TrainingRun(lightning.LightningModule):
         """Return Adam."""
         return torch.optim.Adam(self.network.parameters(), lr=self.configuration.learning_rate)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the losses so far."""
-        checkpoint["losses"] = self.losses
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the losses."""
-        self.losses = list(checkpoint["losses"])
-
 
 def train(
     network: nn.Module,
@@ -119,11 +107,12 @@ def train(
     steps = configuration.epochs * len(
         EpochBatches(images, batch_size=configuration.batch_size, seed=0, epoch=0)
     )
-    checkpoint = folder / "training.ckpt"
-    checkpoints = CheckpointEvery(checkpoint, max(1, steps // CHECKPOINTS))
-    with quiet_lightning():
-        trainer = make_trainer(device, epochs=configuration.epochs, callbacks=[checkpoints], folder=folder)
-        resume_or_start(trainer, run, checkpoint)
-        seconds = checkpoints.seconds
+    _, seconds = fit(
+        run,
+        device,
+        folder=folder,
+        epochs=configuration.epochs,
+        checkpoint_steps=max(1, steps // CHECKPOINTS),
+    )
     network.to(device).eval()
     return run.losses, seconds
