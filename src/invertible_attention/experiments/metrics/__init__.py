@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .images import (
+    SSIM_WINDOW,
     V_SCORE_LIMIT,
     ReconstructionScores,
     mean_squared_error,
@@ -11,6 +12,7 @@ from .images import (
 )
 
 __all__ = [
+    "SSIM_WINDOW",
     "V_SCORE_LIMIT",
     "ReconstructionScores",
     "mean_squared_error",

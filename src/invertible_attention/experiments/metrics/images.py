@@ -8,10 +8,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["V_SCORE_LIMIT", "ReconstructionScores", "mean_squared_error", "structural_similarity", "v_score"]
+__all__ = [
+    "SSIM_WINDOW",
+    "V_SCORE_LIMIT",
+    "ReconstructionScores",
+    "mean_squared_error",
+    "structural_similarity",
+    "v_score",
+]
 
 V_SCORE_LIMIT = 10.0
 SSIM_WINDOW = 11
+"""Fewest rows and columns of an image that has a structural similarity."""
 
 
 def mean_squared_error(

@@ -15,15 +15,11 @@ from torch import Tensor, nn
 
 from ...flows import Sequential
 from ..data import dequantize, quantize, to_pixels, to_tensor
-from ..errors import ExperimentError
 from ..files import finite, write_bytes
-from ..metrics import ReconstructionScores
+from ..metrics import SSIM_WINDOW, mean_squared_error, structural_similarity
 from .network import block_of
 
 __all__ = ["recover"]
-
-SMALLEST = 12
-"""The window of structural similarity has 11 pixels."""
 
 
 @torch.no_grad()
@@ -48,18 +44,12 @@ def recover(
         report: called with the number of pictures done.
 
     Returns:
-        For every picture its name, size, errors on 0–255 and how the solver did, as JSON values.
-
-    Raises:
-        ExperimentError: for a picture of fewer than 12 rows or columns, naming it.
+        For every picture its name, size, errors on 0–255 and how the solver did, as JSON values; without structural
+        similarity where the picture is smaller than its window.
     """
     squeeze, block = network[0], block_of(network)
     rows: list[dict[str, Any]] = []
     for name, image in pictures:
-        if min(image.size) < SMALLEST:
-            raise ExperimentError(
-                f"{name} has {image.width}×{image.height} pixels: at least 12×12 are needed"
-            )
         pixels = to_tensor(image)[None]
         x = dequantize(pixels).to(device)
         height, width = x.shape[2:]
@@ -68,7 +58,8 @@ def recover(
         solution = block.solve_inverse(z)
         recovered = squeeze.inverse(solution.value)[..., :height, :width]
         seconds = time.perf_counter() - start
-        scores = ReconstructionScores.compare(to_pixels(recovered), to_pixels(x))
+        inverse, original = to_pixels(recovered), to_pixels(x)
+        seen = min(height, width) >= SSIM_WINDOW
         back = quantize(recovered).cpu()
         file = _unused(Path(name), {row["file"] for row in rows})
         write_bytes(folder / file, _png(back[0]))
@@ -77,9 +68,9 @@ def recover(
                 "picture": Path(name).name,
                 "file": file,
                 "size": [height, width],
-                "mse": finite(scores.mse[0]),
-                "ssim": finite(scores.ssim[0]),
-                "error_max": finite((to_pixels(recovered) - to_pixels(x)).abs().max()),
+                "mse": finite(mean_squared_error(inverse, original)[0]),
+                "ssim": finite(structural_similarity(inverse, original)[0]) if seen else None,
+                "error_max": finite((inverse - original).abs().max()),
                 "equal_share": (back == pixels).all(1).double().mean().item(),
                 "converged": bool(solution.converged[0]),
                 "evaluations": int(solution.evaluations[0]),
