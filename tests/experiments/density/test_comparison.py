@@ -105,6 +105,32 @@ def test_uncertified_variants_are_not_called_certified() -> None:
     assert guarantee(rows[0] | {"spectral_radius": 0.5}) == "0.500"
 
 
+def test_triangular_attention_is_not_called_certified() -> None:
+    variants = ["none", "triangular", "triangular/affine", "concatenation/certified"]
+    text = run_markdown(study(compare([run(variant, 0, 3.0) for variant in variants])), Path("a folder"))
+    found = [row_of(text, variant)[-3] for variant in variants]
+    assert found == ["certified", "by order", "by order", "certified"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "shown"),
+    [
+        ({"round_trip_error": 0.25}, "0.25"),
+        ({"round_trip_error": 3.0}, "3"),
+        ({"round_trip_error": None}, "∞"),
+        ({}, "–"),
+    ],
+)
+def test_round_trip_error_is_shown(samples: dict, shown: str) -> None:
+    rows = compare([run("triangular", 0, 3.0)])
+    trained = run("triangular", 0, 3.0)
+    cell = cell_of(trained | {"samples": trained["samples"] | samples})
+    text = run_markdown(study(rows, [cell]), Path("a folder"))
+    table = text[text.index("round trip, levels") :]
+    line = next(line for line in table.splitlines() if "seed 0" in line)
+    assert line.strip("| ").split("|")[-1].strip() == shown
+
+
 def test_values_that_are_not_likelihoods_are_bracketed_and_not_compared() -> None:
     reference, row = compare([run("none", 0, 3.0), run("gaussian/relaxed", 0, 2.5)])
     row = row | {"exact": False, "spectral_radius": 1.2}

@@ -11,7 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from invertible_attention import ConvergenceError, Solution
-from invertible_attention.experiments.density.pictures import draw_samples, interpolate, slerp, tile
+from invertible_attention.experiments.density.pictures import (
+    draw_samples,
+    interpolate,
+    round_trip_error,
+    slerp,
+    tile,
+)
 from invertible_attention.flows import Dequantize, DiagonalGaussian, Flatten, Flow, Logit, Sequential
 
 
@@ -50,6 +56,31 @@ def test_no_samples_give_an_empty_result() -> None:
             return super()._inverse(-z.abs() - 1, mask)
 
     assert len(draw_samples(flow(Never((1, 2, 2))), 5, seed=0)) == 0
+
+
+class Coarse(Flatten):
+    """Amplifies rounding on the way back: of a number near 1 only steps of 2⁻²³ are left."""
+
+    def _forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return 1 + super()._forward(x, mask) * 2**-20
+
+    def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
+        return super()._inverse((z - 1) * 2**20, mask)
+
+
+def test_amplified_rounding_is_measured() -> None:
+    images = torch.randint(0, 17, (32, 1, 2, 2), dtype=torch.uint8)
+    base = DiagonalGaussian(4)
+    plain, coarse = (Flow(Sequential(Dequantize(17), kind((1, 2, 2))), base) for kind in (Flatten, Coarse))
+    assert round_trip_error(plain, images) == 0.0
+    error = round_trip_error(coarse, images)
+    assert error is not None
+    assert 0.1 < error <= 17 * 2**-4
+
+
+def test_failed_round_trip_has_no_error() -> None:
+    images = torch.randint(0, 17, (32, 1, 2, 2), dtype=torch.uint8)
+    assert round_trip_error(flow(Fails((1, 2, 2))), images) is None
 
 
 def test_interpolations_start_and_end_at_the_images() -> None:

@@ -97,10 +97,12 @@ def _summary(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def guarantee(row: dict[str, Any]) -> str:
-    """Return the largest spectral radius met, or why there is none: a certificate, or no residual blocks."""
+    """Return the largest spectral radius met, or why there is none: a certificate, order, or no residual blocks."""
     if row["spectral_radius"] is not None:
         return format(row["spectral_radius"], ".3f")
-    return "certified" if row.get("model", "i-resnet") in RESIDUAL else "–"
+    if row.get("model", "i-resnet") not in RESIDUAL:
+        return "–"
+    return "by order" if row.get("constraint") == "triangular" else "certified"
 
 
 def is_likelihood(row: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...flows import Dequantize, Flow, Sequential
 from ...solvers import ConvergenceError
 
-__all__ = ["draw_samples", "interpolate", "slerp", "tile"]
+__all__ = ["draw_samples", "interpolate", "round_trip_error", "slerp", "tile"]
 
 
 @torch.no_grad()
@@ -71,17 +71,46 @@ def interpolate(
         One row of images per pair; a row is shorter where an inverse does not converge.
     """
     model.eval()
-    dequantize, *rest = model.transform  # pyright: ignore[reportGeneralTypeIssues]
-    assert isinstance(dequantize, Dequantize)
-    device = next(model.parameters()).device
-    # The middle of a pixel's interval instead of noise, so that the ends are the images themselves.
-    starts, ends = (
-        Sequential(*rest)((images.to(device).float() + 0.5) / dequantize.levels) for images in (first, second)
-    )
+    starts, ends = (_continuous(model)[1](_middles(model, images)) for images in (first, second))
     rows = []
     for start, end in zip(starts, ends, strict=True):
         rows.append(_invert(model, slerp(start, end, steps)))
     return rows
+
+
+@torch.no_grad()
+def round_trip_error(model: Flow, images: UInt8[Tensor, "images *event"]) -> float | None:
+    """Return by how many levels images differ at most from what comes back from their latents.
+
+    No residual tells how far the inverse amplifies rounding, and of layers that are invertible by order no bound does.
+
+    Args:
+        model: a density that begins with its dequantization.
+        images: samples, or any others.
+
+    Returns:
+        The largest error, or ``None`` where an image does not come back at all.
+    """
+    model.eval()
+    dequantize, rest = _continuous(model)
+    pixels = _middles(model, images)
+    try:
+        error = ((rest.inverse(rest(pixels)) - pixels).abs().max() * dequantize.levels).item()
+    except ConvergenceError:
+        return None
+    return error if math.isfinite(error) else None
+
+
+def _continuous(model: Flow) -> tuple[Dequantize, Sequential]:
+    dequantize, *rest = model.transform  # pyright: ignore[reportGeneralTypeIssues]
+    assert isinstance(dequantize, Dequantize)
+    return dequantize, Sequential(*rest)
+
+
+def _middles(model: Flow, images: UInt8[Tensor, "images *event"]) -> Float[Tensor, "images *event"]:
+    """The middle of a pixel's interval instead of noise, so that what comes back is the image itself."""
+    device = next(model.parameters()).device
+    return (images.to(device).float() + 0.5) / _continuous(model)[0].levels
 
 
 def slerp(start: Float[Tensor, " dim"], end: Float[Tensor, " dim"], steps: int) -> Float[Tensor, "steps dim"]:

@@ -28,7 +28,7 @@ from .data import DensityData, load_data
 from .evaluation import evaluation_estimator, score
 from .figures import draw_curve
 from .network import build_model, count_parameters
-from .pictures import draw_samples, interpolate, tile
+from .pictures import draw_samples, interpolate, round_trip_error, tile
 from .tables import RUN
 from .training import initialize, train
 
@@ -36,6 +36,9 @@ __all__ = ["evaluate_run", "sample_run", "train_cell", "train_run"]
 
 OWNED = ("logs", CHECKPOINT, "model.safetensors", "results.json", "report.html", "samples.png")
 OWNED = (*OWNED, "interpolation.png", "evaluation.json", "figures")
+
+ROUND_TRIPS = 16
+"""Samples whose way to their latents and back is measured."""
 
 
 def train_run(
@@ -219,6 +222,10 @@ def sample_run(
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     _say(console, f"{result['converged']} of {count} samples: {output / 'samples.png'}")
+    if result["converged"]:
+        error = result["round_trip_error"]
+        size = "cannot be inverted" if error is None else f"at most {error:.2g} of {data.levels} levels"
+        _say(console, f"error after the way to their latents and back: {size}")
     return result
 
 
@@ -280,7 +287,10 @@ def _pictures(
     whole = [image for walk in walks if len(walk) == 9 for image in walk]
     if whole:
         write_bytes(output / "interpolation.png", tile(torch.stack(whole), 9, levels=data.levels))
-    return {"drawn": count, "converged": len(samples), "walks": pairs, "whole_walks": len(whole) // 9}
+    result = {"drawn": count, "converged": len(samples), "walks": pairs, "whole_walks": len(whole) // 9}
+    return result | (
+        {"round_trip_error": round_trip_error(model, samples[:ROUND_TRIPS])} if len(samples) else {}
+    )
 
 
 def _say(console: Console, line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -112,7 +113,8 @@ def _rows(study: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     found = []
     for row in study["rows"]:
         variant = parse_variant(row["variant"], base)
-        found.append((row | {"model": variant.model}, _highlight(variant)))
+        constraint = variant.constraint if variant.attention != "none" else "certified"
+        found.append((row | {"model": variant.model, "constraint": constraint}, _highlight(variant)))
     return found
 
 
@@ -159,7 +161,16 @@ def _headline(content: dict[str, Any]) -> str:
         text += (
             f" {samples['drawn'] - samples['converged']} of {samples['drawn']} samples could not be inverted."
         )
-    return text
+    return text + _rounding(samples)
+
+
+def _rounding(samples: dict[str, Any]) -> str:
+    error = samples.get("round_trip_error", 0.0)
+    if error is None:
+        return " Samples do not come back from their latents: rounding is amplified beyond the precision."
+    if error < 0.5:
+        return ""
+    return f" Rounding is amplified: samples come back from their latents with errors of up to {error:.2g} levels."
 
 
 def _data_note(result: Result) -> str:
@@ -213,12 +224,17 @@ def _run_tables(
         Column("CPU min", lambda r: f"{r['training']['processor_seconds'] / 60:.1f}"),
         Column("samples inverted", lambda r: f"{r['samples']['converged']} of {r['samples']['drawn']}"),
         Column("walks inverted", lambda r: f"{r['samples']['whole_walks']} of {r['samples']['walks']}"),
+        Column("round trip, levels", lambda r: _round_trip(r["samples"])),
     )
     reached = (
         "Bits per dimension of the test images, lower is better, with the standard errors of the draws of the noise "
         "and of the choice of images; how log-determinants were computed for this number."
     )
-    took = "What was trained, how long it took, and how many samples, and walks between images, could be inverted."
+    took = (
+        "What was trained, how long it took, and how many samples, and walks between images, could be inverted; and by "
+        "how many levels samples change on the way to their latents and back, at most: below 0.5 they are the same, "
+        "above, rounding is amplified."
+    )
     costs: dict[str, list[Line]] = {title: list(members) for title, members in lines.items()}
     return [tabulate("scores", reached, score, scores, sources), tabulate("runs", took, cost, costs, sources)]
 
@@ -255,8 +271,9 @@ def _study(result: Result) -> Section:
 STUDY_METHOD = (
     "All variants have the same images, batches, noise and, where they share them, initial weights for a seed. Steps "
     "whose gradient is not finite are skipped. The largest radius is that of the Jacobians of attention without a "
-    "certificate, measured at the test images; from 1 on, only exact determinants are right. Samples are drawn from "
-    "the base and inverted; those that do not converge are counted.",
+    "certificate, measured at the test images; from 1 on, only exact determinants are right. Attention that is "
+    "invertible by order has no bound and needs none. Samples are drawn from the base and inverted; those that do not "
+    "converge are counted.",
 )
 
 
@@ -307,6 +324,11 @@ def _determinants(score: dict[str, Any], model: str) -> str:
     if score["exact"]:
         return "exact"
     return "unbiased" if is_likelihood(score) else "diverge"
+
+
+def _round_trip(samples: dict[str, Any]) -> str:
+    error = samples.get("round_trip_error", math.nan)
+    return format_number(math.inf if error is None else error, 2)
 
 
 def _spread(summary: dict[str, Any], *, sign: bool = False) -> str:
