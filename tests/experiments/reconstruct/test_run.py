@@ -326,7 +326,7 @@ def test_small_folder_is_split_and_the_split_reported(tmp_path, capsys) -> None:
     ]
     command += ["--output", str(tmp_path / "run")]
     assert main(command) == 0
-    assert "photos is divided into 4 training and 3 test images" in capsys.readouterr().out.replace("\n", " ")
+    assert "photos: 4 images for training and 3 for testing" in capsys.readouterr().out.replace("\n", " ")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["configuration"]["train_images"] == 4
     assert results["cells"][0]["reconstruction"]["images"] == 3

@@ -20,7 +20,7 @@ __all__ = ["APPLICATION"]
 APPLICATION = App(
     "camouflage",
     group_parameters="Options",
-    help="""Detect camouflaged objects with ordinary and invertible attention (Table 4, Figures 6 and 7).
+    help="""Detect camouflaged objects with ordinary and invertible attention (Table 4, Figures 6 to 8).
 
 Train a network, predict maps, evaluate anybody's maps, compare all rows of the table in a study, or measure the cost
 of a training step. Without --data, images are generated from photographs that are installed already.""",

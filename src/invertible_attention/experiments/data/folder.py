@@ -120,7 +120,9 @@ def describe_folder(root: Path, splits: Mapping[str, ImageSource]) -> str:
     if not skipped:
         return f"{division}; no file is skipped."
     more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-    return f"{division}; skipped, being of no kind that is read or among masks: {', '.join(skipped[:NAMED])}{more}."
+    return (
+        f"{division}; skipped (no image format that is read, or a mask): {', '.join(skipped[:NAMED])}{more}."
+    )
 
 
 def split_of(name: str) -> str | None:

@@ -14,6 +14,10 @@ from .study_command import study, table
 
 __all__ = ["APPLICATION"]
 
+Trained = Annotated[
+    Path, Parameter(("--output", "-o"), help="Folder of the trained density; the files go there, too.")
+]
+
 APPLICATION = App(
     "density",
     group_parameters="Options",
@@ -66,7 +70,7 @@ def train(
 @APPLICATION.command
 def evaluate(
     *,
-    output: Output = Path("runs/density"),
+    output: Trained = Path("runs/density"),
     data_dir: DataDir = None,
     estimator: Annotated[
         Literal["roulette", "exact"],
@@ -96,7 +100,7 @@ def evaluate(
 @APPLICATION.command
 def sample(
     *,
-    output: Output = Path("runs/density"),
+    output: Trained = Path("runs/density"),
     data_dir: DataDir = None,
     count: Annotated[int, number("Samples.")] = 64,
     temperature: Annotated[float, number("Scale of the latents' standard deviation.", 0)] = 1.0,

@@ -141,8 +141,8 @@ def divide_folder(
     if (train, test) == wanted:
         return configuration
     (console or Console()).print(
-        f"{data_dir} is divided into {train} training and {test} test images "
-        f"({wanted[0]} and {wanted[1]} where there are as many)",
+        f"{data_dir}: {train} images for training and {test} for testing "
+        f"(--train-images and --test-images choose other numbers)",
         highlight=False,
         markup=False,
         soft_wrap=True,
