@@ -274,9 +274,10 @@ def pictures_table(entries: Entries, sources: tuple[Source, ...]) -> Table:
                 )
                 lines[title] = [(p["picture"], p, group.constraint) for p in cell.get("pictures", ())]
     caption = (
-        "The test images at their own size, through the network that was trained on small ones, and back: errors on "
-        "0–255 as they are, and the share of pixels that are the same in the PNG that was written, in the folder "
-        "pictures of the network."
+        "The test images at their own size, through the network that was trained on small ones, and back. They go in "
+        "as a viewer shows them: upright, 8 bits per channel, transparency on white, the first picture of several. "
+        "Errors on 0–255 as they are, and the share of pixels that are the same in the PNG that was written, in the "
+        "folder pictures of the network."
     )
     shown = {title: members for title, members in lines.items() if members}
     return tabulate("pictures", caption, PICTURES, shown, sources, label="picture")
