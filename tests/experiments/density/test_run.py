@@ -15,7 +15,7 @@ from invertible_attention.experiments.density.configuration import Configuration
 from invertible_attention.experiments.density.run import evaluate_run, sample_run, train_run
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.files import read_json, write_tensors
-from invertible_attention.experiments.report.summary import write_run_page
+from invertible_attention.experiments.report.summary import run_markdown, write_run_page
 
 TINY = Configuration.choose(
     quick=True, blocks=(1,), hidden_channels=4, train_images=32, test_images=4, batch_size=16, steps=4
@@ -49,6 +49,15 @@ def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
     assert results == read_json(trained / "results.json")
     assert "This run is finished" in shown.getvalue()
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_amplified_rounding_is_reported(trained: Path) -> None:
+    results = read_json(trained / "results.json")
+    assert 0 <= results["samples"]["round_trip_error"] < 0.5
+    assert "amplified" not in run_markdown(results, trained).partition("|")[0]
+    for error, said in ((3.0, "errors of up to 3 levels"), (None, "Samples do not come back")):
+        results["samples"]["round_trip_error"] = error
+        assert said in run_markdown(results, trained)
 
 
 def test_weights_of_another_model_are_refused(trained: Path, tmp_path: Path) -> None:
