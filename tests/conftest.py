@@ -1,4 +1,4 @@
-"""What all tests share: seeds, threads, real data, and run-time type checks on request."""
+"""Shared by all tests: seeds, threads, real data, and run-time type checks on request."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def data_dir() -> Path:
 
 @pytest.fixture
 def two_processes(tmp_path: Path) -> Callable[..., tuple[list[Any], ModuleType]]:
-    """Run a script as two processes of a group; return what each of them saved, and the script as a module.
+    """Run a script as two processes of a group; return what each saved, and the script as a module.
 
     It is called with its rank, the path of the group's store, that of its output without the rank, and further
     arguments.

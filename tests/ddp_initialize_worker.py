@@ -1,4 +1,4 @@
-"""One process of two: a flow that the first process alone loads or initializes, trained by both."""
+"""One of two processes: trains a flow that only the first process loads or initializes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batch(seed: int) -> torch.Tensor:
 
 
 def prepare(flow: Flow, way: str) -> None:
-    """Give the flow its state in one of the ways that a first process may use alone."""
+    """Set the flow's state in one of the ways that only the first process may use."""
     if way == "initialize":
         flow.initialize(batch(1))
     elif way == "initialize in evaluation":

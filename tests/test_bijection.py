@@ -1,4 +1,4 @@
-"""What every bijection does with its arguments: a context and a mask are used or refused."""
+"""Arguments of every bijection: a context and a mask are used or refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHODS = ("forward", "inverse", "forward_and_logdet", "inverse_and_logdet")
 
 
 class Double(ia.Bijection):
-    """As a user writes it: the two methods that there must be."""
+    """A minimal user bijection with the two abstract methods."""
 
     def forward_and_logdet(self, x, *, context=None, mask=None):
         return 2 * x, torch.full((len(x),), x[0].numel() * math.log(2))
@@ -71,7 +71,7 @@ def test_chains_pass_context_only_to_parts_that_use_it():
 
 
 def refusals():
-    """Calls of everything public with a context or a mask that nobody uses."""
+    """Calls of every public function with an unused context or mask."""
     vector, image = torch.zeros(2, 3), torch.zeros(2, 3, 4)
     unused = {"context": torch.zeros(2, 3), "mask": torch.ones(2, 3, dtype=torch.bool)}
     plain = {

@@ -1,4 +1,4 @@
-"""What describes a layer can be in a checkpoint that is loaded without running code of it."""
+"""Settings of a layer can be loaded from a checkpoint without running code."""
 
 from __future__ import annotations
 

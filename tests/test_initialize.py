@@ -1,4 +1,4 @@
-"""Parameters that are set from data: once, by what was meant to, whichever way a state came."""
+"""Data-dependent initialization: once, and only where intended, however a state was loaded."""
 
 from __future__ import annotations
 

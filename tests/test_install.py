@@ -1,4 +1,4 @@
-"""Which packages an extra lacks, and the command that installs it."""
+"""Missing packages of an extra, and the command that installs them."""
 
 import json
 from importlib.metadata import Distribution, PathDistribution

@@ -1,4 +1,4 @@
-"""Importing the package is cheap, and every name it promises is there."""
+"""Importing the package is cheap, and every public name is importable."""
 
 from __future__ import annotations
 

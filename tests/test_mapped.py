@@ -95,7 +95,7 @@ def test_gradients_per_sample_of_the_weights(case):
 
 
 class Call(torch.nn.Module):
-    """Makes a method what a call of a module is."""
+    """Exposes a method as the module's call."""
 
     def __init__(self, module, method):
         super().__init__()

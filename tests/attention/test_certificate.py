@@ -105,7 +105,7 @@ def test_in_low_precision_the_bound_is_that_of_the_rounded_weights(
 
 
 def test_the_bound_holds_where_the_embeddings_nearly_cancel():
-    """The product of both embeddings is then far smaller than what is lost in rounding it."""
+    """The product of both embeddings is then far smaller than its rounding error."""
     layer = make("embedded_gaussian", "row", 1, False)
     with torch.no_grad():
         query = 300 * torch.randn_like(layer.branch.response.query_weight)

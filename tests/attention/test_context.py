@@ -1,4 +1,4 @@
-"""Attention given a context: the certificate holds for every context, and the context matters."""
+"""Attention with a context: the certificate holds for every context, and the context has an effect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDING = 1e-12
 
 
 class GivenContext(nn.Module):
-    """A layer with its context as a parameter, so that the attack searches contexts too."""
+    """A layer with its context as a parameter, so that the attack also searches contexts."""
 
     def __init__(self, layer: ia.InvertibleAttention, context: torch.Tensor) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ def test_a_layer_without_context_refuses_one():
 
 
 def masked_tokens(*lengths: int, size: int = 5) -> torch.Tensor:
-    """Tokens of unequal number, NaN beyond, with the feature that says which are valid."""
+    """Context tokens of unequal number, NaN as padding, with the feature that marks valid ones."""
     mask = torch.arange(size) < torch.tensor(lengths)[:, None]
     tokens = torch.randn(len(lengths), 3, size, dtype=torch.float64).masked_fill(~mask[:, None], torch.nan)
     return torch.cat([tokens, mask[:, None].double()], 1)

@@ -1,4 +1,4 @@
-"""The layers keep their contract: shapes, errors, inverses, transforms, storage."""
+"""Contract of the layers: shapes, errors, inverses, transforms, storage."""
 
 from __future__ import annotations
 

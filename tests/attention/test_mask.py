@@ -1,4 +1,4 @@
-"""Padding masks and causal order: what is not seen does not matter, and the certificate holds."""
+"""Padding masks and causal order: masked tokens have no effect, and the certificate holds."""
 
 from __future__ import annotations
 

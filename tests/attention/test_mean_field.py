@@ -1,4 +1,4 @@
-"""The linear part is the derivative where all attention weights are equal, and saves evaluations elsewhere."""
+"""The linear part is the Jacobian at uniform attention weights, and saves evaluations elsewhere."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def like_trained(
     solver: ia.Solver,
     prior: PositionPrior | None = None,
 ):
-    """What training on images does: the whole budget against the mean, little of it on the scores."""
+    """Weights like those of training on images: the whole budget against the mean, little on the scores."""
     built = layer(response=response, constraint=constraint, solver=solver, position_prior=prior)
     with torch.no_grad():
         value, out = torch.diag(torch.linspace(0.2, 1.0, 6)).double(), -20 * torch.eye(6).double()

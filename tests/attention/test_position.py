@@ -1,4 +1,4 @@
-"""A doubly stochastic prior shapes attention by position and leaves the certificate as it is."""
+"""A doubly stochastic prior weights attention by position and keeps the certificate."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_bad_argument_error_shows_the_value():
 
 
 class Seen(nn.Module):
-    """A layer with a prior of which only a part is seen: a mask and a context, the same for every sample."""
+    """A layer with a partially masked prior; mask and context are the same for every sample."""
 
     def __init__(self, layer, mask=None, context=None):
         super().__init__()
@@ -236,7 +236,7 @@ def test_partially_masked_prior_stays_below_the_bound(response, case, width, pri
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("normalization", ["column", "row", "all"])
 def test_uniform_prior_equals_no_prior(normalization, part):
-    """Where the certificate without a prior is also that of the sums, the two layers are the same map."""
+    """If the certificate without a prior equals that of the sums, the two layers are the same map."""
     if normalization == "column" and "causal" in part:
         pytest.skip("refused without a certificate for every number of tokens")
     torch.manual_seed(7)
@@ -281,7 +281,7 @@ def test_scale_depends_on_the_samples_own_mask():
 
 
 def test_prior_with_vanishing_sums_has_a_finite_bound():
-    """A prior so sharp that what is left of it underflows: the sums are bounded instead of divided by."""
+    """A prior so sharp that its masked sums underflow: they are bounded instead of divided by."""
     layer, mask, _ = partly_seen("gaussian", "row", "causal-mask", width=1e-3)
     x = torch.randn(2, 4, 5)
     layer = layer.float()

@@ -1,4 +1,4 @@
-"""An interrupted run of the conditional density goes on as if nothing had happened."""
+"""An interrupted run of the conditional density resumes to the same results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 
 def read(folder: Path) -> dict:
-    """What was measured, without the time it took."""
+    """The measurements without their times."""
     content = json.loads((folder / "digits.json").read_text())
     for seed in content["seeds"].values():
         for kind in ("unconditional", "conditional"):

@@ -1,4 +1,4 @@
-"""The reference has every public name, once."""
+"""The API reference lists every public name once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The map of the code leads to files that exist, and to the answers of a maintainer's questions in two tries."""
+"""The map of the code names existing files, and answers a maintainer's questions within two files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The source distribution and the wheel hold what they should. ``make dist`` says where they are."""
+"""Contents of the source distribution and the wheel, which ``make dist`` builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links lead somewhere: those of the files beside the code always, those of the site where it has been built."""
+"""Links resolve: in the repository's files always, on the site if it has been built."""
 
 from __future__ import annotations
 

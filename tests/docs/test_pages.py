@@ -1,4 +1,4 @@
-"""The pages name what exists, and their code runs."""
+"""Names on the pages exist, and the code on them runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices and machines that are not like this one."""
+"""Devices and machines other than the current one."""
 
 from __future__ import annotations
 

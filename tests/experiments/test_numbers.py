@@ -1,4 +1,4 @@
-"""Every command, as small as it can be, gives the numbers it gave when they were stored.
+"""Every command at its smallest size reproduces the stored numbers.
 
 ``python -m tests.experiments.test_numbers`` stores them again, which is right only where a change of the numbers is
 meant.

@@ -1,4 +1,4 @@
-"""With --quick a command is small as a whole: what many networks share is less than what one has."""
+"""With --quick a whole study is small: each of its networks trains less than a single quick run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: the command line, the JSON and the checks are those of the fields."""
+"""Settings: command line, JSON and checks follow from the fields."""
 
 from __future__ import annotations
 

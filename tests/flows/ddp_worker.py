@@ -1,4 +1,4 @@
-"""One process of two: the gradients of a small flow under DistributedDataParallel, written to a file."""
+"""One of two processes: writes the gradients of a small flow under DistributedDataParallel to a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sample with padding is the sample alone: in every part of a flow, and in the density."""
+"""Padded samples equal unpadded ones in every part of a flow and in the density."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def conv(channels: int, *spatial: int) -> ia.Residual:
 
 
 def shaken(module: nn.Module) -> nn.Module:
-    """Weights far from their initial values, so that nothing agrees by being zero."""
+    """Weights far from initialization, so that no comparison holds because both are zero."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -125,7 +125,7 @@ def test_every_bijection_that_takes_a_mask_is_tested():
 
 @pytest.mark.parametrize("name", MASKS)
 def test_masked_bijection_laws(name):
-    """Padding passes unchanged, does not matter, and counts as the identity in the log-determinant."""
+    """Padding passes unchanged, has no effect, and counts as the identity in the log-determinant."""
     make, shape = CASES[name]
     mask = MASKS[name]
     bijection = make().double()
@@ -234,7 +234,7 @@ def test_density_of_images_of_unequal_size():
 
 
 def test_blocks_of_a_small_image_match_a_network_of_that_size():
-    """Where no weight is at its limit, which depends on the size of the image, the two networks agree."""
+    """If no weight is at its limit, which depends on the image size, the two networks agree."""
     torch.manual_seed(0)
     large, small = resnet((1, 8, 8), factor_out=False), resnet((1, 4, 4), factor_out=False)
     with torch.no_grad():

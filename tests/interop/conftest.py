@@ -1,4 +1,4 @@
-"""What the adapter tests share: a data set, and attention on vectors of two numbers."""
+"""Shared by the adapter tests: a dataset, and attention on two-dimensional vectors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GAUSSIAN_NATS = 1 + math.log(2 * math.pi)
 
 
 def attention(**arguments) -> ia.InvertibleAttention:
-    """Attention over the two coordinates as tokens of one channel, with a log-determinant that is exact."""
+    """Attention over the two coordinates as tokens of one channel, with an exact log-determinant."""
     arguments = {"response": "embedded_gaussian", "bias": True, "logdet": ia.Exact()} | arguments
     layer = ia.InvertibleAttention(1, **arguments)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def attention(**arguments) -> ia.InvertibleAttention:
 
 @pytest.fixture
 def moons():
-    """A function that draws two moons, the same at every run."""
+    """A function that draws two moons reproducibly."""
     generator = torch.Generator().manual_seed(1)
     return lambda n: two_moons(n, generator)
 

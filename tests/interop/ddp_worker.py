@@ -1,4 +1,4 @@
-"""One process of two: a step of a conditional zuko flow with attention, under DistributedDataParallel."""
+"""One of two processes: a step of a conditional zuko flow with attention under DistributedDataParallel."""
 
 from __future__ import annotations
 

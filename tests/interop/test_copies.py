@@ -1,4 +1,4 @@
-"""What an adapter made can be copied, stored, and sent to another process."""
+"""Adapted objects can be copied, stored, and sent to another process."""
 
 from __future__ import annotations
 

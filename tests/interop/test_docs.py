@@ -1,4 +1,4 @@
-"""The code on the pages about other libraries runs."""
+"""Code on the pages about other libraries runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Eager, compiled and exported give the same; so do modules with their constraints baked in."""
+"""Eager, compiled, exported and frozen modules agree."""
 
 from __future__ import annotations
 

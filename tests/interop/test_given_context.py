@@ -1,4 +1,4 @@
-"""Attention given a context, inside each library: log-probabilities agree with ours, and samples invert."""
+"""Attention with a context inside each library: log-probabilities agree with ours, and samples invert."""
 
 from __future__ import annotations
 

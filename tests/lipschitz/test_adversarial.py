@@ -1,4 +1,4 @@
-"""The adversary finds the worst point where it is known, and leaves the weights as they were."""
+"""The attack finds a known worst point, and does not modify the weights."""
 
 from __future__ import annotations
 

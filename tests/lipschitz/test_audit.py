@@ -1,4 +1,4 @@
-"""The audit on maps whose every property is known, among them ones that are not invertible."""
+"""The audit on maps with known properties, including non-invertible ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning
 
 
 class Contraction(nn.Module):
-    """``x + Wx`` with ``‖W‖ = 0.8``; inverts exactly, and promises what it is told to."""
+    """``x + Wx`` with ``‖W‖ = 0.8``; inverts exactly, and reports the certificate it is given."""
 
     def __init__(self, promise: float = 0.8) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A bound module computes what the module does, whatever happens to either; norms are computed together."""
+"""A bound module matches the module and is independent of later changes; norms are computed together."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 
 
 def network(kinds: list[str], scale: float, dtype: torch.dtype = torch.float64) -> nn.ModuleList:
-    """Layers whose norms lie on both sides of their bounds, none of them in a branch with another."""
+    """Layers with norms on both sides of their limits, each in its own branch."""
     layers = nn.ModuleList(nn.ModuleDict({"layer": KINDS[kind]()}) for kind in kinds).to(dtype)
     with torch.no_grad():
         for number, parameter in enumerate(layers.parameters()):
@@ -165,7 +165,7 @@ class Twice(nn.Module):
 
 
 class Half(flows.LipschitzLinearBranch):
-    """Of another function than the branch it inherits from."""
+    """Overrides the function of the branch it inherits from."""
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         return super().forward(x, context, mask) / 2

@@ -1,4 +1,4 @@
-"""The formula of the certificate is the one that is proved, in 50 digits and for every argument."""
+"""The certificate's formula matches the proved one in 50 digits for every argument."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules of others: whatever was done to their layers, the bound is infinite or holds."""
+"""User modules: after any change to their layers, the bound holds or is infinite."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Amplified(nn.Linear):
 
 
 class LoRALinear(nn.Linear):
-    """As libraries of low-rank adapters write it."""
+    """A low-rank adapter as common libraries write it."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__(n_in, n_out, bias=False)
@@ -42,7 +42,7 @@ class LoRALinear(nn.Linear):
 
 
 class Times(nn.Module):
-    """A parametrization that nothing is known of."""
+    """An unknown parametrization."""
 
     def forward(self, weight):
         return (3 + torch.rand(())) * weight
@@ -289,7 +289,7 @@ def test_compositions_of_known_layers_have_a_finite_bound(data, seed):
 
 @pytest.mark.parametrize("name", sorted((CHANGES | LINEAR_CHANGES).keys() - KNOWN))
 def test_changes_to_a_module_are_detected(name):
-    """The block is built first: a certificate is looked at when it is used."""
+    """The block is built before the change: certificates are checked when they are used."""
     layer = nn.Linear(WIDTH, WIDTH)
     block = ia.flows.Residual(nn.Sequential(layer, nn.Tanh()))
     assert block.lipschitz_bound() < torch.inf

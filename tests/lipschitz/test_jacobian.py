@@ -1,4 +1,4 @@
-"""Products with the Jacobian are those of the dense matrix, whatever derivatives the operations have."""
+"""Jacobian products match the dense matrix for every kind of derivative that operations define."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Estimates lie on their side of the truth and reach it."""
+"""Estimates never cross the true value and converge to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bound of a composition holds between any two inputs, and nothing unknown is guessed."""
+"""The bound of a composition holds between any two inputs, and unknown sizes are not guessed."""
 
 from __future__ import annotations
 

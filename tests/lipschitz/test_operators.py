@@ -1,4 +1,4 @@
-"""What a certificate costs: operators of a forward pass, most of which compute norms."""
+"""Cost of a certificate: operators of a forward pass, most of which compute norms."""
 
 from __future__ import annotations
 

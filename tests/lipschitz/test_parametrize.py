@@ -1,4 +1,4 @@
-"""A constrained layer's exact norm never exceeds the coefficient, whatever training does to it."""
+"""A constrained layer's exact norm never exceeds the coefficient during training."""
 
 from __future__ import annotations
 

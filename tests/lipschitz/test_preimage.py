@@ -1,4 +1,4 @@
-"""What is reported as a second preimage is one, and what is not found is not reported."""
+"""Every reported second preimage is one, and none is reported where none exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of one's own: their bound is the one that was registered, as long as it is theirs."""
+"""User layers: the registered bound applies to exactly the class it was registered for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Branches whose exact Jacobian is cheap, and the statistical assertion used throughout."""
+"""Branches with a cheap exact Jacobian, and the shared statistical assertion."""
 
 from __future__ import annotations
 

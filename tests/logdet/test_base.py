@@ -1,4 +1,4 @@
-"""What holds of every estimator, wherever it is used."""
+"""Properties of every log-determinant estimator."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from invertible_attention.logdet import Exact, Series
 
 
 def remainder(tolerance: float, layer, x) -> torch.Tensor:
-    """How far the value is from that of a far smaller tolerance, with the same probes."""
+    """Difference from the value at a far smaller tolerance with the same probes."""
     values = []
     for chosen in (tolerance, 1e-9):
         layer.logdet = Series(tolerance=chosen)
@@ -41,7 +41,7 @@ def test_the_remainder_is_below_the_tolerance_for_convolutions(tolerance: float)
 
 @pytest.mark.parametrize("factor", [0.9, -0.9])
 def test_poor_linear_part_keeps_the_tolerance(factor: float):
-    """The short series diverges there, and the one that is certified takes over."""
+    """The short series diverges, and the certified one takes over."""
 
     class Part:
         def apply(self, v, *, transposed=False):

@@ -1,4 +1,4 @@
-"""Estimates from the linear part of attention are those of the exact log-determinant, with a fraction of the noise."""
+"""Estimates with the linear part as control variate match the exact log-determinant with less noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make(
     prior: bool = False,
     kind: str = "initial",
 ):
-    """A layer as it is initialized, as training makes it, or as sharp as an adversary makes it."""
+    """A layer as initialized, like a trained one, or with adversarially sharp weights."""
     torch.manual_seed(0)
     layer = ia.InvertibleAttention(
         CHANNELS,
@@ -61,7 +61,7 @@ def value_and_gradient(
 
 @pytest.fixture
 def frequent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let what is left be estimated every other time: nothing is biased whatever the chance, and it is seen here."""
+    """Estimate the remainder every other time: unbiased for any probability, and visible in a test."""
     monkeypatch.setattr(remainder, "_RAREST", 0.5)
 
 
@@ -140,7 +140,7 @@ def test_unbiased_with_context(context):
 
 @pytest.mark.parametrize("gradient", ["autograd", "neumann"])
 def test_control_variate_reduces_the_bias_of_the_truncated_series(gradient):
-    """What five terms leave out is that of a small difference, in value and gradient."""
+    """The truncation error of five terms is that of a small remainder, in value and gradient."""
     layer, x = make("embedded_gaussian", kind="trained")
     layer.logdet = ia.Exact()
     truth, slope = value_and_gradient(layer, x, None)
@@ -238,7 +238,7 @@ DIM = 64
 
 @pytest.mark.parametrize("training", [False, True])
 def test_poor_linear_part_for_one_sample_keeps_both_estimates_finite(training):
-    """As where most tokens are projected on the ball: the series of what the linear part leaves would grow."""
+    """As when most tokens are projected on the ball: the series of the remainder would grow."""
     torch.manual_seed(0)
     branch, x = Multiples(-0.89, 0.1, reference=-0.9), torch.ones(2, DIM, dtype=torch.float64)
     with torch.no_grad():

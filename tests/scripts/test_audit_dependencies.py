@@ -1,4 +1,4 @@
-"""What the audit of dependencies concludes from what pip-audit says; nothing is asked of any service."""
+"""Conclusions of the dependency audit from pip-audit's output, without querying any service."""
 
 from __future__ import annotations
 

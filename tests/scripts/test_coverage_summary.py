@@ -1,4 +1,4 @@
-"""The summary of what tests reach counts lines and branches, in total and by package."""
+"""The coverage summary counts lines and branches, in total and by package."""
 
 from __future__ import annotations
 

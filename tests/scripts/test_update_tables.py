@@ -1,4 +1,4 @@
-"""The tables of the README and the documentation are those of the files under results/, whatever is there of them."""
+"""Tables of the README and the documentation match the files under results/."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def network(c: float, size: int, seed: int) -> Branch:
 
 
 def attention(c: float, size: int, seed: int) -> Branch:
-    """Row-normalised Gaussian attention over ``size`` tokens of one channel each, with its certificate spent.
+    """Row-normalized Gaussian attention over ``size`` tokens of one channel each, at its certified limit.
 
     Tokens are projected on the unit ball; there the constant is at most √M + (1 + √M) with M = e².
     """
@@ -78,14 +78,14 @@ def attention(c: float, size: int, seed: int) -> Branch:
 
 @pytest.fixture(scope="session")
 def contractions() -> dict[str, Callable[[float, int, int], Branch]]:
-    """Makers ``(c, size, seed) -> g`` of branches on ``(B, size)`` with Lipschitz constant at most ``c``."""
+    """Factories ``(c, size, seed) -> g`` of branches on ``(B, size)`` with Lipschitz constant at most ``c``."""
     makers = (linear, rotation, stretching, badly_scaled, network, attention)
     return {make.__name__: make for make in makers}
 
 
 @pytest.fixture(scope="session")
 def wild() -> dict[str, Callable[[float, int, int], Branch]]:
-    """Makers ``(gain, size, seed) -> g`` of branches that are no contractions, some not injective with x."""
+    """Factories ``(gain, size, seed) -> g`` of non-contractive branches, some with non-injective x + g(x)."""
     return {
         "linear": linear,
         "rotation": rotation,
@@ -116,6 +116,6 @@ def counting() -> Callable[[Branch], SimpleNamespace]:
 
 @pytest.fixture
 def untyped(pytestconfig: pytest.Config) -> None:
-    """For tests that pass wrong types to see the library's own error."""
+    """Disables run-time type checks for tests of the library's own errors."""
     if pytestconfig.getoption("--typecheck"):
         pytest.skip("the run-time type checker refuses this before the library can")

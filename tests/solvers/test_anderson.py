@@ -85,7 +85,7 @@ def test_batch_with_one_singular_sample_solves_the_others():
 
 
 def misleading(x: Tensor) -> Tensor:
-    """A contraction whose slope jumps between -0.9 and 0.9 on a fine scale: secants point anywhere."""
+    """A contraction whose slope jumps between -0.9 and 0.9 on a fine scale: secants are misleading."""
     folded = torch.remainder(x, 0.2)
     return 0.9 * torch.minimum(folded, 0.2 - folded)
 
@@ -120,7 +120,7 @@ def test_residual_shrinks_at_the_guaranteed_rate_over_any_window(lipschitz: floa
 
 
 class Preconditioned:
-    """A branch with a preconditioner of a given factor, which only some branches deserve."""
+    """A branch with a preconditioner of a given factor, right or wrong."""
 
     def __init__(self, branch, factor: float):
         self.branch, self.factor = branch, factor

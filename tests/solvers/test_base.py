@@ -1,4 +1,4 @@
-"""What every solver promises, checked on each of them."""
+"""Guarantees shared by every solver."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Once(torch.autograd.Function):
 
 
 class Offered:
-    """A branch that brings its own product."""
+    """A branch with its own Jacobian product."""
 
     def __call__(self, x: Tensor, shift: Tensor) -> Tensor:
         return smooth(x, shift).detach()

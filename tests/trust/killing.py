@@ -1,4 +1,4 @@
-"""Kill a run at random moments, resume it until it is done, and compare it with one that was left alone.
+"""Kill a run at random times, resume it until it finishes, and compare it with an uninterrupted one.
 
 Run by hand for as many moments as wanted; the test suite takes two::
 
@@ -69,13 +69,13 @@ def density() -> Run:
 
 
 def tiny_density(**settings: Any) -> Density:
-    """Return a density that is trained in a moment."""
+    """Return a density that trains within seconds."""
     tiny = {"blocks": (1,), "hidden_channels": 4, "batch_size": 16}
     return Density.choose(quick=True, **tiny | settings)
 
 
 def train_density(folder: Path, configuration: Density, **options: Any) -> dict[str, Any]:
-    """Train a density without a word, and return its results."""
+    """Train a density silently, and return its results."""
     return train_run(configuration, output=folder, device="cpu", draws=1, console=silent(), **options)
 
 
@@ -112,7 +112,7 @@ def forked(run: Run, folder: Path, resume: bool, kill_after: float | None) -> in
 
 
 def damaged(folder: Path) -> list[str]:
-    """Return what cannot be read whole of what a run left under final names, one phrase each."""
+    """Return the final files of a run that cannot be read completely, one phrase each."""
     wrong = []
     files = [path for path in folder.rglob("*") if path.is_file()]
     # Logs are appended to, and what begins with a dot is not finished.
@@ -125,7 +125,7 @@ def damaged(folder: Path) -> list[str]:
 
 
 def read_whole(path: Path) -> None:
-    """Read a file to its end; raise where it has none."""
+    """Read a file completely; raise if it is truncated."""
     import torch
     from PIL import Image
     from safetensors.torch import load_file
@@ -152,7 +152,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 @dataclass
 class Outcome:
-    """What came of a run that was killed again and again.
+    """The outcome of a run that was killed repeatedly.
 
     Args:
         experiment: which.
@@ -172,7 +172,7 @@ class Outcome:
     mismatches: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, with how many kills fell where."""
+        """Return JSON values, with the number of kills per stage."""
         counts = Counter(kill["stage"] for kill in self.kills)
         return {
             "schema": "invertible-attention/kills/1",
@@ -188,7 +188,7 @@ class Outcome:
 
 
 def stage(folder: Path, networks: int) -> str:
-    """Return which of :data:`STAGES` a run was at, from what it left.
+    """Return which of :data:`STAGES` a run had reached, judged from its files.
 
     Args:
         folder: of the run.
@@ -205,7 +205,7 @@ def stage(folder: Path, networks: int) -> str:
 
 
 def kill_and_resume(experiment: str, moments: int, seed: int, scratch: Path) -> Outcome:
-    """Kill a run at ``moments`` random moments, always resuming it, and check it after each and at the end.
+    """Kill and resume a run at ``moments`` random times; check it after each and at the end.
 
     A run that gets done before its moment begins anew in another folder.
     """
@@ -252,7 +252,7 @@ def interrupt(
 
 
 def check_whole(folder: Path, expected: dict[str, bytes]) -> list[str]:
-    """Return what is wrong with a run that got done, one phrase each."""
+    """Return the faults of a finished run, one phrase each."""
     wrong = damaged(folder)
     found = weights(folder)
     wrong += [f"other weights in {name}" for name in expected if found.get(name) != expected[name]]
@@ -264,7 +264,7 @@ def check_whole(folder: Path, expected: dict[str, bytes]) -> list[str]:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Return the files that a run had begun to write."""
+    """Return the partially written files of a run."""
     return sorted(path for path in folder.rglob(".*") if path.name != ".lock")
 
 

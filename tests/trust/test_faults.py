@@ -1,4 +1,4 @@
-"""Disks, folders, images and checkpoints that fail a run: one clear error each, and nothing is lost."""
+"""Failing disks, folders, images and checkpoints: one clear error each, without losing results."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_run_killed_at_random_times_matches_an_uninterrupted_one(experiment: str
 
 @pytest.fixture
 def left_alone(tmp_path: Path) -> Path:
-    """A folder as a run leaves it that was not interrupted, in little."""
+    """A small imitation of an uninterrupted run's folder."""
     write_json(tmp_path / "configuration.json", {})
     write_json(tmp_path / "results.json", {})
     (tmp_path / "report.html").write_text("<html></html>\n")
@@ -129,7 +129,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(
 
 
 def limited(write: Any) -> None:
-    """Call with files limited to 4 kB, as a disk is that has no more room."""
+    """Call with files limited to 4 kB, like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -176,7 +176,7 @@ def test_full_disk_is_one_clear_error_for_every_writer(tmp_path: Path, write: An
 def test_run_resumes_after_a_full_disk(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Room runs out at every file in turn: each time the run ends in one error, and the next goes further."""
+    """The disk fills up at every file in turn: each run ends in one error, and the next gets further."""
     folder, sync, room = tmp_path / "run", os.fsync, [0]
 
     def fsync(descriptor: int) -> None:

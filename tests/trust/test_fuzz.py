@@ -1,4 +1,4 @@
-"""Whatever is given, to the library or on the command line: a right answer, or an error that was documented."""
+"""Random input to the library and the command line gives a right answer or a documented error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ few = settings(deadline=None, max_examples=30, suppress_health_check=list(Health
 
 
 def documented(error: Exception, shown: str = "") -> None:
-    """Check that an error says something."""
+    """Check that an error has a message."""
     assert str(error)
     assert shown in str(error)
 

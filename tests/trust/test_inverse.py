@@ -1,4 +1,4 @@
-"""The inverse never lies: not of layers that have none, and not about how far it is from the truth."""
+"""Inverses are never reported wrongly: neither their convergence nor their error bound."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def rounding(layer: ia.Residual, value: Tensor, z: Tensor) -> Tensor:
 
 
 def check_honest(layer: ia.Residual, z: Tensor) -> ia.Solution:
-    """Solve, and compare what is said with what is true; return the solution."""
+    """Solve and compare the reported values with the true ones; return the solution."""
     with torch.no_grad():
         solution = layer.solve_inverse(z)
         tolerance = layer.solver.tolerance or TOLERANCES[z.dtype]
@@ -141,7 +141,7 @@ def test_non_invertible_maps_are_reported(kind, strength, reachable, solver, dty
 
 
 def test_both_outcomes_occur():
-    """A layer that always failed, or never, would make the tests above worthless."""
+    """If a layer always or never failed, the tests above would be vacuous."""
     outcomes = {"converged": 0, "failed": 0, "elsewhere": 0}
     for seed in range(12):
         torch.manual_seed(seed)

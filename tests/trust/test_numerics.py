@@ -1,4 +1,4 @@
-"""Arithmetic at its limits: determinism, subnormal, huge and tiny numbers, depth in bfloat16, a thousand trips."""
+"""Numerical limits: determinism, subnormal and huge numbers, depth in bfloat16, a thousand round trips."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_zero_input(response):
 
 @pytest.mark.slow
 def test_thousand_round_trips_stay_within_their_error_bounds():
-    """Each trip may be off by its own bound. They add up, and nothing multiplies."""
+    """The error of each round trip is within its bound, and errors add instead of multiplying."""
     layer = make("gaussian", constraint=ia.Certified(0.3))
     start = x = torch.randn(1, 8, 3)
     allowed, steps = 0.0, []

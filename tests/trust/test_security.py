@@ -1,4 +1,4 @@
-"""Nothing that is read can run code, leave its folder, or fill the memory."""
+"""Files that are read cannot run code, escape their folder, or exhaust memory."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_pickle_in_place_of_pretrained_weights_is_refused(
 
 
 def test_checkpoint_with_foreign_objects_is_refused(tmp_path: Path) -> None:
-    """Of classes only tensors and plain containers are allowed, also where building them would be harmless."""
+    """Only tensors and plain containers are loaded, even where other classes would be harmless."""
     torch.save({"state_dict": torch.nn.Linear(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(ExperimentError, match="damaged"):
         open_checkpoint(tmp_path)

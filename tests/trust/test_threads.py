@@ -1,4 +1,4 @@
-"""Sampling and training at once, two models: no gradient is lost and nothing is raised."""
+"""Concurrent sampling and training of two models: no gradient is lost and no exception raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train and sample two models at once, in threads that share them, and count gradients lost and exceptions raised.
+"""Train and sample two models concurrently in threads that share them; count lost gradients and exceptions.
 
 Run by hand for as long as wanted; the test suite takes a few seconds::
 
@@ -53,7 +53,7 @@ def parametrized(layer: nn.Linear) -> nn.Module:
 
 
 class Watch:
-    """Counts what every thread did, and what went wrong in it.
+    """Counts the actions and errors of every thread.
 
     Args:
         seconds: How long the threads run.
@@ -65,7 +65,7 @@ class Watch:
         self._end = time.monotonic() + seconds
 
     def repeat(self, name: str, action: Callable[[], int]) -> None:
-        """Call ``action``, which returns how many gradients were lost, until the time is over."""
+        """Call ``action``, which returns the number of lost gradients, until the time is over."""
         while time.monotonic() < self._end:
             try:
                 self.counts[f"{name}: gradients lost"] += action()
@@ -75,7 +75,7 @@ class Watch:
 
 
 def actions(flow: flows.Flow) -> dict[str, Callable[[], int]]:
-    """Return what is done to a model at once."""
+    """Return the actions that run concurrently on a model."""
     data = torch.randn(8, *SHAPE)
     flow.initialize(data)
     optimizer = torch.optim.Adam(flow.parameters(), 1e-4)
@@ -107,7 +107,7 @@ def _is_there(gradient: Tensor | None) -> bool:
 
 
 def watch(seconds: float) -> Watch:
-    """Let all threads run for so many seconds, and return what was seen."""
+    """Run all threads for some seconds, and return the counts."""
     result = Watch(seconds)
     threads = [
         threading.Thread(target=result.repeat, args=(f"{name}, {kind}", action))
@@ -122,7 +122,7 @@ def watch(seconds: float) -> Watch:
 
 
 def main() -> None:
-    """Read the command line, watch, and exit with 1 where anything went wrong."""
+    """Parse the command line, watch, and exit with 1 after any error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="How long. Default: 10.")
     parser.add_argument("--output", type=Path, help="JSON file for the counts.")

@@ -82,7 +82,7 @@ IDS = [f"{form.combine}-{form.phi}-{form.normalization}-{name}" for form, name i
 
 
 def derivatives(form: Form, implementation: str, tensors: tuple[Tensor, ...], order: int) -> list[Tensor]:
-    """Output, then random contractions' gradients up to an order: wrong anywhere, wrong here."""
+    """Output, then gradients of random contractions up to an order, which expose any wrong derivative."""
     inputs = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     generator = torch.Generator().manual_seed(1)
 

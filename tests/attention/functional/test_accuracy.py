@@ -1,4 +1,4 @@
-"""What rounding costs: float32 against float64, half precision, extreme scores, and NaN that stays where it is."""
+"""Rounding errors: float32 against float64, half precision, extreme scores, and NaN that stays in its sample."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_nan_stays_in_its_sample(name: str, position: int, poison: float):
 @given(pair=st.sampled_from(POSITIVE), seed=st.integers(0, 999), log_scale=st.floats(-2, 3))
 @settings(deadline=None, max_examples=40)
 def test_weights_sum_to_one(pair: tuple[Form, str], seed: int, log_scale: float):
-    """With equal values, what is normalized is seen directly."""
+    """With equal values the output shows the sum of the weights."""
     form, name = pair
     query, key, value = problem(form, scale=10**log_scale, seed=seed)
     value = torch.ones_like(value)

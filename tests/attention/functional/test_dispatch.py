@@ -1,4 +1,4 @@
-"""Which implementation runs, what the table says about it, and how wrong calls are refused."""
+"""Choice of the implementation, the table that describes it, and errors for wrong calls."""
 
 from __future__ import annotations
 

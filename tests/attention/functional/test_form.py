@@ -1,4 +1,4 @@
-"""Each φ against its definition in many digits, far beyond where the definition itself survives in floating point."""
+"""Each φ against its definition in high precision, also where it overflows in floating point."""
 
 from __future__ import annotations
 

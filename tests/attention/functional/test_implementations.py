@@ -1,4 +1,4 @@
-"""Every implementation of every form is the N×N attention: values, first and second derivatives."""
+"""Every implementation of every form matches N×N attention: values, first and second derivatives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("small_strips")
 
 
 def tolerance(form: Form, name: str) -> dict[str, float]:
-    """Rounding, but for second derivatives of the one expansion that is not exact."""
+    """Rounding, except for second derivatives of the one inexact expansion."""
     return (
         {"rtol": 1e-9, "atol": 1e-9}
         if (form.phi, name) == ("softplus", "sorted")

@@ -1,4 +1,4 @@
-"""Positional priors and padding masks: what they mean, and that every implementation that takes them agrees."""
+"""Positional priors and padding masks: their definition, and agreement of every implementation that takes them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def gradients(out: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("name", ["reference", "blocked"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_masking_equals_removing_the_tokens(form: Form, name: str):
-    """Padded tokens, whatever is in them, change nothing; the others see a shorter set."""
+    """Padded tokens have no effect for any content; the others see a shorter set."""
     query, key, value = problem(form, batch=2, queries=8, keys=8)
     mask = torch.tensor([[1, 0, 1, 1, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1, 1]], dtype=torch.bool)
     short = run(form, "reference", *(tensor[:1][:, :, mask[0]] for tensor in (query, key, value)))
@@ -164,7 +164,7 @@ def test_prior_factor_of_wrong_shape_is_refused():
 @given(form=st.sampled_from(POSITIVE), tokens=st.integers(1, 12), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=25)
 def test_causal_prior(name: str, form: Form, tokens: int, seed: int):
-    """With a causal prior the past does not depend on the future."""
+    """With a causal prior earlier tokens do not depend on later ones."""
     if form.normalization in ("column", "all"):
         return  # there the normalizer itself looks ahead
     query, key, value = problem(form, queries=tokens, keys=tokens, seed=seed)

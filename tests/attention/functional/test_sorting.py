@@ -1,4 +1,4 @@
-"""The parts of attention by sorting: expansions of φ against φ, decayed running sums against their matrix."""
+"""Parts of sorted attention: expansions of φ against φ, decayed running sums against their matrix."""
 
 from __future__ import annotations
 

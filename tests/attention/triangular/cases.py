@@ -1,4 +1,4 @@
-"""Triangular layers with weights far from their initial values, and what their Jacobian is."""
+"""Triangular layers with weights far from initialization, and their Jacobian."""
 
 from __future__ import annotations
 

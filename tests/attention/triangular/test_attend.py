@@ -1,4 +1,4 @@
-"""Causal attention of any response, against its definition, with first and second derivatives."""
+"""Causal attention of every response against its definition, with first and second derivatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a triangular layer takes, refuses and survives: masks, contexts, precisions, transforms, storage."""
+"""Contract of triangular layers: masks, contexts, precisions, transforms, storage, and refused arguments."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_padded_context_tokens_are_ignored():
 
 
 class Peeking(nn.Module):
-    """Sees the token ``ahead`` places after each, and the token before it."""
+    """Reads the token ``ahead`` places later, and the token before."""
 
     def __init__(self, ahead: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def test_module_causal_in_another_order_is_refused():
 
 
 class MaskedConvolution(nn.Conv2d):
-    """Sees the rows above and, in its own, what is to the left."""
+    """Reads the rows above and the tokens to the left."""
 
     def forward(self, x):
         size = self.kernel_size[0] // 2

@@ -1,4 +1,4 @@
-"""The laws of what is invertible by order, in float64: triangular, exact determinant, inverse, derivatives."""
+"""Laws of triangular layers in float64: triangular Jacobian, exact determinant, inverse, derivatives."""
 
 from __future__ import annotations
 

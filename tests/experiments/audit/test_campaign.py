@@ -1,4 +1,4 @@
-"""The long search: resumable, the same for any number of processes, and clear when it cannot run."""
+"""The search campaign: resumable, independent of the number of processes, with clear errors."""
 
 from __future__ import annotations
 

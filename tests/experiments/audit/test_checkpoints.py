@@ -1,4 +1,4 @@
-"""Networks the experiments wrote are opened with their inputs, audited block by block, and attacked."""
+"""Networks stored by the experiments are opened with their inputs, audited block by block, and attacked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CELLS = [Cell("concatenation", kind, "column", 1) for kind in ("certified", "rel
 
 @pytest.fixture(scope="module")
 def reconstructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder as ``reconstruct`` leaves it, with networks that are not trained."""
+    """A run's folder as ``reconstruct`` writes it, with untrained networks."""
     root = tmp_path_factory.mktemp("reconstruct")
     configuration = Reconstruct(size=(12, 12), responses=("concatenation",))
     write_json(root / "configuration.json", configuration.to_json())

@@ -1,4 +1,4 @@
-"""The command's arguments: what is run, and what is refused."""
+"""Arguments of the audit command: what runs, and what is refused."""
 
 from __future__ import annotations
 

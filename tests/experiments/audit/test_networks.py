@@ -1,4 +1,4 @@
-"""Blocks of whole networks: traced, evaluated exactly, and held to their bounds."""
+"""Blocks of whole networks: traced, evaluated exactly, and checked against their bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search says on the terminal, and what an audit draws, of results with something in them or nothing."""
+"""Terminal output of a search and figure of an audit, with and without findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search measures exactly, comes close to the bound, and finds a bound that is wrong."""
+"""The search measures exactly, approaches the bound, and detects a wrong bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, and draws its conclusions from its own numbers."""
+"""The benchmark measures what it names, and derives its claims from its own numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The authors' code is timed from a checkout; here from one that only looks like it."""
+"""Timing the authors' code from a checkout, here an imitation of one."""
 
 from __future__ import annotations
 

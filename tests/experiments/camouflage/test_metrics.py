@@ -1,4 +1,4 @@
-"""The scores against values computed independently, and against the field's reference toolbox."""
+"""Scores against independently computed values and the field's reference toolbox."""
 
 from __future__ import annotations
 

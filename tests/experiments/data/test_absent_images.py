@@ -1,4 +1,4 @@
-"""Images that are not where they should be: each is one error that says which, and what to do."""
+"""Missing images: one error each, naming the image and the remedy."""
 
 from __future__ import annotations
 

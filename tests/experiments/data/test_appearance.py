@@ -1,4 +1,4 @@
-"""Images are what a viewer shows of their files, or refused, whatever reads them."""
+"""Every reader decodes images as a viewer shows them, or refuses them."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def transparency(value: int) -> tuple[bytes, bytes]:
 
 
 def shown() -> dict[str, tuple[bytes, np.ndarray]]:
-    """Files, and what every viewer shows of them, gray or in RGB."""
+    """Files, and their pixels as every viewer shows them, gray or RGB."""
     color = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], -1)
     color_bytes = (color >> 8).astype(np.uint8)
     small = BYTES >> 4
@@ -197,7 +197,7 @@ def shown() -> dict[str, tuple[bytes, np.ndarray]]:
 
 
 def unclear() -> dict[str, tuple[bytes, str]]:
-    """Files of which nothing says what they look like, and what is said of them."""
+    """Ambiguous files, and the error message for each."""
     unit = (RAMP / 65535).astype(np.float32)
     return {
         "float TIFF": (tiff(unit), "floating-point values, from 0 to 1,"),
@@ -247,7 +247,7 @@ def from_upload(path: Path) -> Image.Image:
 
 
 def for_detection(path: Path) -> Image.Image:
-    """What a detector is trained on, before it is scaled."""
+    """The image a detector trains on, before resizing."""
     from invertible_attention.experiments.camouflage.data import Pair, cache
 
     mask = path.with_name("mask.png")

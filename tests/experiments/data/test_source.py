@@ -1,4 +1,4 @@
-"""How large an image may be: one limit wherever images are read, whatever the program does with warnings."""
+"""Size limit of images: the same in every reader, independent of warning filters."""
 
 from __future__ import annotations
 

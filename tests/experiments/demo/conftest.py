@@ -1,4 +1,4 @@
-"""What the demo computes of a small picture."""
+"""Results of the demo for a small picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: a picture is uploaded, the results appear, a pixel is chosen by mouse and keyboard.
+"""The demo in a real browser: upload, results, and choosing a pixel by mouse and keyboard.
 
 Screenshots at the widths of a desktop and of a phone are left in the test's temporary folder.
 """
@@ -120,7 +120,7 @@ def screenshot(browser: Any, path: Path, width: int) -> None:
 
 
 def upload_and_run(browser: Any, path: Path, expected: str) -> None:
-    """Upload a picture, press Run, and wait for an answer that is not the one before."""
+    """Upload a picture, press Run, and wait for a new result."""
     from selenium.webdriver.support.expected_conditions import staleness_of
 
     clear = browser.find_elements("css selector", "#upload button[aria-label='Clear']")
@@ -137,7 +137,7 @@ def upload_and_run(browser: Any, path: Path, expected: str) -> None:
 
 @pytest.fixture(scope="module")
 def finished(browser: Any, address: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The page after a picture went through."""
+    """The page after a picture was computed."""
     folder = tmp_path_factory.mktemp("page")
     resize(browser, 1280)
     browser.get(address)

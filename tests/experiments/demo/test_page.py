@@ -1,4 +1,4 @@
-"""What the page does with what a visitor gives it, without a browser."""
+"""The demo's callbacks for a visitor's input, without a browser."""
 
 from __future__ import annotations
 

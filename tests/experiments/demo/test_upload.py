@@ -20,7 +20,7 @@ def save(path: Path, image: Image.Image, **options: object) -> Path:
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it is of any size: a decompression bomb's beginning."""
+    """A PNG of a few bytes with any size in its header: the beginning of a decompression bomb."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + content))

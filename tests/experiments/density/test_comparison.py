@@ -45,7 +45,7 @@ def study(rows: list[dict], cells: list[dict] | None = None) -> dict:
 
 
 def cell_of(run: dict) -> dict:
-    """A run as a study keeps it, of what a report needs."""
+    """A run as a study stores it, with the fields a report needs."""
     score = {"standard_error": None, "sampling_error": None, "draws": 1, "images": 4, "not_finite": 0}
     score |= {"estimator": "Exact()", "exact": True, "spectral_radius": None}
     return run | {

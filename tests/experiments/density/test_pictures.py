@@ -22,7 +22,7 @@ from invertible_attention.flows import Dequantize, DiagonalGaussian, Flatten, Fl
 
 
 class Fails(Flatten):
-    """Cannot invert what begins with a negative number."""
+    """Fails to invert samples whose first number is negative."""
 
     def _inverse(self, z: Tensor, mask: Tensor | None) -> Tensor:
         good = z[:, 0] >= 0

@@ -1,4 +1,4 @@
-"""A density that is trained once, and what is then said of it."""
+"""Training, evaluating and sampling one density, and its reports."""
 
 from __future__ import annotations
 

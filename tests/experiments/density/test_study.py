@@ -1,4 +1,4 @@
-"""A study of densities: what is added to it, what is missing, and what an earlier version left."""
+"""A study of densities: extension, failed variants, and folders of an earlier version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cost of attention is shown in units of the same flow without."""
+"""The cost of attention is shown relative to the same flow without it."""
 
 from __future__ import annotations
 

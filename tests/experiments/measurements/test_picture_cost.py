@@ -1,4 +1,4 @@
-"""Seconds and memory of a photograph, by its size."""
+"""Time and memory of reconstructing a photograph, by its size."""
 
 from __future__ import annotations
 

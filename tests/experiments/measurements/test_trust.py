@@ -1,4 +1,4 @@
-"""Mutants are counted by what was judged of them, and kills by where they fell."""
+"""Mutants are counted by judgment, and killed runs by phase."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures are inverted at their own size, and what came back is written as PNG."""
+"""Pictures are inverted at their own size, and the reconstructions written as PNG."""
 
 from __future__ import annotations
 

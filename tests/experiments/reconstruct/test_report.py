@@ -59,7 +59,7 @@ def page(finished: Finished) -> Page:
 
 
 def relabelled(finished: Finished, dataset: str, size: list[int], title: str | None = None) -> dict[str, Any]:
-    """The same measurements as if they had been made on another dataset."""
+    """The same measurements labeled as another dataset."""
     from invertible_attention.experiments.published import reconstruction_table
 
     results = json.loads(json.dumps(finished.results))

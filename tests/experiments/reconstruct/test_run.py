@@ -89,14 +89,14 @@ def check(value: Any, schema: Any, path: str = "cell") -> None:
 
 
 def strip(result: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what may differ between two equal runs: time, machine, seconds."""
+    """Remove fields that may differ between equal runs: time, machine, seconds."""
     plain = json.loads(json.dumps(result))
     del plain["run"], plain["training"]["seconds"], plain["inverse"]["seconds"]
     return plain
 
 
 def check_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    """Compare all but rounding: the estimate of a constant depends on where in memory its vectors lie."""
+    """Compare up to rounding: the estimate of a constant depends on memory alignment."""
     found = [strip(cell) for cell in found]
     for cell, other in zip(found, expected, strict=True):
         other = json.loads(json.dumps(other))

@@ -27,7 +27,7 @@ class Stop(Exception):
 
 
 class Network(nn.Module):
-    """Something trainable with the shapes of the real one, that can fail on the way."""
+    """A trainable network with the shapes of the real one that can fail during training."""
 
     def __init__(self, stop: int | None = None):
         super().__init__()

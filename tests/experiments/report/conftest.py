@@ -1,4 +1,4 @@
-"""Results of every kind, small, as their commands write them."""
+"""Small results of every kind, as their commands write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pages used to disagree about, held against the files under ``results/``."""
+"""Past disagreements between pages, checked against the files under ``results/``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything under ``results/``, in every form: the same numbers, and nothing omitted."""
+"""Every file under ``results/`` in every output format: the same numbers, and no field omitted."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_terminal_has_every_cell(tables: list[Table], width: int) -> None:
 
 
 def everything(sections: list[Section]) -> str:
-    """All that sections say but their figures, and where their numbers come from."""
+    """All text and tables of sections with their sources, without figures."""
     sources = {
         source.name: source for section in sections for table in section.tables for source in table.sources
     }
@@ -112,7 +112,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def declared(kind: Kind, path: tuple[str, ...]) -> bool:
-    """Whether a kind declares that it does not show a field, or something around it."""
+    """Whether a kind declares a field, or one that contains it, as unshown."""
     for pattern in kind.unshown:
         parts = pattern.split(".")
         if len(parts) <= len(path) and all(a in ("*", b) for a, b in zip(parts, path, strict=False)):
@@ -129,7 +129,7 @@ def changed(value: Any) -> Any:
 
 
 def unnoticed(results: list[Result]) -> list[str]:
-    """Return the fields whose change changes nothing of what is shown, in any of the results of a kind."""
+    """Return the fields whose change alters no output of any result of a kind."""
     seen: dict[tuple[str, ...], bool] = {}
     for result in results:
         before = everything(build_sections([result]))

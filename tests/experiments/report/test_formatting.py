@@ -1,4 +1,4 @@
-"""Numbers of reports: few digits, spreads of repeats, and nothing that looks measured where nothing was."""
+"""Number format of reports: digits, spreads over repeats, missing and nonfinite values."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Folders = Callable[..., list[Path]]
 
 
 class Page(HTMLParser):
-    """What a reader, or a program that reads to one, finds on the page."""
+    """The page's content as a reader or a screen reader finds it."""
 
     def __init__(self, html: str):
         super().__init__()

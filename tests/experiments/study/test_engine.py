@@ -1,4 +1,4 @@
-"""Every cell once, by however many processes; nothing that is done is lost."""
+"""Every cell is computed once by any number of processes, and finished cells are kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = {"size": 3, "cells": ["a"]}
 def toy(
     log: Path, fail: Sequence[str] = (), interrupt: Sequence[str] = (), seconds: float = 0.0
 ) -> Callable[[str, Path, RunProgress], dict[str, Any]]:
-    """Return what computes a cell in two parts, and appends to a log what it does."""
+    """Return a function that computes a cell in two parts and logs each."""
 
     def run_cell(what: str, folder: Path, progress: RunProgress) -> dict[str, Any]:
         def note(text: str) -> None:

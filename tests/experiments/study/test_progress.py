@@ -1,4 +1,4 @@
-"""What the bars of a run say when it ends."""
+"""State of the progress bars at the end of a run."""
 
 from __future__ import annotations
 

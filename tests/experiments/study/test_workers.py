@@ -1,4 +1,4 @@
-"""Where cells are computed: what is refused, and a real Dask cluster."""
+"""Workers: refused settings, and a real Dask cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Caches hold what the files hold, and never that of other files."""
+"""Caches match the image files and are never read for other files."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_cache_is_filled_once(pairs, backbone, tmp_path, monkeypatch) -> None:
 
 
 def test_stale_cache_is_not_read(pairs, backbone, tmp_path) -> None:
-    """A pixel, the order, the size or a weight: whatever is another makes another cache."""
+    """A changed pixel, order, size or weight makes a new cache."""
     CachedImages(pairs, size=22, folder=tmp_path)
     CachedImages(pairs, size=23, folder=tmp_path)
     CachedImages(pairs[::-1], size=22, folder=tmp_path)
