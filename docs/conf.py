@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 project = "invertible-attention"
 author = "The invertible-attention developers"
-copyright = f"2026, {author}. MIT licence"
+copyright = f"2026, {author}. MIT license"
 release = version = installed_version("invertible-attention")
 language = "en"
 

@@ -69,7 +69,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
-    # Several workers share the cores; more threads than one each only wait for each other.
+    # Several workers share the cores; with more than one thread each they only wait for each other.
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
 

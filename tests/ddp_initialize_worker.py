@@ -59,7 +59,7 @@ def main(rank: int, store: str, output: str, way: str, given: str) -> None:
         prepare(flow, way)
     train(DistributedDataParallel(flow), [batch(2).chunk(2)[rank]])
     torch.save(flow.state_dict(), f"{output}{rank}.pt")
-    # Gloo can wait for ever in its teardown when the other process has gone first; what was asked is saved.
+    # Gloo can hang in its teardown if the other process exits first; the results are already saved.
     os._exit(0)
 
 

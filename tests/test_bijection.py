@@ -87,7 +87,7 @@ def refusals():
     for name, (bijection, x) in plain.items():
         for argument in unused:
             for method in METHODS:
-                if name != "double" or "logdet" not in method:  # a user's own are their own
+                if name != "double" or "logdet" not in method:  # user-defined methods are exempt
                     yield (
                         f"{name}-{argument}-{method}",
                         getattr(bijection, method),

@@ -140,7 +140,7 @@ def test_runs_as_a_module() -> None:
         (["--seed", "1.5"], "Invalid value for --seed: 1.5 is not a whole number."),
         (["--epcohs", "3"], "Unknown option: --epcohs. Did you mean --epochs?"),
         (["--resume", "--overwrite"], "Mutually exclusive arguments: {--resume, --overwrite}"),
-        (["--colour", "red"], "--colour"),
+        (["--color", "red"], "--color"),
         (["extra"], "extra"),
         (["--data-dir", "/nowhere/at/all"], '"/nowhere/at/all" does not exist.'),
     ],

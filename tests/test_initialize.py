@@ -186,7 +186,7 @@ def test_uninitialized_state_stays_uninitialized_however_loaded(ways, target):
     torch.testing.assert_close(moved.train()(batch(1.0)), fresh.train()(batch(1.0)))
 
 
-# When parameters are set
+# Time of initialization
 
 PARTS = {
     "actnorm": lambda: ActNorm(4),
@@ -340,7 +340,7 @@ def test_initialization_synchronizes_the_device_once():
         layer(x)
         layer.eval().inverse(x)
     assert OnDevice.waited == 2
-    layer.initialized.zero_()  # which nobody tells the host of
+    layer.initialized.zero_()  # without notifying the host
     with pytest.raises(RuntimeError, match="is not initialized"):
         layer(x)
     layer.load_state_dict(ActNorm(4).state_dict())
@@ -369,7 +369,7 @@ def test_two_processes_with_one_initialized_agree(two_processes, way, processes)
     states, module = two_processes(WORKER, way, processes)
     flow = module.prepared(way if "0" in processes else "nothing")
     if "0" not in processes:
-        flow(module.batch(2))  # what is set from data is set from both processes' first batches together
+        flow(module.batch(2))  # initialization uses both processes' first batches together
     module.train(flow, module.batch(2).chunk(2))
     for state in states:
         torch.testing.assert_close(state, dict(flow.state_dict()))

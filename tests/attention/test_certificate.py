@@ -53,7 +53,7 @@ def test_gradient_ascent_on_input_and_weights_stays_below_the_bound(response, no
         tokens = 1 if heads == 2 and bias else 4
         x = torch.randn(3, 4, tokens, dtype=torch.float64)
         worst = max(worst, attack_layer(layer, x, steps=60).worst_ratio)
-    # A search that finds nothing near the bound would prove nothing.
+    # A search far below the bound would prove nothing.
     assert 0.3 < worst <= 1 + ROUNDING
 
 
@@ -137,7 +137,7 @@ def test_the_bound_is_differentiable_in_every_weight_it_depends_on(response):
     bound = layer.lipschitz_bound()
     assert bound < 0.999  # otherwise it is the constant c, with no gradient
     bound.backward()
-    # Neither what is added to the output nor what cancels in the normalisation can matter.
+    # Neither additive terms of the output nor those that cancel in the normalization matter.
     free = {"branch.out_bias"} | (
         {"branch.response.query_bias"} if response == "embedded_gaussian" else set()
     )

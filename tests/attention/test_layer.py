@@ -420,7 +420,7 @@ def test_every_parameter_learns(response):
     layer(2 * torch.randn(2, 4, 6)).square().sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name
-        # The embedded Gaussian's query bias cancels in the column normalisation.
+        # The embedded Gaussian's query bias cancels in the column normalization.
         if not (response == "embedded_gaussian" and name.endswith("query_bias")):
             assert parameter.grad.abs().max() > 0, name
 

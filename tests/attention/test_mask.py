@@ -148,7 +148,7 @@ def test_causal_rows_do_not_see_later_tokens():
 def test_causal_column_normalization_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="logarithm"):
         ia.InvertibleAttention(4, normalization="column", causal=True)
-    # without a promise there is nothing to refuse
+    # without a certificate nothing is refused
     ia.InvertibleAttention(4, constraint=ia.Relaxed(), normalization="column", causal=True)
 
 

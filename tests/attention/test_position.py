@@ -277,7 +277,7 @@ def test_scale_depends_on_the_samples_own_mask():
     z = layer(x, mask=mask)
     for i in range(3):
         torch.testing.assert_close(layer(x[i : i + 1], mask=mask[i : i + 1])[0], z[i])
-    torch.testing.assert_close(layer(x[:1]), z[:1])  # a mask that hides nothing costs nothing
+    torch.testing.assert_close(layer(x[:1]), z[:1])  # a mask without padding has no effect
 
 
 def test_prior_with_vanishing_sums_has_a_finite_bound():

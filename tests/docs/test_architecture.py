@@ -16,7 +16,7 @@ ROWS = {
     for question, where in re.findall(r"^\| (.+?\?) \| (.+) \|$", PAGE, re.MULTILINE)
 }
 
-# What a maintainer asks, the row that is read for it, and what the answer is called.
+# A maintainer's question, the row that answers it, and the name of the answer.
 QUESTIONS = [
     (
         "Anderson takes a step that makes the residual worse: where does it fall back?",

@@ -58,7 +58,7 @@ def test_only_partial_files_are_removed(tmp_path: Path, name: str) -> None:
         temporary.write_text("half a res")
         os.link(temporary, tmp_path / "cells" / "kept")
         killed_at = temporary
-    os.link(tmp_path / "cells" / "kept", killed_at)  # as a kill would have left it
+    os.link(tmp_path / "cells" / "kept", killed_at)  # as after a kill
     for other in mine:
         (tmp_path / other).touch()
     remove_unfinished(tmp_path)

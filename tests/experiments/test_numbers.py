@@ -113,7 +113,7 @@ def test_small_run_reproduces_the_stored_numbers(name: str, tmp_path: Path) -> N
     found, stored = run(name, tmp_path), json.loads(STORED.read_text())[name]
     assert set(found) >= set(stored)
     for path, expected in stored.items():
-        # Another processor rounds otherwise; another seed, order or method is farther away.
+        # Another processor rounds differently; another seed, order or method differs more.
         close = None if expected is None else pytest.approx(expected, rel=2e-3, abs=2e-5)
         assert found[path] == close, path
 

@@ -23,7 +23,7 @@ def test_published_tables_are_complete() -> None:
 
 @pytest.mark.parametrize("dataset", ["cifar10", "celeba"])
 def test_v_scores_of_table_2_are_multiples_of_one_in_960(dataset: str) -> None:
-    # The last partial batch was dropped, which leaves 15 · 64 test images: a check of the typing.
+    # The last partial batch was dropped, which leaves 15 · 64 test images; catches typing errors.
     for row in TABLE_2[dataset].values():
         images = row.v_score / 100 * 960
         assert images == pytest.approx(round(images), abs=0.01)

@@ -36,11 +36,11 @@ def main(rank: int, store: str, output: str) -> None:
     flow = make_flow()
     parallel = DistributedDataParallel(flow)
     with torch.no_grad():
-        parallel(images(1).chunk(2)[rank])  # sets what is set from data, from both processes' batches
+        parallel(images(1).chunk(2)[rank])  # initializes from both processes' batches
     loss_of(parallel, rank).backward()
     gradients = {name: p.grad for name, p in flow.named_parameters()}
     torch.save({"gradients": gradients, "state": flow.state_dict()}, f"{output}{rank}.pt")
-    # Gloo can wait for ever in its teardown when the other process has gone first; what was asked is saved.
+    # Gloo can hang in its teardown if the other process exits first; the results are already saved.
     os._exit(0)
 
 

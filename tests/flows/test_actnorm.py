@@ -49,7 +49,7 @@ def test_restored_layer_is_not_reinitialized():
     second.load_state_dict(first.state_dict())
     x = torch.randn(4, 2)
     torch.testing.assert_close(second(x), first(x))
-    # and the other way round: a state from before the first batch is set by the next one
+    # conversely, a state from before the first batch is initialized by the next one
     first.load_state_dict(ActNorm(2).state_dict())
     assert first(7 + torch.randn(8, 2)).mean().abs() < 1e-5
 

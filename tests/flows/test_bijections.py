@@ -174,14 +174,14 @@ def test_half_precision_is_storage_only(case, half):
             alone = getattr(low, name)(start)
             assert value.dtype == alone.dtype == half
             assert logdet.dtype == torch.float32
-            # Constrained weights are rounded, and so is what one part of a chain hands to the next.
+            # Constrained weights are rounded, and so are the values between the parts of a chain.
             torch.testing.assert_close(value, expected.to(half), atol=2 * eps, rtol=2 * eps)
             torch.testing.assert_close(alone, value, atol=0, rtol=0)
             torch.testing.assert_close(logdet, expected_logdet, atol=3 * eps, rtol=eps)
         if isinstance(low, Residual):
             solution = low.solve_inverse(start)
             assert solution.converged.all()
-            assert solution.residual.max() < 1e-6  # of the value before it was rounded
+            assert solution.residual.max() < 1e-6  # before rounding of the value
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

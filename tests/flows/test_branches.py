@@ -19,7 +19,7 @@ from invertible_attention.flows import LipschitzConvBranch, LipschitzLinearBranc
 def test_no_pair_of_points_exceeds_the_bound(spatial, activation, coefficient, growth, seed):
     torch.manual_seed(seed)
     branch = LipschitzConvBranch(2, 4, spatial, coefficient=coefficient, activation=activation).double()
-    with torch.no_grad():  # weights far above the constraint, as an optimiser may leave them
+    with torch.no_grad():  # weights far above the constraint, as after a large optimizer step
         for parameter in branch.parameters():
             parameter.mul_(growth)
     x = 3 * torch.randn(1, 2, *spatial, dtype=torch.float64)

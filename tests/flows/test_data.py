@@ -77,7 +77,7 @@ def test_bad_arguments(call, words):
 @settings(max_examples=25, deadline=None)
 def test_out_of_range_values_are_refused(value, dtype):
     x = torch.tensor([[3.0, value]], dtype=dtype)
-    if float(x[0, 1]).is_integer() and 0 <= x[0, 1] < 256:  # rounded to one that it was made for
+    if float(x[0, 1]).is_integer() and 0 <= x[0, 1] < 256:  # rounded to a valid value
         assert Dequantize()(x).isfinite().all()
     else:
         with pytest.raises(ValueError, match=r"Dequantize\(256\) takes integers from 0 to 255, got "):

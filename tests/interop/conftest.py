@@ -20,7 +20,7 @@ def two_moons(n: int, generator: torch.Generator | None = None) -> torch.Tensor:
     return (torch.stack([x - 0.5, y - 0.25], 1) + noise) / torch.tensor([0.87, 0.5])
 
 
-# A Gaussian cannot do better on two moons, whose axes are scaled to a standard deviation of about one.
+# The best log-likelihood of a Gaussian on two moons, whose axes have a standard deviation of about one.
 GAUSSIAN_NATS = 1 + math.log(2 * math.pi)
 
 

@@ -44,7 +44,7 @@ def main(rank: int, store: str, output: str) -> None:
     parallel = DistributedDataParallel(model)  # kept: its reducer does the averaging in backward
     parallel(x, c).backward()
     torch.save({name: p.grad for name, p in model.named_parameters()}, f"{output}{rank}.pt")
-    # Gloo can wait for ever in its teardown when the other process has gone first; what was asked is saved.
+    # Gloo can hang in its teardown if the other process exits first; the results are already saved.
     os._exit(0)
 
 

@@ -98,7 +98,7 @@ def store(value):
 def test_copies_are_equal_and_independent(make):
     log_prob = make(attention())
     x = torch.randn(5, 2)
-    log_prob(x).sum().backward()  # with a graph behind it
+    log_prob(x).sum().backward()  # part of a graph
     expected = log_prob(x)
     for duplicate in (copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value)), store):
         torch.testing.assert_close(duplicate(log_prob)(x), expected)

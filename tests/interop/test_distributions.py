@@ -223,7 +223,7 @@ def test_copied_density_matches(density, duplicate):
     other, others = duplicate((data, layers))
     torch.testing.assert_close(other.log_prob(x), log_prob)
     assert other.sample((3,)).shape == (3, 2)
-    # It is a copy: it has its own weights, and they are those of the copied layers.
+    # The copy has its own weights, equal to those of the copied layers.
     scale(others.parameters())
     assert not torch.allclose(other.log_prob(x), log_prob, atol=1e-3)
     torch.testing.assert_close(data.log_prob(x), log_prob)

@@ -195,7 +195,7 @@ def test_norms_are_computed_once_per_call(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["column", "row", "all"])
 def test_compiled_attention_over_many_tokens_agrees(normalization):
-    # From some size on the compiler rewrites what looks like ordinary attention, which column attention is not.
+    # From some size on the compiler rewrites apparent softmax attention, which column attention is not.
     torch.manual_seed(0)
     layer = ia.InvertibleAttention(12, "embedded_gaussian", normalization=normalization).eval()
     x = torch.randn(16, 12, 8, 8)

@@ -42,7 +42,7 @@ def test_zuko(given, kind):
     base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
     theirs = zuko.distributions.NormalizingFlow(lazy(context), base.expand((20,)))
     check(theirs.log_prob(x), flow, x, context)
-    samples = theirs.sample((7,))  # batch axes in front of those of the context
+    samples = theirs.sample((7,))  # batch axes before those of the context
     assert samples.shape == (7, 20, 2)
     log_prob = theirs.log_prob(samples)
     repeated = context.expand(7, *context.shape).flatten(0, 1)

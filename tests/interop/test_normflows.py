@@ -55,7 +55,7 @@ def test_a_context_reaches_the_layer_that_takes_one():
     x, context = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     check_bijection(bijection, x, context)
     assert not torch.allclose(bijection(x, context=context), bijection(x, context=context.flip(0)))
-    # one that takes none ignores that of the chain
+    # a layer without context ignores the chain's
     unconditional = from_normflows(coupling(3)).double()
     check_bijection(unconditional, x)
     with pytest.raises(ValueError, match="takes no context"):

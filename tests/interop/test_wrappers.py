@@ -81,7 +81,7 @@ def test_missing_library_error_names_the_extra(module, monkeypatch):
     library = LIBRARIES[module]
     for name in [m for m in sys.modules if m == library or m.startswith(library + ".")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, library, None)  # what Python does for a module that is not there
+    monkeypatch.setitem(sys.modules, library, None)  # as Python marks a missing module
     monkeypatch.delitem(sys.modules, f"invertible_attention.interop.{module}", raising=False)
     with pytest.raises(ImportError, match=r"pip install .*\[interop\]"):
         importlib.import_module(f"invertible_attention.interop.{module}")

@@ -69,7 +69,9 @@ def test_its_transformations_are_bijections():
     for flow in (zuko.flows.MAF(2, transforms=2), zuko.flows.NSF(2, transforms=2)):
         check_bijection(from_zuko(flow.transform).double(), x)
     check_bijection(from_zuko(zuko.transforms.RotationTransform(torch.randn(2, 2).double())), x)
-    check_bijection(from_zuko(zuko.transforms.SoftclipTransform(5.0)), x)  # of single numbers: summed
+    check_bijection(
+        from_zuko(zuko.transforms.SoftclipTransform(5.0)), x
+    )  # elementwise: log-determinants are summed
 
 
 def test_context_reaches_the_transformation_that_uses_it():

@@ -218,7 +218,7 @@ BRANCHES: dict[str, Callable[[], nn.Module]] = {
     "hooked": lambda: hooked(lambda output: output / 2),
     "patched": patched,
 }
-# A function in place of forward() refers to the module it was made for.
+# A function replacing forward() refers to its original module.
 ISOLATED = [kind for kind in BRANCHES if kind != "patched"]
 IMAGES = ("convolution", "certified", "relaxed")
 
@@ -312,7 +312,7 @@ def test_the_gradient_of_an_inverse_under_other_parameters(kind: str):
             return self.block.inverse(z)
 
     leaves = {f"block.{name}": p.clone().requires_grad_() for name, p in inner.items()}
-    # Backward runs when the module has its own parameters again.
+    # Backward runs after the module's own parameters are restored.
     functional_call(Inverse(), leaves, z).sin().sum().backward()
     copied, _ = block(kind)
     with torch.no_grad():

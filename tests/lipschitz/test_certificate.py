@@ -74,7 +74,7 @@ def test_bound_is_the_proved_one_up_to_its_allowance(
         def exact(log_range: float) -> mpmath.mpf:
             return by_definition(normalization, causal, *slopes, log_range, *norms, row_mass, spread)
 
-        # The range may have been rounded by many units in its last place: the bound is that of a larger one.
+        # The range may be rounded by many units in the last place: the bound is that of a larger range.
         margin = 8 * EPS * (1 + abs(float(exact(log_range))))
         assert found.item() >= float(exact(log_range * (1 + 32 * EPS))) - margin
         assert found.item() <= float(exact(log_range * (1 + 128 * EPS))) + margin

@@ -124,7 +124,7 @@ def test_correction_of_a_coarse_grid_is_attained():
 
 
 def test_kernel_reshaped_to_a_matrix_is_not_the_norm():
-    # the mistake behind a widely reported bug: the norm of a box filter is its sum, not its root mean square
+    # cause of a widely reported bug: the norm of a box filter is its sum, not its root mean square
     box = torch.ones(1, 1, 3, 3)
     assert spectral_norm_of_reshaped(box) == pytest.approx(3)
     bound = convolution_norm_upper_bound(box, (16, 16), geometry=Geometry("circular"))

@@ -142,7 +142,7 @@ LINEAR_CHANGES = {
     "quantized by its tensor": trebled,
     "half as a matrix": lambda layer: layer.weight.data.mul_(0.5),
 }
-# What makes the bound infinite and what does not; the property below would hold if all were infinite.
+# Which changes make the bound infinite; the property below would hold trivially if all did.
 KNOWN = {"nothing", "constrained", "weight norm", "orthogonal", "pruning made permanent", "half as a matrix"}
 
 ACTIVATIONS = st.sampled_from(
@@ -173,7 +173,7 @@ def convolutions(draw) -> nn.Module:
 
 def changed(draw, layer: nn.Module, more: dict | None = None) -> nn.Module:
     changes = CHANGES | (more or {})
-    # Half of the layers are left alone, or hardly any composition would have a finite bound.
+    # Half of the layers stay unchanged, or hardly any composition would have a finite bound.
     name = draw(st.sampled_from(sorted(changes))) if draw(st.booleans()) else "nothing"
     changes[name](layer)
     return layer
@@ -235,7 +235,7 @@ def steepest(module: nn.Module, seed: int) -> float:
     """Return the largest singular value of the Jacobian found by climbing from a few points."""
 
     def norms(x: torch.Tensor) -> torch.Tensor:
-        # Row by row, as nothing is known of what happens between samples.
+        # Row by row, since samples may interact.
         points = [torch.autograd.functional.jacobian(lambda p: call(p[None])[0], row) for row in x]
         return torch.linalg.matrix_norm(torch.stack(points), 2)
 

@@ -49,7 +49,7 @@ def test_products_agree_with_the_dense_jacobian(cube, tolerance):
     jacobian = Jacobian(lambda x: mix(cube(x)), x)
     dense = torch.func.vmap(torch.func.jacrev(lambda x: mix(x[None] ** 3)[0]))(x).reshape(3, 5, 4)
     v, u = torch.randn_like(x), torch.randn(3, 5, dtype=torch.float64)
-    for _ in range(2):  # the second time the method that works is known
+    for _ in range(2):  # the second time the working method is known
         forward = torch.einsum("bij,bj->bi", dense, v.flatten(1))
         torch.testing.assert_close(jacobian.apply(v), forward, rtol=tolerance, atol=tolerance)
     backward = torch.einsum("bij,bi->bj", dense, u).reshape(x.shape)

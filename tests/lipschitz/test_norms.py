@@ -66,7 +66,7 @@ def test_bound_is_never_below_the_norm_in_float64(kind, m, n, seed, exponent):
 @pytest.mark.parametrize("rows", [100, 300, 1_000, 10_000, 100_000])
 @pytest.mark.parametrize("iterations", [0, 7])
 def test_rounding_of_long_sums_is_covered(rows, iterations):
-    # equal summands are rounded in the same direction, which is as bad as rounding gets
+    # equal summands are rounded in the same direction, the worst case of rounding
     for entry in torch.linspace(0.05, 1, 20).tolist():
         W = torch.ones(rows, 2)
         W[:, 1], W[0, 0] = entry, 1.7
@@ -144,7 +144,7 @@ def test_the_allowance_for_rounding_is_the_documented_one(kind, m, n, seed, iter
     # γ_k ‖G‖²_F / ‖G‖²_2, for a block and the sum of blocks, halves with every product
     first = 2 * (inner if inner <= 128 else 128 + inner / 128)
     products = (4 if is_complex else 1) * (first + 2 * size + 40) * size
-    # what the first product may lose in the worst case, of which half is far more than it does lose
+    # worst-case loss of the first product; half of it is far above the actual loss
     spread = values.square().sum() ** 2 / values.pow(4).sum()
     least = (2.0 if is_complex else 0.5) * min(inner, 128) * spread if iterations else 0.5 * inner
     assert schatten * (1 + unit * (least - 8)) <= bound

@@ -72,7 +72,7 @@ def test_operators_of_norms_do_not_grow_with_the_number_of_blocks():
         branches = [flows.LipschitzConvBranch(12, 16, (8, 8)) for _ in range(blocks)]
         return operators(lambda: module_under_test.bind_together(branches))
 
-    # What grows is one view of each of the three weights, in and out of the stack.
+    # Only one view of each of the three weights is added, into and out of the stack.
     assert norms(16) - norms(2) <= 14 * 3 * 3
 
 

@@ -216,7 +216,7 @@ def test_estimate_tracks_the_norm_in_training_mode_only(case):
     assert layer.parametrizations.weight.original.grad.isfinite().all()
     norm = exact_norm(layer, size)
     assert norm == pytest.approx(0.1, rel=1e-3)
-    assert norm >= 0.1 * (1 - 1e-12)  # it overshoots: the estimate is a lower one
+    assert norm >= 0.1 * (1 - 1e-12)  # it overshoots: the estimate is a lower bound
     assert weight.shape == layer.parametrizations.weight.original.shape
 
 

@@ -81,5 +81,5 @@ def test_evaluation_budget_is_respected():
     for budget in (20, 200):
         spent.clear()
         find_second_preimage(function, x, starts(x) * 5, tolerance=1e-12, budget=budget)
-        # a conjugate gradient step evaluates once; the steps around them and the starts cost a little more
+        # one evaluation per conjugate gradient step; outer steps and starts take a few more
         assert len(spent) < 4 * budget + 100

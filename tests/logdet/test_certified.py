@@ -107,5 +107,5 @@ def test_bad_tolerance(tolerance: float):
 def test_nonfinite_input_terminates():
     value, logdet = Series()(lambda x: 0.5 * x, torch.full((1, 2), math.nan), lipschitz=0.5)
     assert value.isnan().all()
-    assert logdet.isfinite().all()  # that of a linear branch
+    assert logdet.isfinite().all()  # from the linear part
     assert Series()(lambda x: x * math.nan, torch.ones(1, 2), lipschitz=0.5)[1].isnan().all()

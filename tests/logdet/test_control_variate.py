@@ -38,7 +38,7 @@ def make(
     layer.initialize(x)
     with torch.no_grad():
         if kind != "initial":
-            # The budget against the mean, as densities of images spend it, and tokens outside the ball.
+            # The budget spent against the mean, as in densities of images, and tokens outside the ball.
             layer.branch.out_weight.copy_(-layer.branch.value_weight.mT)
             layer.branch.log_radius.sub_(0.3)
         if kind == "sharp":

@@ -100,7 +100,7 @@ def test_argument_computed_from_the_input_is_not_part_of_the_jacobian():
         _, logdet = estimator(lambda x, c: c * x, x, (x * 1.0,), training=True)
         assert logdet.item() == pytest.approx(torch.tensor(1.3).log().item(), rel=1e-6)
         (grad,) = torch.autograd.grad(logdet, x)
-        assert grad.item() == pytest.approx(1 / 1.3)  # through c, which x is the source of
+        assert grad.item() == pytest.approx(1 / 1.3)  # through c, which depends on x
 
 
 def test_branch_is_evaluated_once_forward_and_once_backward():

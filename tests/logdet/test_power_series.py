@@ -55,7 +55,7 @@ def test_truncation_bound_holds_and_is_attained(seed, dim, terms, lipschitz):
         return (truncated(matrix, terms) - truth).abs().item()
 
     assert bias(matrix) <= bound * (1 + 1e-9)
-    # -c I turns every remaining term the same way; what the bound gives away is 1/k ≤ 1/(K + 1)
+    # for -c I all remaining terms have the same sign; the slack of the bound is 1/k ≤ 1/(K + 1)
     assert bias(-lipschitz * torch.eye(dim, dtype=torch.float64)) >= bound * (1 - lipschitz)
 
 

@@ -92,7 +92,7 @@ def test_samples_are_weighted_individually(block, gradient):
     weight = next(branch.parameters())
 
     def gradient_of(rows, weights):
-        # the same probe for a sample, whether it comes alone or in the batch
+        # the same probe for a sample alone and in the batch
         generator = torch.Generator().manual_seed(6)
         estimator = roulette(generator=generator, **GRADIENTS[gradient])
         _, logdet = estimator(lambda x: branch(x), x, training=True)

@@ -22,7 +22,7 @@ needs_results = pytest.mark.skipif(not SCRIPT["RESULTS"].is_dir(), reason="resul
 
 @needs_results
 def test_tables_are_current() -> None:
-    # In a process of its own: the help of commands depends on which were asked for before.
+    # In a separate process: the help of commands depends on earlier calls.
     command = [sys.executable, str(ROOT / "scripts" / "update_tables.py"), "--check"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, (

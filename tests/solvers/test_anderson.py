@@ -50,7 +50,7 @@ def test_far_fewer_evaluations_than_picard_with_few_slow_directions(seed: int):
     assert (3 * anderson.evaluations < picard.evaluations).all()
 
 
-# Singular least-squares problems: where other implementations raise
+# Singular least-squares problems, where other implementations raise
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -58,7 +58,7 @@ def test_error_bound_holds_in_float32(
     exact = Anderson().solve(branch, z.double(), lipschitz=c)
     error = (solution.value.double() - exact.value).norm(dim=1)
     assert (error <= solution.error_bound + exact.error_bound).all()
-    # The bound is of use: not far above what the tolerance and the precision allow.
+    # The bound is informative: not far above what tolerance and precision allow.
     size_of = z.norm(dim=1) + solution.value.norm(dim=1)
     assert (
         solution.error_bound <= (solution.residual * (1 + z.norm(dim=1)) + 1e-6 * size_of) / (1 - c)
@@ -178,7 +178,7 @@ def test_evaluation_limit_is_respected(
     assert sum(shape[0] for shape in counted.calls) == solution.evaluations.sum()
 
 
-# Samples on their own
+# Independence of samples
 
 
 @each_solver
@@ -296,7 +296,7 @@ def test_trace_records_every_residual(contractions, solver: Solver, data, seed: 
     torch.testing.assert_close(trace[0], true_residual(branch, z, z), rtol=1e-9, atol=1e-15)
 
 
-# Shapes, dtypes, devices of thought
+# Shapes and dtypes
 
 
 @each_solver
@@ -501,7 +501,7 @@ def test_a_bound_computed_in_low_precision_may_have_been_rounded_down():
     assert exact.error_bound.isfinite().all()
 
 
-# The budget a certificate buys
+# Evaluation budget from a certificate
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,7 @@ def test_lower_precisions(dtype: torch.dtype):
 
 
 def test_bound_weights_carry_their_gradients():
-    # As a layer does: constrained weights computed once, used by every evaluation.
+    # As in a layer: constrained weights are computed once and used by every evaluation.
     raw = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     z = torch.randn(2, 3, dtype=torch.float64)
 

@@ -247,7 +247,7 @@ def interrupt(
             {"fraction": round(fraction, 3), "stage": stage(folder, networks), "begun": begun}
         )
         outcome.mismatches += [f"run {outcome.runs}, killed: {wrong}" for wrong in damaged(folder)]
-        # Killed before it had its folder, there is nothing to go on with.
+        # Killed before its folder existed, it cannot resume.
         resume = (folder / "configuration.json").is_file()
 
 

@@ -91,7 +91,7 @@ def check_honest(layer: ia.Residual, z: Tensor) -> ia.Solution:
         true = residual_in_float64(layer, solution.value, z)
         layer.to(z.dtype)
         said = solution.converged
-        # In float64 rounding is a few units of 1e-16, far below the tolerance; in float32 it is what is measured.
+        # In float64 rounding is about 1e-16, far below the tolerance; in float32 it is the quantity measured.
         assert (true[said] <= tolerance * (1 + 1e-3) + slack[said]).all()
         assert (solution.residual[said] <= tolerance).all()
         if not said.all():
@@ -114,7 +114,7 @@ def test_relaxed_layers_at_any_scale(log_scale, log_input, solver, dtype, seed):
     layer.solver = SOLVERS[solver]()
     z = 10**log_input * torch.randn(3, 4, 5, dtype=dtype)
     solution = check_honest(layer, z)
-    assert solution.error_bound.isinf().all()  # nothing is promised, so nothing is claimed
+    assert solution.error_bound.isinf().all()  # no certificate, so no finite bound
 
 
 @ordinary
@@ -192,7 +192,7 @@ def test_the_error_bound_is_never_below_the_true_error(kind, coefficient, log_sc
     with torch.no_grad():
         solution = layer.solve_inverse(z)
         assert solution.error_bound.isfinite().all()
-        # The equation's exact solution, from the same numbers in float64 and far below the tolerance.
+        # The exact solution for the same numbers, in float64 and far below the tolerance.
         truth = ia.FixedPoint(max_evaluations=60_000, tolerance=1e-15).solve(
             exact_branch(layer), z.double(), lipschitz=layer.lipschitz_bound()
         )

@@ -156,7 +156,7 @@ def test_fifty_blocks_in_bfloat16_drift_only_by_rounding():
     assert low.dtype == torch.bfloat16
     unit = torch.finfo(torch.bfloat16).eps
     drift = float(relative(low.double() - exact, exact).max())
-    # Weights are rounded too, by half a unit each, and the blocks before carry on what they are off by.
+    # Weights are rounded too, by half a unit each, and earlier blocks propagate their errors.
     assert unit / 4 < drift < 50 * unit
 
 
@@ -178,7 +178,7 @@ def test_bfloat16_round_trip_is_within_the_error_bounds(seed, blocks, response):
         z = layer(x)
         solution = layer.solve_inverse(z)
     assert solution.converged.all()
-    # z itself was rounded: by that, divided by what the certificate leaves, the inverse may be off.
+    # z itself was rounded: the inverse may be off by that, divided by one minus the certificate.
     unit = torch.finfo(torch.bfloat16).eps
     reach = solution.error_bound + unit * z.double().flatten(1).norm(dim=1) / (1 - 0.9)
     error = (solution.value.double() - x.double()).flatten(1).norm(dim=1)

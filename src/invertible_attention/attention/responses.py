@@ -179,9 +179,9 @@ class _Embedded(Response):
         reach_q = norm_q * radius + torch.linalg.vector_norm(_working(self.query_bias), dim=-1)
         reach_k = norm_k * radius + torch.linalg.vector_norm(_working(self.key_bias), dim=-1)
         # A part of σ that is constant along the normalized axis cancels, but only where φ is the exponential.
-        centred = self.phi == "exp"
-        query_slope = norm_q * (norm_k * radius if centred and normalization == "row" else reach_k)
-        key_slope = norm_k * (norm_q * radius if centred and normalization == "column" else reach_q)
+        centered = self.phi == "exp"
+        query_slope = norm_q * (norm_k * radius if centered and normalization == "row" else reach_k)
+        key_slope = norm_k * (norm_q * radius if centered and normalization == "column" else reach_q)
         log_range = {
             "column": 2 * norm_q * radius * reach_k,
             "row": 2 * norm_k * radius * reach_q,

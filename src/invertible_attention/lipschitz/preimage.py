@@ -50,7 +50,7 @@ def find_second_preimage(
 ) -> SecondPreimage:
     r"""Look for :math:`x' \neq x` with :math:`f(x') = f(x)`.
 
-    From every start, minimise the deflated residual
+    From every start, minimize the deflated residual
     :math:`(1 + s^2/\|x'-x\|^2)\,(f(x') - f(x))`, which no longer vanishes at :math:`x`, by Levenberg–Marquardt
     with conjugate gradients. Nothing found proves nothing; something found is a proof up to the tolerance, and
     means that no solver can know which of the two inputs was meant.

@@ -36,7 +36,7 @@ def gmres(
     tolerance: Float[Tensor, " batch"],
     limit: Int[Tensor, " batch"],
 ) -> LinearSolution:
-    r"""Minimise :math:`\|b - A x\|` over Krylov spaces that grow until each sample is solved.
+    r"""Minimize :math:`\|b - A x\|` over Krylov spaces that grow until each sample is solved.
 
     Never raises on breakdown: a sample whose space cannot grow, or whose products are not finite, stops with
     what it has.
@@ -98,7 +98,7 @@ def _orthogonalise(
 ) -> tuple[Float[Tensor, "rows features"], Float[Tensor, "rows columns"]]:
     """Return ``vector`` without its components along the basis, and the components."""
     total = torch.zeros(basis.shape[:2], dtype=wide_dtype(basis.device), device=basis.device)
-    # Twice is enough: one pass leaves components of the size of the rounding it cancelled.
+    # Twice is enough: one pass leaves components of the size of the rounding it canceled.
     for _ in range(2):
         components = inner_products(basis, vector[:, None])
         vector = vector - torch.bmm(components.to(vector.dtype).mT, basis)[:, 0]

@@ -46,7 +46,7 @@ def problem(
         size = (scale / dim**0.5) ** 0.5
     query, key = normal(batch, heads, queries, dim) * size, normal(batch, heads, keys, dim) * size
     if not form.positive and form.normalization != "count":
-        # Weights of both signs can sum to nearly nothing, where no two algorithms agree.
+        # Weights of both signs can sum to nearly zero, where no two algorithms agree.
         query, key = query.abs() + 0.1 * size, key.abs() + 0.1 * size
     value = normal(batch, heads, keys, features)
     return query.to(dtype), key.to(dtype), value.to(dtype)

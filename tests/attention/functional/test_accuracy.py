@@ -30,7 +30,7 @@ def test_float32_is_within_twice_the_reference(form: Form, scale: float):
     ]
     for name in applicable(form):
         if name == "flex":
-            continue  # unfused on a CPU: what is measured would not be what runs
+            continue  # unfused on a CPU: the measurement would not reflect what runs
         found = [
             relative_error(*pair) for pair in zip(derivatives(form, name, tensors, 1), exact, strict=True)
         ]

@@ -16,7 +16,7 @@ from invertible_attention.attention.functional.form import Form
 
 from .cases import applicable, derivatives, problem, run
 
-# Every mixture of axes that have length one and that do not, then shapes that are like one of them.
+# Every combination of axes of length one and longer axes, then shapes of the same kinds.
 KINDS = [*product((1, 2, 3), (1, 2), (1, 5, 12))]
 SHAPES = [*((batch, 1, tokens) for batch in (1, 4) for tokens in range(20, 31))]
 

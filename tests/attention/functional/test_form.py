@@ -26,7 +26,7 @@ def log_weight(name: str, score: float) -> float:
         if name == "elu_plus_one":
             return float(t if t <= 0 else (1 + t).ln())
         if t < -700:
-            return float(t)  # less e^t / 2, which is nothing
+            return float(t)  # minus e^t / 2, which is negligible
         # log(1 + x) loses the digits of x by addition, some 300 for the smallest x here.
         context.prec = 360
         return float((1 + t.exp()).ln().ln())

@@ -166,7 +166,7 @@ def test_prior_factor_of_wrong_shape_is_refused():
 def test_causal_prior(name: str, form: Form, tokens: int, seed: int):
     """With a causal prior earlier tokens do not depend on later ones."""
     if form.normalization in ("column", "all"):
-        return  # there the normalizer itself looks ahead
+        return  # the normalizer itself depends on later tokens
     query, key, value = problem(form, queries=tokens, keys=tokens, seed=seed)
     causal = torch.zeros(tokens, tokens, dtype=torch.float64).masked_fill(
         torch.ones(tokens, tokens).triu(1).bool(), -torch.inf

@@ -44,7 +44,7 @@ def test_search_command(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     search = call["campaign"]
     assert (search.configurations, search.networks, search.seed) == (1000, 3, 7)
     assert search.groups == 10
-    # As far in all, in half as many steps.
+    # The same total distance in half as many steps.
     assert (search.budget.steps, search.budget.lr, search.budget.network_steps) == (20, 0.1, 20)
     assert (call["workers"], call["resume"], call["output"]) == (Workers(2), True, tmp_path)
 

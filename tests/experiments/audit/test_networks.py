@@ -20,7 +20,7 @@ def test_blocks_are_attacked_on_the_inputs_they_receive():
     for part in net:
         own = [block for block in blocks if block.module is part]
         if own:
-            # Constraints of all blocks are evaluated together there, which rounds differently.
+            # There the constraints of all blocks are evaluated together, which rounds differently.
             torch.testing.assert_close(own[0].x, seen)
         seen = part(seen)
     assert not any(part._forward_pre_hooks for part in net.modules())

@@ -150,11 +150,11 @@ def test_every_bit_depth_is_read_as_eight_bits(tmp_path) -> None:
     values = np.linspace(0, 255, 1200).reshape(30, 40).round().astype(np.uint8)
     _save(tmp_path / "8.png", values)
     _save(tmp_path / "16.png", values.astype(np.uint16) * 257)
-    _save(tmp_path / "colour.png", np.dstack([values] * 3))
+    _save(tmp_path / "color.png", np.dstack([values] * 3))
     _save(tmp_path / "1.png", OBJECT)
     assert np.array_equal(read_map(tmp_path / "8.png"), values)
     assert np.array_equal(read_map(tmp_path / "16.png"), values)
-    assert np.array_equal(read_map(tmp_path / "colour.png"), values)
+    assert np.array_equal(read_map(tmp_path / "color.png"), values)
     assert np.array_equal(read_map(tmp_path / "1.png"), OBJECT * 255)
 
 

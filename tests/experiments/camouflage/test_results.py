@@ -121,7 +121,7 @@ def test_pairs_are_compared_with_their_own_deviation() -> None:
     assert alone[0].deviation.value == pytest.approx(0.01 / math.sqrt(2))
     assert alone[0].deviation.rows == ("InvGaussian", "Gaussian")
     assert (alone[0].place, alone[0].borrowed) == ("below", False)
-    # Of a pair in which one row has several seeds, that row's.
+    # If only one row of a pair has several seeds, its deviation is used.
     mixed = [cell("inv-gaussian", 0, 0.705), *seeds("gaussian", 0.70, 0.72), *wild]
     by_form = {c.form: c for c in compare(rows(collect(mixed)), "CAMO")}
     assert by_form["InvGaussian"].deviation.rows == ("Gaussian",)

@@ -88,7 +88,7 @@ def test_run_writes_every_documented_file(tmp_path) -> None:
         "this command chooses no epoch, weights or settings by scores of test images",
     ):
         assert expected in page
-    # Of a single network, only what was tested and run.
+    # For a single network, only its test and run fields.
     assert "CHAMELEON" not in page
     assert "not run" not in page
     assert "training on generated-images 4; testing on PHOTOS 2" in console.file.getvalue()

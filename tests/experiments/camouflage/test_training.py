@@ -71,7 +71,7 @@ def test_evaluation_uses_averaged_weights(dataset, tmp_path) -> None:
 
 
 def test_rows_train_on_the_same_image_order(dataset, tmp_path) -> None:
-    # Base and attention that does nothing to its input are the same network.
+    # Base and attention that is the identity are the same network.
     network = build_network(Cell("concatenation", 0), SMALL)
     base = build_network(Cell("base", 0), SMALL)
     for module in network.attention:

@@ -129,7 +129,7 @@ def shown() -> dict[str, tuple[bytes, np.ndarray]]:
         "4-bit gray PNG": (png(small, 4, 0), small * 17),
         "4-bit gray PNG with a transparent value": (
             png(small, 4, 0, transparency(15)),
-            small * 17,  # what is transparent is white, as it was
+            small * 17,  # transparent pixels stay white
         ),
         "4-bit gray PNG, black transparent": (
             png(small, 4, 0, transparency(0)),
@@ -280,7 +280,7 @@ def test_every_reader_matches_a_viewer(kind: str, name: str, tmp_path: Path) -> 
     if name == "upload" and kind.endswith(NOT_UPLOADED):
         pytest.skip("not a format that is uploaded")
     content, expected = shown()[kind]
-    path = tmp_path / "picture.png"  # the content says what it is, not the name
+    path = tmp_path / "picture.png"  # the content decides the format, not the name
     path.write_bytes(content)
     found = READERS[name](path)
     assert found.mode == "RGB"
@@ -351,7 +351,7 @@ def test_color_profiles_are_applied(tmp_path: Path) -> None:
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     same = decode(encoded(image, "png", icc_profile=own), "x")
     assert np.array_equal(np.asarray(same), pixels)
-    # A profile for Lab is none for RGB, and one that is damaged is none at all: both are ignored.
+    # Lab profiles in RGB images and damaged profiles are ignored.
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for profile in (lab, b"damaged", own[:200]):
         assert np.array_equal(np.asarray(decode(encoded(image, "png", icc_profile=profile), "x")), pixels)

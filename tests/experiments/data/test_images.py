@@ -17,7 +17,7 @@ from invertible_attention.experiments.errors import ExperimentError
 
 @pytest.fixture
 def twelve(tmp_path: Path) -> Path:
-    """A folder of twelve images, number ``n`` filled with colour ``n``."""
+    """A folder of twelve images, number ``n`` filled with color ``n``."""
     for number in range(12):
         Image.fromarray(np.full((64, 48, 3), number, np.uint8)).save(tmp_path / f"{number:02}.png")
     return tmp_path
@@ -37,7 +37,7 @@ def test_photographs_need_no_network_and_splits_are_disjoint(
     images = draw_images("photos", train=20, test=10)
     assert images.train.shape == (20, 3, 32, 32)
     assert images.test.shape == (10, 3, 32, 32)
-    # Real content: the crops differ from each other and within.
+    # Real content: crops differ from each other and are not constant.
     assert len({tuple(image.flatten().tolist()) for image in images.train}) == 20
     assert images.train.double().std((1, 2, 3)).mean() > 10
 
@@ -146,9 +146,9 @@ def test_only_celeba_images_are_labeled_celeba(twelve: Path) -> None:
     with pytest.raises(ExperimentError, match=r"not CelebA's images, 178×218 .*48×64.*--title"):
         draw_images("celeba", train=2, test=2, data_dir=twelve)
     stand_in = draw_images(
-        "celeba", train=2, test=2, data_dir=twelve, title="Plain colours in CelebA's format"
+        "celeba", train=2, test=2, data_dir=twelve, title="Plain colors in CelebA's format"
     )
-    assert stand_in.title == "Plain colours in CelebA's format"
+    assert stand_in.title == "Plain colors in CelebA's format"
     assert stand_in.train.shape == (2, 3, 32, 32)
 
 

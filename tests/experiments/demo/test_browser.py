@@ -50,7 +50,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "TMPDIR": str(temporary),
     }
     command = [sys.executable, "-m", "invertible_attention", "demo", "--no-browser", "--port", "0"]
-    # What runs in the background of a shell ignores the interrupt, and so would what it starts.
+    # Background jobs of a shell ignore the interrupt, and so would their children.
     interruptible = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=interruptible
@@ -68,7 +68,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 process.kill()
                 raise
     assert status in (0, 130)
-    # Uploads are gone, and nothing else was left.
+    # Uploads are deleted, and nothing else remains.
     assert [path.name for path in temporary.iterdir() if path.name.startswith(("gradio", UPLOADS))] == []
 
 

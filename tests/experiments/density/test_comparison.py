@@ -146,7 +146,7 @@ def test_values_that_are_not_likelihoods_are_bracketed_and_not_compared() -> Non
 
 @pytest.mark.parametrize("points", [4, 6, 11])
 def test_flat_curves_do_not_penalize_slower_variants(points: int) -> None:
-    # The same curve over time, seen at other times: whoever is slower must not look worse for it.
+    # The same curve over time, sampled at other times: a slower variant must not look worse.
     def curve(seconds: float) -> list[dict[str, float]]:
         times = [seconds * k / points for k in range(points + 1)]
         return [{"processor_seconds": t, "test": 3 + 2 * math.exp(-t / 3)} for t in times]

@@ -28,7 +28,7 @@ def test_attention_changes_no_other_weight() -> None:
     plain = build(attention="none").state_dict()
     attentive = build().state_dict()
     assert set(attentive) > set(plain) or len(attentive) > len(plain)
-    # the place after the first block moves the names of what follows by one
+    # attention after the first block shifts the names of later parts by one
     values = [value for name, value in attentive.items() if "value_weight" not in name]
     for value in plain.values():
         assert any(value.shape == other.shape and torch.equal(value, other) for other in values)
@@ -84,7 +84,7 @@ def test_multiscale_baselines_have_the_right_determinant(model: str) -> None:
     )
     flow = flow.double()
     flow.initialize(torch.randint(0, 17, (64, 1, 4, 4)).double())
-    for parameter in flow.parameters():  # away from the identity they start as
+    for parameter in flow.parameters():  # away from the initial identity
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     _, *parts = flow.transform
     for module in flow.modules():

@@ -63,7 +63,7 @@ def test_variants_and_seeds_are_added_to_a_finished_study(
     assert trained == [("none", 0), ("none", 1)]
     assert (second["variants"], second["seeds"]) == (["gaussian/certified", "none"], 2)
     assert figures(second) == {key: value for key, value in whole.items() if key != ("gaussian/certified", 1)}
-    # Differences are paired: of the seed that both have.
+    # Differences are paired: only of the shared seed.
     assert len(second["rows"][1]["difference"]["values"]) == 1
     assert len(second["rows"][1]["bits_per_dim"]["values"]) == 2
 

@@ -58,7 +58,7 @@ def page(finished: Finished) -> Page:
     return Page((finished.folder / "report.html").read_text(encoding="utf-8"))
 
 
-def relabelled(finished: Finished, dataset: str, size: list[int], title: str | None = None) -> dict[str, Any]:
+def relabeled(finished: Finished, dataset: str, size: list[int], title: str | None = None) -> dict[str, Any]:
     """The same measurements labeled as another dataset."""
     from invertible_attention.experiments.published import reconstruction_table
 
@@ -78,7 +78,7 @@ def test_page_is_self_contained(page: Page) -> None:
 
 
 def test_every_response_and_constraint_has_a_row(page: Page) -> None:
-    tables = 5  # errors, inverse, solvers, images and training, of which the authors' code has one more
+    tables = 5  # errors, inverse, solvers, images and training; one more for the authors' code
     for source in ("relaxed, column", "certified, column"):
         assert len(page.of(source)) == tables * 4
     assert len(page.of("authors’ code")) == (tables + 1) * 4
@@ -116,7 +116,7 @@ def test_figures_have_alt_text_and_are_stored(page: Page, finished: Finished) ->
 def test_published_numbers_are_shown_next_to_ours(
     finished: Finished, dataset: str, size: list[int], table: str, rows: dict
 ) -> None:
-    page = Page(page_of(relabelled(finished, dataset, size), finished.folder))
+    page = Page(page_of(relabeled(finished, dataset, size), finished.folder))
     assert table in page.text
     paper = page.of(f"paper, {table}")
     assert [row[2:4] for row in paper] == [[f"{row.ssim:.3f}", f"{row.v_score:.1f}"] for row in rows.values()]
@@ -125,13 +125,13 @@ def test_published_numbers_are_shown_next_to_ours(
 
 def test_substitute_images_are_named(finished: Finished) -> None:
     title = "Holiday photographs in CelebA's format"
-    page = Page(page_of(relabelled(finished, "celeba", [32, 32], title), finished.folder))
+    page = Page(page_of(relabeled(finished, "celeba", [32, 32], title), finished.folder))
     assert f"reconstruction of {title}" in page.text
     assert "published numbers are for another data set" in page.text
 
 
 def test_titles_are_escaped(finished: Finished) -> None:
-    html = page_of(relabelled(finished, "celeba", [32, 32], "<script>alert(1)</script>"), finished.folder)
+    html = page_of(relabeled(finished, "celeba", [32, 32], "<script>alert(1)</script>"), finished.folder)
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
 

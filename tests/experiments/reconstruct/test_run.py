@@ -264,7 +264,7 @@ def test_finished_run_can_be_extended_with_responses(tmp_path: Path) -> None:
 def test_stored_networks_invert_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict]
 ) -> None:
-    # Not the authors' layer: its estimates of norms move with every evaluation.
+    # Not the authors' layer: its norm estimates change with every evaluation.
     certified = replace(SMALL, constraints=("certified",))
     whole = [cell for cell in whole if cell["constraint"] == "certified"]
     start(tmp_path / "run", certified)

@@ -87,7 +87,7 @@ def test_the_terminal_has_every_cell(tables: list[Table], width: int) -> None:
         assert "…" not in text
         wanted = Counter(word for line in lines(table) for cell in line[1:] for word in cell.split())
         if width == 80:
-            # What is wider than the terminal alone is folded.
+            # Only columns wider than the terminal are folded.
             wanted = Counter({word: count for word, count in wanted.items() if len(word) < 40})
         assert not wanted - Counter(text.split())
 

@@ -77,7 +77,7 @@ def test_an_unknown_schema_is_refused_by_name(tmp_path: Path, content: object, r
     for asked in (tmp_path, folder, folder / "results.json"):
         with pytest.raises(ExperimentError, match=rf"strange/results\.json: {reason}"):
             find_results([asked])
-    # Beside results that are known it is skipped, and said to be; unless it was asked for.
+    # Next to known results it is skipped with a message, unless it was given explicitly.
     write(tmp_path / "known", "density")
     found, unknown = find_results([tmp_path])
     assert [result.name for result in found] == ["known"]

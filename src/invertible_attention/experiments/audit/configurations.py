@@ -159,7 +159,7 @@ def draw_population(structure: Structure, seed: int, group: int, *, size: int, i
 
 
 def _generator(seed: int, *numbers: int) -> torch.Generator:
-    # Large odd factors keep the streams of neighbouring groups apart.
+    # Large odd factors keep the streams of neighboring groups apart.
     mixed = seed
     for number in numbers:
         mixed = (mixed * 6364136223846793005 + (number + 2**31) * 1442695040888963407) % 2**63

@@ -14,7 +14,7 @@ from .source import ImageSource, open_image
 __all__ = ["PHOTOGRAPHS", "BundledPhotographs", "bundled_photograph"]
 
 # The two motorcycle pictures are one scene from two sides and stay in one split. The packages' other
-# pictures are grey, drawings, or seen through microscopes and telescopes.
+# pictures are gray, drawings, or seen through microscopes and telescopes.
 PHOTOGRAPHS = {
     "train": (
         "skimage/data/astronaut.png",

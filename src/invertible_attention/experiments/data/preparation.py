@@ -29,7 +29,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale ``image`` so that it just covers ``size = (height, width)``, then crop its centre.
+    """Scale ``image`` so that it just covers ``size = (height, width)``, then crop its center.
 
     Example:
         >>> cover(Image.new("RGB", (640, 427)), (32, 32)).size
@@ -107,5 +107,5 @@ def to_pixels(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
 
 
 def quantize(x: Float[Tensor, "*batch"]) -> UInt8[Tensor, "*batch"]:
-    """Return the pixels that ``x`` is a dequantisation of; what is not finite becomes black."""
+    """Return the pixels that ``x`` is a dequantization of; what is not finite becomes black."""
     return torch.floor(256 * (x.nan_to_num(-1.0) + 0.5)).clamp(0, 255).to(torch.uint8)

@@ -136,7 +136,7 @@ def tile(
     """Return images in a grid as PNG, enlarged pixel for pixel.
 
     Args:
-        images: grey or RGB.
+        images: gray or RGB.
         columns: images per row.
         levels: values of a pixel; they are stretched to 0–255.
         scale: size of a pixel, ``None`` for images of about 64.

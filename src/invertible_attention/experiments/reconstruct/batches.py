@@ -21,7 +21,7 @@ def _generator(seed: int, purpose: int, epoch: int = 0) -> torch.Generator:
 
 
 class EpochBatches:
-    r"""The batches of one epoch: images in a random order with fresh dequantisation noise.
+    r"""The batches of one epoch: images in a random order with fresh dequantization noise.
 
     Args:
         images: all training images, 0–255.

@@ -39,7 +39,7 @@ CONVERGED = 1e-6
 """Relative residual at which a sample counts as converged."""
 
 Entries = dict[str, list[tuple[str, Group]]]
-"""Labelled groups by response."""
+"""Labeled groups by response."""
 
 
 def label_of(group: Group) -> str:

@@ -74,7 +74,7 @@ def evaluate(
         network: trained, in evaluation mode, on ``device``.
         images: all test images, 0–255.
         configuration: of the run; its tolerance decides what counts as converged.
-        seed: of the dequantisation noise.
+        seed: of the dequantization noise.
         micro_batch: images inverted at once.
         device: where.
         report: called with the number of images done.

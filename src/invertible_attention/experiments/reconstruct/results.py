@@ -1,4 +1,4 @@
-"""The results of a run: gathered from its cells, summarised over repeats, written as results.json."""
+"""The results of a run: gathered from its cells, summarized over repeats, written as results.json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ORDER = ("released", "relaxed", "certified")
 HISTOGRAM_EDGES = [round(-14 + 0.5 * step, 1) for step in range(41)]
 """Decimal logarithms of mean squared errors, from 1e-14 to 1e6."""
 
-SUMMARISED = (
+SUMMARIZED = (
     ("reconstruction", "mse"),
     ("reconstruction", "mse_clamped"),
     ("reconstruction", "ssim"),
@@ -120,7 +120,7 @@ class Group:
     def summary(self) -> dict[str, Any]:
         """Return means and deviations over repeats, as JSON values."""
         numbers = {}
-        for section, name in SUMMARISED:
+        for section, name in SUMMARIZED:
             mean, deviation = mean_and_deviation(self.values(section, name))
             key = f"{section}_{name}" if name == "seconds" else name
             numbers[key] = {"mean": mean, "deviation": deviation}

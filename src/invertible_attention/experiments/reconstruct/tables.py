@@ -180,7 +180,7 @@ def _published(members: list[Result]) -> dict[str, Any] | None:
 
 
 def _entries(members: list[Result]) -> Entries:
-    """Return the labelled groups of all folders by response: the authors' code first, ours last."""
+    """Return the labeled groups of all folders by response: the authors' code first, ours last."""
     found: Entries = {response: [] for response in RESPONSES}
     for result in members:
         for response, entries in groups(result.content).items():

@@ -117,7 +117,7 @@ def render_png(canvas: Canvas, *, fit: bool = True) -> bytes:
 def image_grid(
     rows: Sequence[tuple[str, np.ndarray]], *, gap_before: Sequence[int] = (), width: float = 0.8
 ) -> bytes:
-    """Draw images in labelled rows, pixel for pixel.
+    """Draw images in labeled rows, pixel for pixel.
 
     Args:
         rows: a label and its images, ``(columns, height, width, 3)``, 0–255.

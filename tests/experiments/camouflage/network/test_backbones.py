@@ -82,7 +82,7 @@ def _reference(name: str) -> ReferenceResNet:
     reference = ReferenceResNet(configuration["hidden_sizes"], configuration["depths"], bottleneck)
     for module in reference.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # Statistics of their own, so that no two layers can be mistaken for each other.
+            # Distinct statistics, so that swapped layers would be noticed.
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     return reference.eval()

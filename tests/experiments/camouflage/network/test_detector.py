@@ -113,7 +113,7 @@ def test_stored_network_round_trips(name, tmp_path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert description == _description(detector, name)
     with torch.no_grad():
-        # Ten times the first batch: a radius that is set again would show.
+        # Ten times the first batch: a radius set again would differ.
         assert torch.equal(again(10 * image), detector(10 * image))
 
 

@@ -64,7 +64,7 @@ class Changes:
 
 
 def image_tensor(image: Image.Image, size: int) -> Float[Tensor, "3 size size"]:
-    """Scale an RGB image to a square and standardise it by ImageNet's mean and deviation."""
+    """Scale an RGB image to a square and standardize it by ImageNet's mean and deviation."""
     return standardize(to_tensor(image.resize((size, size), BILINEAR)).float() / 255)
 
 
