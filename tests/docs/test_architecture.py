@@ -45,6 +45,16 @@ QUESTIONS = [
     ("Two workers want the same cell: who gets it?", "run, shared by workers", "Study"),
     ("A results file has a field that no table shows: where is the list?", "Which results files", "Kind"),
     ("Context in FrEIA arrives as c: where is it passed on?", "in another flow library", "FreiaModule"),
+    ("--resume refuses images that changed: where are they compared?", "run, shared by workers", "_check"),
+    ("What does the word affine in a variant mean?", "Where is a variant", "parse_variant"),
+    ("Where is a mask with soft borders thresholded?", "How does a mask of", "binarize"),
+    ("Two processes start from data: whose first batch counts?", "set from the first", "_over_processes"),
+    ("A published V-score is mistyped: where is it?", "the paper's numbers", "ReconstructionRow"),
+    ("May a configuration on the hub name a class of another package?", "on the hub", "_resolve"),
+    ("The hint to install an extra is wrong: who writes it?", "packages of an extra", "install_line"),
+    ("Where does the temperature of samples enter?", "Which base densities", "DiagonalGaussian"),
+    ("Who words the error of a solve that failed?", "What does a solve return", "ConvergenceError"),
+    ("vmap over an inverse gives wrong axes: where are they moved?", "under `vmap`", "outside_vmap"),
 ]
 
 
