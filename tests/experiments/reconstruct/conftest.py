@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from invertible_attention.experiments.reconstruct.configuration import Configuration
@@ -41,4 +44,12 @@ def start(folder: Path, configuration: Configuration = TINY, **options: Any) -> 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return start(tmp_path_factory.mktemp("runs") / "tiny")
+    """One run, computed once for all workers of pytest-xdist."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    stored = root / "finished.pickle"
+    with FileLock(root / "finished.lock"):
+        if not stored.is_file():
+            stored.write_bytes(pickle.dumps(tuple(start(tmp_path_factory.mktemp("runs") / "tiny"))))
+    return Finished(*pickle.loads(stored.read_bytes()))
