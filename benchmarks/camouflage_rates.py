@@ -1,7 +1,7 @@
 """Claim: batches of detection images come faster from a cache than from files, and training steps from features.
 
 The reference decodes both files of every image and changes them with Pillow at full size at every step, as the command
-did before it had a cache. Rates are per second of processor time of one thread, so that other programs do not matter.
+did before it had a cache. Rates are per second of CPU time of one thread, so that other programs do not matter.
 
     python benchmarks/camouflage_rates.py --data camo/ --output rates.json
 """
@@ -68,7 +68,7 @@ def from_files(pair: Pair, size: int, random: np.random.Generator) -> tuple[torc
 
 
 def rate(work: Callable[[int], object], repeats: int) -> float:
-    """Return how often ``work`` is done in a second of processor time, the first time aside."""
+    """Return how often ``work`` is done per second of CPU time, excluding the first time."""
     work(0)
     seconds = []
     for number in range(1, repeats + 1):

@@ -2,8 +2,8 @@
 
     python benchmarks/certificate.py
 
-Prints, for a forward, a log-determinant and an inverse of a few blocks, the number of operators and the processor time
-with the check as ratios to those without it, measured in turns.
+Prints, for a forward, a log-determinant and an inverse of a few blocks, the number of operators and the CPU time
+with the check as ratios to those without it, measured in rounds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def unchecked() -> ExitStack:
 
 
 def measure(call: Callable[[], object]) -> tuple[int, float]:
-    """Return the number of operators and the processor time of one call, in seconds."""
+    """Return the number of operators and the CPU time of one call, in seconds."""
     with Operators() as operators:
         call()
     start = time.process_time()

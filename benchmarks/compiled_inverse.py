@@ -24,7 +24,7 @@ from invertible_attention.interop import FixedInverse, compile_branches, to_plai
 def median_times(
     first: Callable[[], Tensor], second: Callable[[], Tensor], repeats: int
 ) -> tuple[float, float]:
-    """Processor time of both in milliseconds, measured in turn, so that both see the same load of the machine."""
+    """CPU time of both in milliseconds, measured in rounds, so that both see the same load of the machine."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for function, record in zip((first, second), times, strict=True):

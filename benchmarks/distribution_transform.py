@@ -3,7 +3,7 @@
 ``TransformedDistribution`` asks for a latent point and its log-determinant one after the other, and nothing is
 remembered in between: one more evaluation of every branch, without a log-determinant. The same layers as a list of
 transforms, as one transform of a chain, and as a ``ComposeTransform``, which finds every intermediate point again with
-the inverses; in processor time, the formulations in turn, medians over the rounds.
+the inverses; in CPU time, in rounds over the formulations, medians over the rounds.
 
     python benchmarks/distribution_transform.py
 """
@@ -49,7 +49,7 @@ def formulations(
 
 
 def step(modules: nn.Module, log_prob: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Return the seconds of processor time of a training step."""
+    """Return the seconds of CPU time of a training step."""
     start = time.process_time()
     modules.zero_grad()
     log_prob(x).mean().neg().backward()

@@ -1,7 +1,7 @@
 """What do the log-determinant estimators cost, how far do they spread, and are they biased? All in one run.
 
 One certified layer on 64 values, whose weights are set so that it contracts about as much as its certificate allows.
-Every estimator is called many times at the same point and compared with the exact value; processor times are in units
+Every estimator is called many times at the same point and compared with the exact value; CPU times are in units
 of one forward pass of the same layer.
 """
 

@@ -9,7 +9,7 @@ SciPy's ``krylov`` against ours on five problems, to the same residual.
     pip install torchdeq
     python benchmarks/peers.py
 
-Everything is measured in turns with its reference; ratios are of medians of processor time.
+Everything is measured in rounds with its reference; ratios are of medians of CPU time.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def medians(actions: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Time actions in turns, after each was called once."""
+    """Time actions in rounds, after one call of each."""
     for action in actions:
         action()
     times = [[timed(action) for action in actions] for _ in range(rounds)]

@@ -6,7 +6,7 @@ values is faster on a CPU than iterating on all tokens, with fewer it is the oth
 
     python benchmarks/triangular.py
 
-Every measurement is repeated in turns with its reference; ratios are of medians of processor time.
+Every measurement is repeated in rounds with its reference; ratios are of medians of CPU time.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def evaluate(flow: Flow, images: torch.Tensor) -> None:
 
 
 def cost(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time step, density and samples of three flows in turns, after a short training."""
+    """Time step, density and samples of three flows in rounds, after a short training."""
     forms = (None, *FORMS)
     flows = {form: build(arguments.blocks, arguments.channels, form) for form in forms}
     images = torch.randint(0, 256, (arguments.batch, 3, 32, 32))

@@ -88,7 +88,7 @@ def test_times_are_the_statistic_named_in_the_caption() -> None:
     assert cells_of(table, rows_of(table)[0])["step, s"] == f"{statistics.median([1.0, 2.0, 6.0]):g}"
     (benchmark,) = results_of("benchmark")
     table = table_of(benchmark, "times")
-    assert "the fastest turn and the median one" in table.caption
+    assert "the fastest round and the median one" in table.caption
     first = next(record for record in benchmark.content["times"] if record["contender"] == "auto")
     cells = cells_of(table, rows_of(table)[0])
     assert float(cells["this library, ms"]) == pytest.approx(1e3 * first["seconds"], rel=0.01)

@@ -20,7 +20,7 @@ class Settings:
         tokens: numbers of tokens to time a forward pass at.
         most_backward_tokens: the most to time with gradients.
         memory_tokens: numbers of tokens to measure memory at.
-        repeats: turns of a timing, at most.
+        repeats: rounds of a timing, at most.
         seconds: time for a timing, about.
         matrix_bytes: largest score matrix the N×N reference is given.
         batch: samples of the large batch.

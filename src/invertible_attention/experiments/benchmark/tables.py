@@ -49,9 +49,11 @@ def _section(result: Result) -> Section:
         lead=[f"{met} of {len(content['claims'])} claims are met on this machine."]
         if content["claims"]
         else [],
-        tables=[table for table in tables if any(group.rows for group in table.groups)],
+        tables=[table for table in tables if table.groups],
         pictures=lambda: [Picture(draw(content), (source,))],
-        notes=["One sample of 12 channels, weights normalized by column; all implementations take turns."],
+        notes=[
+            "One sample of 12 channels, weights normalized by column; implementations are measured in rounds."
+        ],
     )
 
 
@@ -95,12 +97,12 @@ def _times(name: str, records: Iterable[dict[str, Any]], source: Source) -> Tabl
     columns = (
         Column("this library, ms", lambda case: format_number(1e3 * case["auto"]["seconds"])),
         Column("median, ms", lambda case: format_number(1e3 * case["auto"]["median"])),
-        Column("turns", lambda case: str(case["auto"]["turns"])),
+        Column("rounds", lambda case: str(case["auto"]["turns"])),
         Column("N×N matrix", ratio(reference)),
         Column("fused softmax attention", ratio(fused)),
     )
     caption = (
-        "Time of this library, the fastest turn and the median one, and how many times as long the fastest turns of "
+        "Time of this library, the fastest round and the median one, and how many times as long the fastest rounds of "
         "the others take in the same run."
     )
     return tabulate(name, caption, columns, _lines(records), (source,))

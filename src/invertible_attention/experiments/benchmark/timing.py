@@ -1,4 +1,4 @@
-"""Times that can be compared: implementations take turns, and the fastest round of each is compared.
+"""Times that can be compared: implementations are measured in rounds, and the fastest round of each is compared.
 
 A slow round says what else the machine was doing (see :mod:`timeit`); the middle round is kept beside it.
 """
@@ -16,7 +16,7 @@ __all__ = ["exponent", "interleaved", "median"]
 def interleaved(
     work: Mapping[str, Callable[[], None]], *, repeats: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Time functions in turns, after one round that is not counted.
+    """Time functions in rounds, after one that is not counted.
 
     Args:
         work: what to time, by name.
