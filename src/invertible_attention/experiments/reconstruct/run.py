@@ -107,7 +107,7 @@ def run(
 
 
 def _cell(cell: Cell, seed: int, images: str) -> StudyCell:
-    title = f"{cell.response} {cell.constraint} {cell.normalization}, seed {seed}"
+    title = f"{cell.response}/{cell.constraint}/{cell.normalization}, seed {seed}"
     return StudyCell(cell.folder, asdict(cell) | {"seed": seed}, cell, title, images)
 
 
