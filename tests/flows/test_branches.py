@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import invertible_attention as ia
 from invertible_attention.flows import LipschitzConvBranch, LipschitzLinearBranch, LipSwish
 
 
@@ -60,6 +62,80 @@ def test_bound_branch_matches_the_branch(preactivation):
     assert torch.equal(linear.bind()(y), linear(y))
     assert linear(y).shape == y.shape
     assert len(conv.activations) == (3 if preactivation else 2)
+
+
+@given(
+    spatial=st.sampled_from([None, (6,), (4, 3), (3, 2, 2)]),
+    activation=st.sampled_from(["elu", "lipswish"]),
+    preactivation=st.booleans(),
+    masked=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=25, deadline=None)
+def test_pushforward_is_the_product_with_the_jacobian(spatial, activation, preactivation, masked, seed):
+    torch.manual_seed(seed)
+    arguments = {"activation": activation, "preactivation": preactivation}
+    mask = None
+    if spatial is None:
+        branch, shape = LipschitzLinearBranch(6, 5, **arguments), (2, 3)
+    else:
+        branch, shape = LipschitzConvBranch(2, 4, spatial, **arguments), (2, *spatial)
+        mask = torch.rand(3, *spatial) < 0.7 if masked else None
+    branch = branch.double()
+    x, v, w, other = torch.randn(4, 3, *shape, dtype=torch.float64)
+    x.requires_grad_()
+    value, (pushed, _) = branch.pushforward(x, [v, other], None, mask)
+    expected = branch(x, None, mask)
+    assert torch.equal(value, expected)
+    _, jvp = torch.func.jvp(lambda x: branch(x, None, mask), (x.detach(),), (v,))
+    torch.testing.assert_close(pushed, jvp)
+    (pulled,) = torch.autograd.grad(expected, x, w, create_graph=True)
+    wanted = (x, *branch.parameters())
+    found, right = (
+        torch.autograd.grad((a * b).sum() + value.sum(), wanted, retain_graph=True, materialize_grads=True)
+        for a, b in ((pushed, w), (pulled, v))
+    )
+    torch.testing.assert_close(found, right)
+
+
+def _activation(branch):
+    branch.activations[1] = nn.Softmax(1)
+
+
+def _in_place(branch):
+    branch.activations[1] = nn.ELU(inplace=True)
+
+
+class _Curved(nn.Conv2d):
+    def forward(self, input):
+        return super().forward(input).tanh()
+
+
+def _layer(branch):
+    branch.layers[1] = _Curved(4, 4, 1, dtype=torch.float64)
+
+
+def _method(branch):
+    branch.evaluate = lambda x, padding: x.sin()
+
+
+def _hook(branch):
+    branch.layers[0].register_forward_hook(lambda module, args, output: output.sin())
+
+
+@pytest.mark.parametrize("exchange", [_activation, _in_place, _layer, _method, _hook])
+def test_gradient_is_that_of_what_is_computed_where_a_part_was_exchanged(exchange):
+    torch.manual_seed(0)
+    branch = LipschitzConvBranch(2, 4, (3, 3)).double()
+    exchange(branch)
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert branch.pushforward(x, [x]) is None
+    found = []
+    for memory_saving in (True, False):
+        torch.manual_seed(1)
+        _, logdet = ia.RussianRoulette(memory_saving=memory_saving)(branch, x, training=True)
+        found.append(torch.autograd.grad(logdet.sum(), (x, *branch.parameters()), materialize_grads=True))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from invertible_attention._mask import valid_values
 from invertible_attention._precision import raised
 from invertible_attention.bijection import refuse_unused
-from invertible_attention.flows.activations import make_activation
+from invertible_attention.flows.activations import is_pushed, make_activation, push
 from invertible_attention.lipschitz.bind import Bindable, original
-from invertible_attention.lipschitz.known import doubt
+from invertible_attention.lipschitz.known import class_of, doubt
 from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound, number_or_tensor
 from invertible_attention.lipschitz.parametrize import constrain, is_constrained
 
@@ -105,15 +105,49 @@ class LipschitzBranch(Bindable):
 
     def evaluate(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """Return ``g(x)``, computed in ``float32`` or better, with zeros where ``padding`` is true."""
+        return self._push(x, (), padding)[0]
+
+    def pushforward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        tangents: Sequence[Float[Tensor, "batch *event"]],
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "batch *event"], list[Float[Tensor, "batch *event"]]] | None:
+        """Return ``g(x)`` and the products of its Jacobian with the tangents, both differentiable.
+
+        That takes no graph of a graph: an affine layer maps a tangent as it does a point, without its bias.
+
+        Args:
+            x: Where to evaluate; it requires a gradient.
+            tangents: What to multiply.
+            context: As in :meth:`forward`.
+            mask: Likewise.
+
+        Returns:
+            ``None`` where a layer, an activation or a method was put in the place of those that were made here.
+        """
+        known = all(class_of(layer) in (nn.Linear, *_CONVOLUTIONS) for layer in self.layers)
+        if not known or not all(map(is_pushed, self.activations)) or doubt(self, promises=("pushforward",)):
+            return None
+        refuse_unused(self, context=context, mask=mask)
+        return self.bind()._push(x, tangents, None if mask is None else ~valid_values(mask, x))
+
+    def _push(
+        self, x: Tensor, tangents: Sequence[Tensor], padding: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        def visible(x: Tensor) -> Tensor:
+            # As at the border of the image: what is beyond is zero at every layer.
+            return x if padding is None else x.masked_fill(padding, 0.0)
+
         activations = iter(self.activations)
-        x = raised(x if padding is None else x.masked_fill(padding, 0.0))
+        x, pushed = raised(visible(x)), [visible(tangent) for tangent in tangents]
         for i, layer in enumerate(self.layers):
             if i > 0 or self.preactivation:
-                x = next(activations)(x)
-            x = _affine(layer, x)
-            # As at the border of the image: what is beyond is zero at every layer.
-            x = x if padding is None else x.masked_fill(padding, 0.0)
-        return x
+                x, pushed = push(next(activations), x, pushed)
+            x = visible(_affine(layer, x))
+            pushed = [visible(_linear(layer, v, None)) for v in pushed]
+        return x, pushed
 
 
 class LipschitzConvBranch(LipschitzBranch):
@@ -230,11 +264,13 @@ class LipschitzLinearBranch(LipschitzBranch):
         )
         self.dim = dim
 
-    def evaluate(self, x: Tensor, padding: Tensor | None) -> Tensor:
-        """Return ``g(x)`` of the flattened samples, in their shape."""
+    def _push(
+        self, x: Tensor, tangents: Sequence[Tensor], padding: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
         if x[0].numel() != self.dim:
             raise ValueError(f"expected samples of {self.dim} values, got shape {tuple(x.shape)}")
-        return super().evaluate(x.flatten(1), padding).reshape(x.shape)
+        value, pushed = super()._push(x.flatten(1), [v.flatten(1) for v in tangents], padding)
+        return value.reshape(x.shape), [v.reshape(x.shape) for v in pushed]
 
 
 def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
@@ -246,10 +282,14 @@ def _widths(outer: int, hidden: int, layers: int) -> list[tuple[int, int]]:
 
 def _affine(layer: nn.Module, x: Tensor) -> Tensor:
     weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
-    if raised(weight) is weight:
-        return layer(x)
-    # Under compilation, where a branch is not bound to weights of the precision it computes in.
+    # Under compilation a branch is not bound to weights of the precision it computes in.
+    return layer(x) if raised(weight) is weight else _linear(layer, x, raised(bias))
+
+
+def _linear(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what the layer makes of ``x`` with another bias."""
+    weight = raised(cast(Tensor, layer.weight))
     if isinstance(layer, nn.Linear):
-        return F.linear(x, raised(weight), raised(bias))
+        return F.linear(x, weight, bias)
     assert isinstance(layer, _CONVOLUTIONS)
-    return layer._conv_forward(x, raised(weight), raised(bias))
+    return layer._conv_forward(x, weight, bias)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from invertible_attention._linear_part import LinearPart
-from invertible_attention.logdet.linearization import Linearization, full_precision
-from invertible_attention.logdet.probes import average, inner_product, sample_norm
+from invertible_attention.logdet.linearization import Linearization, full_precision, unhooked
+from invertible_attention.logdet.probes import average, inner_product
 
 __all__ = ["captured_tensors", "recomputed_gradient", "surrogate"]
 
@@ -35,10 +35,13 @@ def surrogate(
     slope = average(
         [inner_product(linear.vjp(w, differentiable=True), v) for w, v in zip(left, right, strict=True)]
     )
-    if part is None or not reference:
-        return slope
-    known = [inner_product(part.apply(w, transposed=True), v) for w, v in zip(reference, right, strict=True)]
-    return slope - average(known) + part.log_determinant()
+    return slope if part is None or not reference else slope + _known(part, reference, right)
+
+
+def _known(part: LinearPart, reference: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Return what a linear part adds to a surrogate."""
+    slopes = [inner_product(part.apply(w, transposed=True), v) for w, v in zip(reference, right, strict=True)]
+    return part.log_determinant() - average(slopes)
 
 
 def recomputed_gradient(
@@ -75,8 +78,10 @@ def recomputed_gradient(
     where = [i for i, arg in enumerate(args) if arg is not None]
     value = linear.value.detach()
     counts = (len(left), len(reference), len(right))
-    fingerprint = _fingerprint(value, right[0], captured)
-    tolerance = _SAME * torch.cat([sample_norm(value), fingerprint[len(value) :]])
+    sizes = _sizes(captured, value)
+    lengths = torch.linalg.vector_norm(value, dim=tuple(range(1, value.ndim)))
+    fingerprint = torch.cat([inner_product(value, right[0]), *sizes])
+    tolerance = _SAME * torch.cat([lengths, *sizes])
     record = _Record(_AsItIs(branch), len(args), where, captured, counts, (fingerprint, tolerance))
     constants = (*left, *reference, *right)
     return _Recompute.apply(record, (value, logdet), x, *constants, *tensors, *captured)
@@ -96,22 +101,28 @@ class _AsItIs(nn.Module):
         self.parts = nn.ModuleList(part for part in held if isinstance(part, nn.Module))
         self.state = self._tensors()
 
-    def forward(self, method: str, x: Tensor, *args: Tensor | None) -> Any:
-        return getattr(self.branch, method)(x, *args)
+    def forward(self, method: str, *args: Any) -> Any:
+        return getattr(self.branch, method)(*args)
 
     def evaluate(self, x: Tensor, *args: Tensor | None) -> Tensor:
         """Return ``g(x)``."""
         return self._call("__call__", x, *args)
 
+    def pushforward(
+        self, x: Tensor, tangents: Sequence[Tensor], *args: Tensor | None
+    ) -> tuple[Tensor, Sequence[Tensor]] | None:
+        """Return ``g(x)`` and ``J v`` for every tangent of a branch that offers it."""
+        return self._call("pushforward", x, tangents, *args) if hasattr(self.branch, "pushforward") else None
+
     def linear_part(self, x: Tensor, *args: Tensor | None) -> LinearPart:
         """Return the linear part at ``x`` of a branch that has one."""
         return self._call("linear_part", x, *args)
 
-    def _call(self, method: str, x: Tensor, *args: Tensor | None) -> Any:
+    def _call(self, method: str, *args: Any) -> Any:
         now = self._tensors()
         if all(now.get(name) is tensor for name, tensor in self.state.items()):
-            return self(method, x, *args)
-        return torch.func.functional_call(self, self.state, (method, x, *args))
+            return self(method, *args)
+        return torch.func.functional_call(self, self.state, (method, *args))
 
     def _tensors(self) -> dict[str, Tensor]:
         return dict((*self.named_parameters(), *self.named_buffers()))
@@ -159,12 +170,10 @@ def _edge(tensor: Tensor) -> tuple[object, int]:
 
 
 @torch.no_grad()
-def _fingerprint(
-    value: Tensor, probe: Tensor, captured: Sequence[Tensor]
-) -> Float[Tensor, " batch_and_captured"]:
-    """Return a number per sample that another value of the branch would change, and the norm of every weight."""
+def _sizes(captured: Sequence[Tensor], like: Tensor) -> list[Float[Tensor, " captured"]]:
+    """Return the norms of the captured tensors, if there are any."""
     norms = torch._foreach_norm(list(captured)) if captured else ()  # pyright: ignore[reportPrivateImportUsage]
-    return torch.cat([inner_product(value, probe), *(norm.to(value)[None] for norm in norms)])
+    return [torch.stack([norm.to(like) for norm in norms])] if norms else []
 
 
 def _refuse_changes(found: Tensor, expected: Tensor, tolerance: Tensor) -> None:
@@ -228,14 +237,42 @@ class _Recompute(torch.autograd.Function):
         for i, tensor, need in zip(record.where, tensors, needed, strict=False):
             args[i] = tensor.detach().requires_grad_(need)
         with torch.enable_grad(), full_precision(x):
-            linear = Linearization(record.branch.evaluate, x, args, attached=False)
-            _refuse_changes(_fingerprint(linear.value, right[0], record.captured), *record.fingerprint)
-            part = record.branch.linear_part(linear.point, *args) if reference else None
-            slope = surrogate(linear, part, left, reference, right)
-            inputs = [linear.point, *(args[i] for i in record.where), *record.captured]
+            upstream = (grad_logdet if n == 1 else grad_logdet / n).view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+            point, value, products = _products(record.branch, x, args, left, right, upstream)
+            # A number per sample that another value of the branch would change, and the norm of every weight.
+            with torch.no_grad():
+                seen = torch.cat([inner_product(value, right[0]), *_sizes(record.captured, value)])
+            _refuse_changes(seen, *record.fingerprint)
+            outputs = [(value, grad_value), *products]
+            part = record.branch.linear_part(point, *args) if reference else None
+            if part is not None:
+                outputs.append((_known(part, reference, right), grad_logdet))
+            inputs = [point, *(args[i] for i in record.where), *record.captured]
             wanted = [ctx.needs_input_grad[2], *needed]
-            outputs = ((linear.value, grad_value), (slope, grad_logdet))
             return None, None, *_gradients(outputs, inputs, wanted, skipped)
+
+
+def _products(
+    branch: _AsItIs,
+    x: Tensor,
+    args: Sequence[Tensor | None],
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
+    weight: Tensor,
+) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+    """Return a point at ``x``, ``g`` there, and for every probe two factors of the weighted ``wᵀ J v``.
+
+    The first of them is to be differentiated: ``J v`` of a branch that knows how, else ``wᵀ J``.
+    """
+    with unhooked():
+        point = x.detach().requires_grad_()
+        pushed = branch.pushforward(point, right, *args)
+    if pushed is not None:
+        value, products = pushed
+        return point, value, [(Jv, weight * w) for Jv, w in zip(products, left, strict=True)]
+    linear = Linearization(branch.evaluate, x, args, attached=False)
+    products = [(linear.vjp(w, differentiable=True), weight * v) for w, v in zip(left, right, strict=True)]
+    return linear.point, linear.value, products
 
 
 def _gradients(
@@ -244,7 +281,7 @@ def _gradients(
     wanted: Sequence[bool],
     constants: int,
 ) -> list[Tensor | None]:
-    """Differentiate both outputs at once; the gap after ``x`` is for the probes, which need no gradient."""
+    """Differentiate all outputs at once; the gap after ``x`` is for the probes, which need no gradient."""
     chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
     pairs = [(out, grad) for out, grad in outputs if out.requires_grad]
     found: list[Tensor | None] = [None] * len(chosen)

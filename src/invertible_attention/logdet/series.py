@@ -66,7 +66,7 @@ class TruncatedSeries(NamedTuple):
     ) -> Expansion:
         """Evaluate every term that has a weight."""
         # The terms are added up before they meet the probe.
-        total = torch.zeros_like(probe)
+        total = None
         product, left = probe, probe
         known, reference = probe, probe
         for k, (c_value, c_neumann) in enumerate(
@@ -80,8 +80,10 @@ class TruncatedSeries(NamedTuple):
                 known = part.apply(known, transposed=True)
                 reference = reference.add(known, alpha=sign * c_neumann)
                 difference = product - known
-            total = total.add(difference, alpha=-sign * c_value / k)
-        return Expansion(inner_product(total, probe), left, None if part is None else reference)
+            factor = -sign * c_value / k
+            total = factor * difference if total is None else total.add(difference, alpha=factor)
+        value = inner_product(torch.zeros_like(probe) if total is None else total, probe)
+        return Expansion(value, left, None if part is None else reference)
 
 
 def check_gradient(gradient: str) -> None:
