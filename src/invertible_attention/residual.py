@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ class Residual(Bijection):
             it is the branch's own ``lipschitz_bound()``, or is computed from its layers
             (:func:`~invertible_attention.lipschitz.lipschitz_upper_bound`), or is ``inf``.
         solver: Solves :math:`x + g(x) = z`; default :class:`~invertible_attention.Anderson`.
-        logdet: Estimates :math:`\log\det(I + J_g)`; default :class:`~invertible_attention.RussianRoulette`.
+        logdet: Estimates :math:`\log\det(I + J_g)`; default ``RussianRoulette(seed=0)``, unbiased, and the same for the
+            same batch in evaluation.
 
     Raises:
         ValueError: If ``lipschitz`` is negative, or ``solver`` or ``logdet`` is something else.
@@ -84,7 +86,8 @@ class Residual(Bijection):
         self.branch = branch
         self.lipschitz = lipschitz
         self.solver = getattr(branch, "default_solver", Anderson)() if solver is None else solver
-        self.logdet = getattr(branch, "default_logdet", RussianRoulette)() if logdet is None else logdet
+        default = getattr(branch, "default_logdet", partial(RussianRoulette, seed=0))
+        self.logdet = default() if logdet is None else logdet
 
     @property
     def uses_context(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

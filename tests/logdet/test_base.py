@@ -65,6 +65,15 @@ def test_replaced_estimator_takes_effect_immediately(name):
     assert not torch.equal(flow.log_prob(x), flow.log_prob(x))
 
 
+@pytest.mark.parametrize("name", layers())
+def test_blocks_without_an_estimator_answer_the_same_in_evaluation(name):
+    layer, x = layers()[name], torch.randn(2, 4, 3, 3)
+    layer.initialize(x)
+    with torch.no_grad():
+        assert torch.equal(*(layer.eval().forward_and_logdet(x)[1] for _ in range(2)))
+        assert not torch.equal(*(layer.train().forward_and_logdet(x)[1] for _ in range(2)))
+
+
 @pytest.mark.compiles
 @torch.no_grad()
 def test_replaced_estimator_takes_effect_in_a_compiled_function():

@@ -202,6 +202,26 @@ def test_seed_and_generator_determine_the_result(block):
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_with_a_seed_evaluation_is_a_function_of_the_batch(block):
+    branch, sample = block
+    state = torch.get_rng_state()
+    first, same = (roulette(seed=0)(branch, sample)[1] for _ in range(2))
+    other = roulette(seed=1)(branch, sample)[1]
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    trained = [roulette(seed=0)(branch, sample, training=True)[1] for _ in range(2)]
+    assert not torch.equal(*trained)
+
+
+def test_with_seeds_the_mean_is_right(block):
+    branch, sample = block
+    truth = Exact()(branch, sample)[1]
+    draws = torch.stack([roulette(seed=seed)(branch, sample)[1] for seed in range(200)])
+    error = draws.std(0) / len(draws) ** 0.5
+    assert ((draws.mean(0) - truth).abs() < 4 * error).all()
+
+
 @pytest.mark.parametrize("estimator", [roulette(), PowerSeries(), Exact()], ids=str)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpointed_estimate_has_the_gradient_of_its_value(block, estimator, reentrant):

@@ -52,7 +52,7 @@ class InvertibleAttention(Residual):
         bias: Whether the linear maps have biases; the bound is tighter without.
         solver: Solves for the inverse; default :class:`~invertible_attention.Anderson`, under :class:`Triangular`
             :class:`Blockwise`.
-        logdet: Estimates the log-determinant; default :class:`~invertible_attention.RussianRoulette`, unbiased. Under
+        logdet: Estimates the log-determinant; default ``RussianRoulette(seed=0)``, unbiased. Under
             :class:`Triangular` it is exact, and nothing but :class:`~invertible_attention.Exact` may be given.
         position_prior: Doubly stochastic prior over pairs of positions the response is multiplied by, such as
             :class:`TorusPrior`. It leaves the bound as it is. Under a mask, in causal order or with context tokens

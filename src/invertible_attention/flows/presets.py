@@ -98,7 +98,7 @@ def residual_flow(
         attention: See :class:`InvertibleResNet`.
         attention_after: See :class:`InvertibleResNet`.
         solver: Inverts the blocks.
-        logdet: Default ``RussianRoulette(tail="poisson")``, as there: two exact terms and a Poisson tail of
+        logdet: Default ``RussianRoulette(tail="poisson", seed=0)``, as there: two exact terms and a Poisson tail of
             mean 2 in training, twenty exact terms in evaluation.
 
     References:
@@ -117,7 +117,7 @@ def residual_flow(
         linear_blocks=linear_blocks,
         linear_hidden=linear_hidden,
         solver=solver,
-        logdet=RussianRoulette(tail="poisson") if logdet is None else logdet,
+        logdet=RussianRoulette(tail="poisson", seed=0) if logdet is None else logdet,
     )
     transform = Sequential(Dequantize(levels), Logit(alpha), net)
     return Flow(transform, DiagonalGaussian(net.latent_dim, learned=False))

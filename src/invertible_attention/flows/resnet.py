@@ -39,7 +39,7 @@ class InvertibleResNet(Sequential):
         linear_blocks: Number of fully connected blocks on the flattened last scale (Residual Flow: 4).
         linear_hidden: Their width.
         solver: Inverts the residual blocks; default :class:`~invertible_attention.Anderson`.
-        logdet: Estimates their log-determinants; default :class:`~invertible_attention.RussianRoulette`.
+        logdet: Estimates their log-determinants; default ``RussianRoulette(seed=0)``.
 
     Raises:
         ValueError: If the shape cannot be halved as often as needed, or an argument is out of range.

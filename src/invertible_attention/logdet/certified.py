@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invertible_attention._linear_part import LinearPart
-from invertible_attention._precision import wide_dtype
 from invertible_attention.logdet.base import LogDetEstimator
 from invertible_attention.logdet.linearization import Linearization
 from invertible_attention.logdet.probes import (
@@ -21,6 +20,7 @@ from invertible_attention.logdet.probes import (
     draw_probe,
     inner_product,
     sample_norm,
+    seeded_generator,
 )
 from invertible_attention.logdet.remainder import as_number, remaining
 from invertible_attention.logdet.series import Expansion, Gradient, check_gradient, estimate
@@ -201,7 +201,7 @@ class Series(LogDetEstimator):
         if training or self.seed is None:
             check_generator(generator)
         else:
-            generator = torch.Generator().manual_seed(_seed(x, self.seed))
+            generator = seeded_generator(x, self.seed)
         return estimate(
             branch,
             x,
@@ -213,9 +213,3 @@ class Series(LogDetEstimator):
             memory_saving=self.memory_saving,
             control_variate=self.control_variate,
         )
-
-
-def _seed(x: Tensor, seed: int) -> int:
-    """Return a number that is the same for the same batch, and another one for another layer's."""
-    total = x.to(wide_dtype(x.device)).square().sum()
-    return hash((as_number(total), seed)) % 2**63

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention._precision import raised
+from invertible_attention._mapped import plain
+from invertible_attention._precision import raised, wide_dtype
 
 __all__ = [
     "ProbeDistribution",
@@ -19,6 +20,7 @@ __all__ = [
     "draw_probe",
     "inner_product",
     "sample_norm",
+    "seeded_generator",
 ]
 
 ProbeDistribution = Literal["gaussian", "rademacher"]
@@ -46,6 +48,12 @@ def check_generator(generator: torch.Generator | None) -> None:
             "be that of the value. Use generator=None with torch.manual_seed, or no checkpoint: a block with "
             "memory_saving=True keeps no graph anyway"
         )
+
+
+def seeded_generator(x: Tensor, seed: int) -> torch.Generator:
+    """Return a generator that is the same for the same batch, and another one for another layer's."""
+    total = plain(x.detach().to(wide_dtype(x.device)).square().sum())
+    return torch.Generator().manual_seed(hash((total.max().item(), seed)) % 2**63)
 
 
 def draw_probe(x: Tensor, distribution: ProbeDistribution, generator: torch.Generator | None) -> Tensor:

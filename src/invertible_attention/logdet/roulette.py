@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -19,6 +19,7 @@ from invertible_attention.logdet.probes import (
     check_generator,
     check_probes,
     draw_probe,
+    seeded_generator,
 )
 from invertible_attention.logdet.remainder import ShortSeries, as_number
 from invertible_attention.logdet.series import (
@@ -84,6 +85,8 @@ class RussianRoulette(LogDetEstimator):
             It can be differentiated once; use ``"autograd"`` for higher derivatives.
         generator: Where probes and :math:`n` come from; by default torch's global generator.
         control_variate: Whether to use the linear part of a branch that has one.
+        seed: In evaluation, makes all draws a function of the batch, so that the same question has the same answer, as
+            it does by default in a block that is given no estimator; ``None``, as here, to draw again each time.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -113,6 +116,7 @@ class RussianRoulette(LogDetEstimator):
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
     control_variate: bool = True
     exact_dimensions: int = 20
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("exact_terms", "evaluation_exact_terms", "exact_dimensions"):
@@ -154,6 +158,8 @@ class RussianRoulette(LogDetEstimator):
         if not training and x.ndim > 1 and math.prod(x.shape[1:]) <= self.exact_dimensions:
             return _EXACT(branch, x, args)
         check_generator(self.generator)
+        if not training and self.seed is not None:
+            self = replace(self, generator=seeded_generator(x, self.seed))
         wanted = torch.is_grad_enabled() and self.gradient == "neumann"
         exact = self.exact_terms if training else max(self.exact_terms, self.evaluation_exact_terms)
 
