@@ -60,12 +60,11 @@ def _audit(result: Result) -> Section:
     blocks = content["blocks"]
     source = _source(result, f"audit of {content['configuration']['checkpoint']}")
     lines: dict[str, list[Line]] = {}
+    attacked: dict[str, list[Line]] = {}
     for block in blocks:
         kind = "certified" if block["contraction"] == "certified" else ""
-        lines.setdefault(block["network"], []).append((block["block"], block, kind))
-    attacked = {
-        network: [line for line in members if line[1].get("attack")] for network, members in lines.items()
-    }
+        for found in (lines, attacked) if block.get("attack") else (lines,):
+            found.setdefault(block["network"], []).append((block["block"], block, kind))
     tables = [_networks(attacked, source), _blocks(lines, source), _details(lines, source)]
     tables += [_ascents(attacked, source), settings_table({result.name: content["configuration"]}, (source,))]
     inputs = sorted({f"{block['kind']}, {block['inputs']}" for block in blocks})
@@ -166,9 +165,7 @@ def _networks(lines: dict[str, list[Line]], source: Source) -> Table:
         "a network."
     )
     rows: list[Line] = [
-        (network, [block for _, block, _ in members], "certified")
-        for network, members in lines.items()
-        if members
+        (network, [block for _, block, _ in members], "certified") for network, members in lines.items()
     ]
     return tabulate("networks", caption, columns, {"": rows}, (source,), label="network")
 
