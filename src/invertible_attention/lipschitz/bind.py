@@ -156,26 +156,30 @@ def _transposes(norm: Any) -> bool:
 
 
 class _Stack(NamedTuple):
-    """Tensors that share their shape and constraint."""
+    """Tensors that share their shape and constraint, those that are transposed last."""
 
     members: Sequence[_Constrained]
+    transposed: int
     weights: Tensor
-    transposed: Sequence[bool]
     coefficient: float
     settings: dict[str, Any]
 
     @staticmethod
     def of(members: Sequence[_Constrained]) -> _Stack:
         bound = members[0].parametrizations[0]
-        originals = [member.parametrizations.original for member in members]
-        transposed = [_transposes(bound.norm) and tensor.shape[0] < tensor.shape[1] for tensor in originals]
-        weights = torch.stack(
-            [
-                tensor.transpose(0, 1) if transpose else tensor
-                for tensor, transpose in zip(originals, transposed, strict=True)
-            ]
-        )
-        return _Stack(members, weights, transposed, bound.coefficient, dict(bound.norm.keywords))
+        groups: tuple[list[_Constrained], list[_Constrained]] = ([], [])
+        for member in members:
+            rows, columns, *_ = member.parametrizations.original.shape
+            groups[_transposes(bound.norm) and rows < columns].append(member)
+        ordered, transposed = [*groups[0], *groups[1]], len(groups[1])
+        upright = [member.parametrizations.original for member in groups[0]]
+        turned = [member.parametrizations.original for member in groups[1]]
+        if transposed > 1:
+            parts = [torch.stack(upright)] if upright else []
+            weights = torch.cat([*parts, torch.stack(turned).transpose(1, 2)])
+        else:
+            weights = torch.stack([*upright, *(tensor.transpose(0, 1) for tensor in turned)])
+        return _Stack(ordered, transposed, weights, bound.coefficient, dict(bound.norm.keywords))
 
     @property
     def iterations(self) -> int:
@@ -190,6 +194,12 @@ class _Stack(NamedTuple):
 
     def place(self, norms: Tensor) -> None:
         """Put the constrained tensors where they belong."""
-        values = limit_norm(self.weights, norms, self.coefficient).unbind()
-        for (place, name, _), value, transpose in zip(self.members, values, self.transposed, strict=True):
-            place[name] = raised(value.transpose(0, 1) if transpose else value)
+        values = limit_norm(self.weights, norms, self.coefficient)
+        count = len(values) - self.transposed
+        if self.transposed > 1:
+            upright, turned = values.split([count, self.transposed])
+            found = [*upright.unbind(), *turned.transpose(1, 2).unbind()]
+        else:
+            found = [v if i < count else v.transpose(0, 1) for i, v in enumerate(values.unbind())]
+        for (place, name, _), value in zip(self.members, found, strict=True):
+            place[name] = raised(value)
