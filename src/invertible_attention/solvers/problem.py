@@ -100,6 +100,8 @@ class Problem:
             at: where the Jacobian is meant.
             fixed: whether the function must be linear. A second argument then says which active samples its rows are.
         """
+        if not self.has_preconditioner:
+            return lambda residual, samples=None: residual
         about = Preconditioner(self.branch, at.reshape(len(at), *self.event_shape), self.args)
 
         def precondition(residual: Tensor, samples: Tensor | None = None) -> Tensor:
