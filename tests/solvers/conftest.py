@@ -91,7 +91,7 @@ def wild() -> dict[str, Callable[[float, int, int], Branch]]:
         "rotation": rotation,
         "network": network,
         "stretching": stretching,
-        "cancelling": lambda gain, size, seed: lambda x: gain * x.sin() - x,
+        "canceling": lambda gain, size, seed: lambda x: gain * x.sin() - x,
         "quadratic": lambda gain, size, seed: lambda x: gain * x * x - x.roll(1, 1),
         "cubic": lambda gain, size, seed: lambda x: gain * (x**3 - x),
         "step": lambda gain, size, seed: lambda x: gain * torch.sign(x),

@@ -51,7 +51,7 @@ column :math:`j` even if all weights are equal, and moving it alone moves its ow
 :math:`\mu_F\ell_q \sum_k (k^{-1} - k^{-2}) \approx \mu_F\ell_q \ln N` times as far.
 
 **Prior.** Let :math:`R_{ij} \propto \pi_{ij} e^{\sigma_{ij}}` with weights :math:`\pi_{ij} \ge 0` that do not depend on
-:math:`x`. Normalised as :math:`R` is, to :math:`\tilde\pi`, they give :math:`R_{ij} \le M \tilde\pi_{ij}`. Let
+:math:`x`. Normalized as :math:`R` is, to :math:`\tilde\pi`, they give :math:`R_{ij} \le M \tilde\pi_{ij}`. Let
 :math:`r` be the largest row sum of :math:`\tilde\pi` over all keys, :math:`t` over those that are tokens, and :math:`s`
 the largest sum of a token's column. These take the place of the :math:`1/N` that were summed above:
 

@@ -77,7 +77,7 @@ def convolution_norm_upper_bound(
       restriction, hence :math:`\|RTE\| \le \|T\|`.
     - **Any size** (``input_size=None``). :math:`\sup_\omega\|\hat K(\omega)\|_2` bounds them all. Let it be
       attained at :math:`\omega^*` with unit vectors :math:`u, v`. In each variable
-      :math:`\mathrm{Re}\,e^{i\theta(\omega)} u^*\hat K v`, with the phase that centres the kernel and makes
+      :math:`\mathrm{Re}\,e^{i\theta(\omega)} u^*\hat K v`, with the phase that centers the kernel and makes
       the value at :math:`\omega^*` real, is a real trigonometric polynomial of degree :math:`(k-1)/2`; by
       M. Riesz it lies above :math:`\cos((k-1)\delta/2)` times its maximum within :math:`\delta` of it, and
       of :math:`N > k-1` frequencies one has :math:`\delta \le \pi/N`. Axis by axis,

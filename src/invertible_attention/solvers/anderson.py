@@ -32,7 +32,7 @@ class _State:
         x_differences: differences of successive iterates, each divided by the norm of its residual difference.
         residual_differences: differences of successive residuals, scaled to norm 1: the least-squares problem
             is then well scaled however far the residuals have fallen.
-        gram: inner products of the residual differences, regularised; those in use are apart from the others.
+        gram: inner products of the residual differences, regularized; those in use are apart from the others.
         valid: which of the differences are in use.
         cursor: where the next difference goes, the same for all samples.
         started: whether there was a first step.
@@ -73,7 +73,7 @@ class Anderson(Solver):
         x_{k+1} = x_k - \Delta X\,\gamma - P\,(r_k - \Delta R\,\gamma),
 
     where :math:`P` is the branch's preconditioner if it has one, else the identity, and
-    with the columns of :math:`\Delta R` scaled to norm 1, so that :math:`\lambda` is relative. The regularised
+    with the columns of :math:`\Delta R` scaled to norm 1, so that :math:`\lambda` is relative. The regularized
     system is never singular: constant branches, fewer dimensions than differences and repeated iterates
     are ordinary cases.
 

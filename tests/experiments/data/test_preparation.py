@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from invertible_attention.experiments.data import dequantize, quantize, to_pixels, to_tensor
-from invertible_attention.experiments.data.preparation import centre_crop, cover, random_crop, to_celeba
+from invertible_attention.experiments.data.preparation import center_crop, cover, random_crop, to_celeba
 
 sides = st.integers(8, 90)
 
@@ -27,11 +27,11 @@ def test_crops_have_the_requested_size(h: int, w: int, height: int, width: int, 
 
 
 def test_center_crop_is_centered() -> None:
-    crop = to_tensor(centre_crop(gradient(100, 60), (20, 10)))
+    crop = to_tensor(center_crop(gradient(100, 60), (20, 10)))
     assert (crop[0, 0, 0].item(), crop[0, -1, 0].item()) == (40, 59)
     assert (crop[1, 0, 0].item(), crop[1, 0, -1].item()) == (25, 34)
     with pytest.raises(ValueError, match="200×10 out of 100×60"):
-        centre_crop(gradient(100, 60), (200, 10))
+        center_crop(gradient(100, 60), (200, 10))
 
 
 def test_image_of_the_right_size_is_unchanged() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
-    "centre_crop",
+    "center_crop",
     "cover",
     "dequantize",
     "quantize",
@@ -40,10 +40,10 @@ def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     if scaled != image.size:
         image = image.resize(scaled, Image.Resampling.BILINEAR)
-    return centre_crop(image, size)
+    return center_crop(image, size)
 
 
-def centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Cut ``size = (height, width)`` out of the middle of ``image``."""
     height, width = size
     if image.height < height or image.width < width:
@@ -75,7 +75,7 @@ def to_celeba(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     Full size stays as it is; anything else is the central 178×178 square, scaled.
     """
     image = cover(image, CELEBA_SIZE)
-    return image if size == CELEBA_SIZE else cover(centre_crop(image, (178, 178)), size)
+    return image if size == CELEBA_SIZE else cover(center_crop(image, (178, 178)), size)
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:

@@ -20,7 +20,7 @@ from invertible_attention.experiments.camouflage.network import (
 from invertible_attention.experiments.camouflage.network import weights as weights_module
 from invertible_attention.experiments.camouflage.network.weights import from_torchvision_keys
 from invertible_attention.experiments.data import bundled_photograph
-from invertible_attention.experiments.data.preparation import centre_crop, cover
+from invertible_attention.experiments.data.preparation import center_crop, cover
 from invertible_attention.experiments.errors import ExperimentError
 
 
@@ -226,7 +226,7 @@ def test_known_photographs_are_classified_correctly(name) -> None:
     for photograph, classes in SHOWN.items():
         # As in its evaluation: the middle of the picture, seven eighths of it.
         whole = cover(bundled_photograph(f"skimage/data/{photograph}"), (round(size / 0.875),) * 2)
-        image = centre_crop(whole, (size, size))
+        image = center_crop(whole, (size, size))
         with torch.no_grad():
             last = backbone(image_tensor(image, size)[None])[-1]
             logits = head._fc(head._bn1(head._conv_head(last)).clamp(0, 6).mean((2, 3)))
