@@ -17,11 +17,23 @@ def coupling(seed: int) -> nf.flows.Flow:
     return nf.flows.AffineCouplingBlock(nf.nets.MLP([1, 16, 16, 2], init_zeros=False))
 
 
+class Shifted(nf.flows.Flow):
+    """Not what it says: its inverse gives something else."""
+
+    def forward(self, z):
+        return z + 1, torch.zeros(len(z), dtype=z.dtype)
+
+    def inverse(self, z):
+        return z + 1, torch.zeros(len(z), dtype=z.dtype)
+
+
 def test_passes_normflows_own_invertibility_check():
     check = flow_test.FlowTest()
     for arguments in ({}, {"response": "gaussian"}, {"response": "dot_product", "normalization": "row"}):
         flow = to_normflows(attention(**arguments), view=(1, 2)).double()
         check.checkForwardInverse(flow, torch.randn(5, 2, dtype=torch.float64))
+    with pytest.raises(AssertionError):
+        check.checkForwardInverse(Shifted(), torch.randn(5, 2, dtype=torch.float64))
     image = to_normflows(ia.InvertibleAttention(4, logdet=ia.Exact())).double()
     check.checkForwardInverse(image, torch.randn(2, 4, 3, 3, dtype=torch.float64), atol=1e-9, rtol=0)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from invertible_attention.logdet import Exact, PowerSeries, RussianRoulette
+from invertible_attention.logdet import Exact, PowerSeries, RussianRoulette, Series
 
 # Samples are small here, and what is tested is the estimate.
 roulette = partial(RussianRoulette, exact_dimensions=0)
@@ -212,6 +212,14 @@ def test_with_a_seed_evaluation_is_a_function_of_the_batch(block):
     assert not torch.equal(first, other)
     trained = [roulette(seed=0)(branch, sample, training=True)[1] for _ in range(2)]
     assert not torch.equal(*trained)
+
+
+@pytest.mark.parametrize("estimator", [RussianRoulette, Series])
+@pytest.mark.parametrize("seed", ["0", 0.5, True])
+def test_a_seed_that_is_not_an_integer_is_refused(estimator, seed):
+    # The hash of a string is another one in every process.
+    with pytest.raises(ValueError, match=f"seed must be an integer or None, got {seed!r}"):
+        estimator(seed=seed)
 
 
 def test_with_seeds_the_mean_is_right(block):

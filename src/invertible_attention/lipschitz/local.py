@@ -94,7 +94,7 @@ def smallest_stretch_estimate(
 def krylov_extremes(operator: Callable[[Tensor], Tensor], start: Batch, steps: int) -> Extremes:
     """Return the extreme Ritz values of symmetric operators after some Lanczos steps.
 
-    The basis is orthogonalised twice against all of itself, so no spurious values appear. Where a sample's
+    The basis is orthogonalized twice against all of itself, so no spurious values appear. Where a sample's
     space is exhausted, its remaining diagonal repeats the first entry, which lies between the extremes.
 
     Args:

@@ -1,4 +1,4 @@
-r"""The log-determinant up to a tolerance: series whose remainder is known for the probe at hand."""
+r"""The log-determinant up to a tolerance: series whose remainder is known for the probe drawn."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from invertible_attention.logdet.probes import (
     ProbeDistribution,
     check_generator,
     check_probes,
+    check_seed,
     draw_probe,
     inner_product,
     sample_norm,
@@ -135,7 +136,7 @@ class _UpTo(NamedTuple):
 
 @dataclass(frozen=True)
 class Series(LogDetEstimator):
-    r"""As many terms as leave less than a tolerance, certified for the probe at hand.
+    r"""As many terms as leave less than a tolerance, certified for the probe drawn.
 
     For a branch with a Lipschitz constant :math:`c < 1`, what is left of the power series after :math:`K` terms is at
     most :math:`\|w_K\| \|v\| c / ((K+1)(1-c))` with :math:`w_K = (J^\top)^K v`, which is known and far below the bound
@@ -152,7 +153,8 @@ class Series(LogDetEstimator):
         gradient: As in :class:`RussianRoulette`; it is truncated where the value is.
         memory_saving: Likewise.
         seed: Makes other probes of the same point in evaluation; ``None`` to draw them there too.
-        generator: Where drawn probes come from; by default torch's global generator.
+        generator: Where probes come from in training, and in evaluation without a seed; by default torch's global
+            generator.
         control_variate: Whether to use the linear part of a branch that has one.
 
     Raises:
@@ -180,6 +182,7 @@ class Series(LogDetEstimator):
             raise ValueError(f"tolerance must be a positive number, got {self.tolerance}")
         check_probes(self.probes, self.distribution)
         check_gradient(self.gradient)
+        check_seed(self.seed)
 
     def __call__(
         self,

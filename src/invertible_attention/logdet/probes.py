@@ -17,6 +17,7 @@ __all__ = [
     "average",
     "check_generator",
     "check_probes",
+    "check_seed",
     "draw_probe",
     "inner_product",
     "sample_norm",
@@ -48,6 +49,12 @@ def check_generator(generator: torch.Generator | None) -> None:
             "be that of the value. Use generator=None with torch.manual_seed, or no checkpoint: a block with "
             "memory_saving=True keeps no graph anyway"
         )
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise :class:`ValueError` for a seed that does not give the same draws in every process."""
+    if seed is not None and type(seed) is not int:
+        raise ValueError(f"seed must be an integer or None, got {seed!r}")
 
 
 def seeded_generator(x: Tensor, seed: int) -> torch.Generator:

@@ -18,6 +18,7 @@ from invertible_attention.logdet.probes import (
     ProbeDistribution,
     check_generator,
     check_probes,
+    check_seed,
     draw_probe,
     seeded_generator,
 )
@@ -83,7 +84,8 @@ class RussianRoulette(LogDetEstimator):
         gradient: ``"neumann"`` or ``"autograd"``, which keeps the graph of the whole series.
         memory_saving: Whether the Neumann gradient evaluates the branch again instead of keeping its graph.
             It can be differentiated once; use ``"autograd"`` for higher derivatives.
-        generator: Where probes and :math:`n` come from; by default torch's global generator.
+        generator: Where probes and :math:`n` come from in training, and in evaluation without a seed; by default
+            torch's global generator.
         control_variate: Whether to use the linear part of a branch that has one.
         seed: In evaluation, makes all draws a function of the batch, so that the same question has the same answer, as
             it does by default in a block that is given no estimator; ``None``, as here, to draw again each time.
@@ -130,6 +132,7 @@ class RussianRoulette(LogDetEstimator):
             raise ValueError(f"rate must be positive, got {self.rate}")
         check_probes(self.probes, self.distribution)
         check_gradient(self.gradient)
+        check_seed(self.seed)
 
     def has_finite_variance(self, lipschitz: float | Tensor) -> bool:
         """Whether value and gradient have a finite variance for every branch with this constant."""

@@ -67,7 +67,7 @@ def gmres(
     for column in range(most):
         if working.numel() == 0:
             break
-        vector, coefficients = _orthogonalise(product(basis[working, -1], working), basis[working])
+        vector, coefficients = _orthogonalize(product(basis[working, -1], working), basis[working])
         length = sample_norm(vector)
         products[working] += 1
         finite = torch.isfinite(length)
@@ -93,7 +93,7 @@ def gmres(
     return LinearSolution(x, residual, products)
 
 
-def _orthogonalise(
+def _orthogonalize(
     vector: Float[Tensor, "rows features"], basis: Float[Tensor, "rows columns features"]
 ) -> tuple[Float[Tensor, "rows features"], Float[Tensor, "rows columns"]]:
     """Return ``vector`` without its components along the basis, and the components."""
