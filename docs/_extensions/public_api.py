@@ -104,7 +104,7 @@ def _link(package: str, name: str) -> str:
 def _first_line(found: Any) -> str:
     line = (inspect.getdoc(found) or "").partition("\n\n")[0].replace("\n", " ")
     line = f"{line[:-1]}." if line.endswith(":") else line
-    # Short names of methods mean something beside their class only.
+    # Short names of methods mean something only next to their class.
     return re.sub(r":(?:meth|attr):`~?([^`]*)`", r"``\1``", line)
 
 

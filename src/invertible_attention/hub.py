@@ -46,7 +46,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class _HubMixin(PyTorchModelHubMixin):
-    """Keeps the constructor's arguments, and stores them as JSON beside the weights."""
+    """Keeps the constructor's arguments, and stores them as JSON next to the weights."""
 
     hub_arguments: dict[str, Any]
     _hub_init: Any

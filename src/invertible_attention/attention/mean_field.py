@@ -280,7 +280,7 @@ class LinearPart:
         coefficients = self.basis.analyze(v.to(_real(matrices.dtype)), transposed)
         blocks = matrices.mH if transposed else matrices
         if len(blocks) == 1:
-            # Channels of all samples beside each other: one product, and no copy of the blocks for each sample.
+            # Channels of all samples next to each other: one product, and no copy of the blocks for each sample.
             product = (blocks[0] @ coefficients.permute(1, 2, 0)).permute(2, 0, 1)
         else:
             product = (blocks @ coefficients[..., None])[..., 0]
@@ -314,7 +314,7 @@ class ProjectedConvolution(LinearPart):
     def precondition(self, r: Image, *, transposed: bool = False) -> Image:
         """Return about ``(I + J)⁻¹ r`` or ``(I + J)⁻ᵀ r``, with the projection of each token.
 
-        The convolution after it has no inverse in closed form, but products that cost little beside an evaluation.
+        The convolution after it has no inverse in closed form, but products that are cheap next to an evaluation.
         """
         r = r.to(_real(self.matrices.dtype))
         index = self.projection.outside.nonzero().flatten()

@@ -55,7 +55,7 @@ COMMANDS = (
     ),
     Command(
         "report",
-        "Put result folders on one page, beside the paper's tables and figures.",
+        "Put result folders on one page, next to the paper's tables and figures.",
         f"{EXPERIMENTS}.report.command:report",
     ),
     Command(

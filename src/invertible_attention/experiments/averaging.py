@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, kept beside them while they are trained."""
+"""An exponential moving average of the weights, kept next to them while they are trained."""
 
 from __future__ import annotations
 

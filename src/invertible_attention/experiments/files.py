@@ -42,7 +42,7 @@ UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>\.[^.]+)")
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block ends without an error.
+    """Yield a temporary path next to ``path`` that takes its place when the block ends without an error.
 
     Readers see the old file or the whole new one, also after a crash or a full disk.
 

@@ -53,7 +53,7 @@ def bind(module: Module) -> Module:
     It has the structure, the hooks and the tensors of ``module`` at this moment, in ``float32`` or better, and is
     independent: other threads, :func:`torch.func.functional_call` and :func:`torch.nn.utils.parametrize.cached` do not
     reach it, and it reaches none of them. Tensors are shared, not copied, and gradients arrive at the parameters
-    of ``module``. It is made for one solve or one pass through a flow, and thrown away: weights that change later
+    of ``module``. It is made for one solve or one pass through a flow, and discarded: weights that change later
     are not seen.
 
     A module that is bound already is returned as it is, and so is any under compilation, where the compiler sees to

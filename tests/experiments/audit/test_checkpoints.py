@@ -190,7 +190,7 @@ def test_non_checkpoint_is_refused(reconstructed: Path, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="holds no trained network"):
         open_checkpoint(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "alone.safetensors")
-    with pytest.raises(ExperimentError, match="nothing beside it that says what it is"):
+    with pytest.raises(ExperimentError, match="nothing next to it that says what it is"):
         open_checkpoint(tmp_path / "alone.safetensors")
     cell = reconstructed / "cells" / CELLS[0].folder
     other = tmp_path / "cells" / "other"

@@ -237,7 +237,10 @@ def _empty_folder(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "pattern"),
     [
-        (_wrong_layout, r"dataset has no folder of images beside a folder of masks .* expected TrainDataset"),
+        (
+            _wrong_layout,
+            r"dataset has no folder of images next to a folder of masks .* expected TrainDataset",
+        ),
         (_missing_masks, r"1 file cannot be used: \S*Imgs/train_2\.jpg has no mask:"),
         (
             _corrupted_image,

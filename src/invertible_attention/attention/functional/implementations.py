@@ -31,7 +31,7 @@ class Problem:
         queries: number of queries.
         keys: number of keys.
         device: where the data is.
-        has_prior: whether there is a prior beside the scores.
+        has_prior: whether there is a prior in addition to the scores.
         has_mask: whether there is a padding mask.
     """
 

@@ -52,7 +52,7 @@ def audit_checkpoint(
         checkpoint: file or folder; see :func:`.checkpoints.open_checkpoint`.
         output: folder for everything written.
         samples: inputs per network.
-        data_dir: local data, for networks whose inputs are not stored beside them.
+        data_dir: local data, for networks whose inputs are not stored next to them.
         seed: of the random directions of the estimates.
         attack_steps: steps of gradient ascent on each block's local Lipschitz constant, in input, and in input and
             weights; 0 for no attack.

@@ -42,7 +42,7 @@ class Subject:
 def open_checkpoint(path: Path, *, samples: int = 8, data_dir: Path | None = None) -> list[Subject]:
     """Open a file of weights, the folder it is in, or a folder of several networks.
 
-    Understood are the folders of ``reconstruct`` (inputs: the test images stored beside the weights), ``density``
+    Understood are the folders of ``reconstruct`` (inputs: the test images stored next to the weights), ``density``
     (its test images) and ``camouflage`` (the images of ``data_dir``, or bundled photographs). No code in a file is
     run.
 
@@ -85,7 +85,7 @@ def _open(file: Path, samples: int, data_dir: Path | None) -> Subject:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ExperimentError(f"{file} is not what its configuration says ({reason})") from error
     raise ExperimentError(
-        f"{file} has nothing beside it that says what it is: give it in the folder the experiment wrote"
+        f"{file} has nothing next to it that says what it is: give it in the folder the experiment wrote"
     )
 
 

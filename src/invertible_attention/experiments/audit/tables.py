@@ -101,7 +101,7 @@ def _blocks(lines: dict[str, list[Line]], source: Source) -> Table:
     )
     caption = (
         "Every residual block of the trained networks at the inputs that reach it: inputs recovered, the largest "
-        "relative error of the round trip, the certified Lipschitz constant beside the largest local one, which is "
+        "relative error of the round trip, the certified Lipschitz constant next to the largest local one, which is "
         "estimated from below. Contraction: certified everywhere, or measured here, at these inputs, only."
     )
     return tabulate("blocks", caption, columns, lines, (source,))

@@ -1,4 +1,4 @@
-"""Time and memory: the claims and whether they are met, and times beside the N×N matrix and fused attention."""
+"""Time and memory: the claims and whether they are met, and times compared with the N×N matrix and fused attention."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Times that can be compared: implementations are measured in rounds, and the fastest round of each is compared.
 
-A slow round says what else the machine was doing (see :mod:`timeit`); the middle round is kept beside it.
+A slow round says what else the machine was doing (see :mod:`timeit`); the middle round is kept next to it.
 """
 
 from __future__ import annotations

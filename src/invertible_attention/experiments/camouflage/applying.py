@@ -114,7 +114,7 @@ def _score_folders(
     scores, images, resized, found = {}, {}, {}, []
     for name, pairs in datasets.items():
         advance = progress.stage(f"scoring {name}", len(pairs))
-        scored = score_pairs(pairs, resize=resize, report=lambda done, total, tell=advance: tell(done))
+        scored = score_pairs(pairs, resize=resize, report=lambda done, total, advance=advance: advance(done))
         scores[name] = scored.scores
         images[name] = len(pairs) - len(scored.problems)
         found += scored.problems

@@ -164,7 +164,7 @@ def _train(
     seen: list[float] = []
     advance = progress.stage(f"training {cell}", steps)
 
-    def tell(step: int, loss: float) -> None:
+    def on_step(step: int, loss: float) -> None:
         seen.append(time.perf_counter())
         advance(step, loss)
 
@@ -176,7 +176,7 @@ def _train(
         device=device,
         folder=folder,
         parallel=parallel,
-        report=tell,
+        report=on_step,
     )
     if is_first_process():
         description = NetworkDescription(

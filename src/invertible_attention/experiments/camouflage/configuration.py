@@ -24,7 +24,7 @@ GENERATED = {
     "train_images": 960,
     "test_images": 90,
 }
-"""Without data at hand: generated images, and a backbone small enough to learn them from random weights."""
+"""Without data: generated images, and a backbone small enough to learn them from random weights."""
 
 QUICK = GENERATED | {"size": 64, "epochs": 12, "train_images": 800, "test_images": 60, "audited_images": 4}
 """Two minutes on a laptop."""

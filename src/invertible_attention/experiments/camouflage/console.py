@@ -12,7 +12,7 @@ from .metrics import CONVENTIONS, MEASURES
 __all__ = ["print_evaluation"]
 
 METHOD_MEASURES = ("s_measure", "mean_f", "mean_e", "mae", "weighted_f", "max_f")
-"""What fits on a line beside a method's name; the file of scores has every measure."""
+"""What fits on a line next to a method's name; the file of scores has every measure."""
 
 NAMED = 5
 """How many skipped files are named."""

@@ -182,7 +182,7 @@ def match_folders(predictions: Path, masks: Path) -> Matches:
     """Find the datasets in a folder of maps and one of masks, and pair their files by stem.
 
     Masks are in the folder itself, or in one folder per dataset (``DATASET/GT`` too, as datasets come). Maps are in
-    the folder itself, in one folder per dataset, or in one per method and dataset, ``METHOD/DATASET``; beside the
+    the folder itself, in one folder per dataset, or in one per method and dataset, ``METHOD/DATASET``; next to the
     masks of a single dataset, in one folder per method. A single folder of maps goes with a single folder of masks,
     whatever they are called. Names are compared whole: PlantCAMO is not CAMO.
 

@@ -1,4 +1,4 @@
-"""The results of a run: gathered from its networks, summarized over seeds, beside the published ones."""
+"""The results of a run: gathered from its networks, summarized over seeds, next to the published ones."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def _audits(content: dict[str, Any], source: Source) -> Table:
     }
     caption = (
         "Does the attention inside the trained networks still invert? z = x + g(x) is computed on the feature maps of "
-        "test images that reach it, solved for x, and compared. The certified Lipschitz constant of g beside local "
+        "test images that reach it, solved for x, and compared. The certified Lipschitz constant of g next to local "
         "ones, measured from below; the share of the branch, ‖g(x)‖ / ‖x‖; the share of tokens outside the ball the "
         "certified branch sees them projected on."
     )

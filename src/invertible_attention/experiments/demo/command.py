@@ -20,7 +20,7 @@ def demo(
     """Try invertible attention on your own pictures, on a page served on this machine only.
 
     The page shows the latent, the reconstruction and its error, how the residual falls, where a pixel attends, and
-    the certificate beside the measured Lipschitz constant; and the same picture under the authors' code.
+    the certificate next to the measured Lipschitz constant; and the same picture under the authors' code.
     """
     from .server import serve
 

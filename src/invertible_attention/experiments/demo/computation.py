@@ -106,7 +106,7 @@ def compute(picture: Image.Image, options: Options, report: Report | None = None
         options: what was chosen.
         report: called with how far the work is.
     """
-    tell = report or (lambda share, what: None)
+    progress = report or (lambda share, what: None)
     pixels = to_tensor(cover(picture, (options.size, options.size)))[None]
     x = dequantize(pixels, generator=_generator(options.seed, 0))
     sides = []
@@ -117,9 +117,9 @@ def compute(picture: Image.Image, options: Options, report: Report | None = None
             x,
             options,
             constraint,
-            lambda done, s=start, c=constraint: tell(s + 0.35 * done, f"training, {c}"),
+            lambda done, s=start, c=constraint: progress(s + 0.35 * done, f"training, {c}"),
         )
-        tell(start + 0.4, f"inverting, {constraint}")
+        progress(start + 0.4, f"inverting, {constraint}")
         sides.append(_look(network, x, constraint, steps, options.seed))
     return Outcome(options, pixels, x, *sides)
 
@@ -129,7 +129,7 @@ def _generator(seed: int, purpose: int) -> torch.Generator:
 
 
 def _train(
-    pixels: Tensor, x: Tensor, options: Options, constraint: str, tell: Callable[[float], None]
+    pixels: Tensor, x: Tensor, options: Options, constraint: str, progress: Callable[[float], None]
 ) -> tuple[Sequential, int]:
     """Return a trained network and the steps it took; training ends where the loss is not finite any more."""
     cell = Cell(options.response, constraint, options.normalization, 1)
@@ -142,7 +142,7 @@ def _train(
     taken = 0
     with torch.enable_grad():
         for step in range(options.steps):
-            tell(step / options.steps)
+            progress(step / options.steps)
             optimizer.zero_grad()
             loss = nn.functional.mse_loss(network(dequantize(pixels, generator=noise)), target)
             loss.backward()

@@ -164,7 +164,7 @@ def _spent(side: Side) -> str:
 
 
 def draw_constants(outcome: Outcome) -> Figure:
-    """Draw the measured local Lipschitz constants of both networks beside what is certified."""
+    """Draw the measured local Lipschitz constants of both networks next to what is certified."""
     from matplotlib.figure import Figure as Canvas
 
     sides = (outcome.chosen, outcome.other)

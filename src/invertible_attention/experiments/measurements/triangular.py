@@ -1,4 +1,4 @@
-"""What attention that is invertible by order costs, beside the flow it is in, and how it is best inverted."""
+"""What attention that is invertible by order costs, compared with the flow it is in, and how it is best inverted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _section(result: Result) -> Section:
     blocks = "-".join([str(settings["blocks"])] * 3)
     cost = (
         f"Two layers of triangular attention at scale 1 of an i-ResNet of {blocks} blocks of {settings['channels']} "
-        f"channels, trained for {settings['steps']} steps, batches of {settings['batch']}, beside the same flow "
+        f"channels, trained for {settings['steps']} steps, batches of {settings['batch']}, compared with the same flow "
         f"without them; {timing}."
     )
     inversion = (

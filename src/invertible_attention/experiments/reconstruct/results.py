@@ -82,7 +82,7 @@ class Group:
     Args:
         response, constraint, normalization: which.
         cells: the results, one per repeat.
-        label: what to call it beside the others of its response.
+        label: what to call it next to the others of its response.
         seen: how many images training saw, epochs counted.
     """
 

@@ -22,7 +22,7 @@ def report(
         bool, flag("Rewrite results files of earlier versions with today's schema first.")
     ] = False,
 ) -> None:
-    """Put result folders on one page, beside the paper's tables and figures.
+    """Put result folders on one page, next to the paper's tables and figures.
 
     A folder is one that reconstruct, density, camouflage, benchmark or audit wrote; the folders in it are searched,
     too. The page is a single HTML file that needs nothing else, and prints.

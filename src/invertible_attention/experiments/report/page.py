@@ -30,7 +30,7 @@ def render_page(template: str, templates: Path | None = None, **context: Any) ->
 
     Args:
         template: file name.
-        templates: its folder; ``base.html`` and the shared pieces are found beside this module in any case.
+        templates: its folder; ``base.html`` and the shared pieces are found next to this module in any case.
         **context: what the template shows.
     """
     return _environment(templates).get_template(template).render(**context)

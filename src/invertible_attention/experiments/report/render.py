@@ -80,7 +80,7 @@ def to_terminal(table: Table, width: int) -> list[Grid]:
 
 
 def _fitting(widths: Sequence[int], width: int) -> Iterator[list[int]]:
-    """Yield the indices of columns that fit beside each other, at least one at a time."""
+    """Yield the indices of columns that fit next to each other, at least one at a time."""
     chosen: list[int] = []
     taken = 0
     for i, own in enumerate(widths, 1):

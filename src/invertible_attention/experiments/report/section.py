@@ -85,7 +85,7 @@ def stored_pictures(
     """Return what reads the figures in a result's folder, in the order of their kinds.
 
     Args:
-        folder: where they are: a run keeps them in ``figures``, published results beside the numbers.
+        folder: where they are: a run keeps them in ``figures``, published results next to the numbers.
         name: what the folder is called on the page.
         kinds: which figures there may be.
         source: where their numbers come from.

@@ -18,7 +18,7 @@ from .table import sources_table
 
 __all__ = ["build_page", "build_sections", "print_run", "run_markdown", "write_run_page"]
 
-TITLE = "Invertible attention: results beside the paper’s"
+TITLE = "Invertible attention: results next to the paper’s"
 
 TABLES = {
     "Table 2: reconstruction at 32×32": "Table 2",

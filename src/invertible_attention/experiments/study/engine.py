@@ -218,7 +218,7 @@ class Study:
         titles = {cell.name: cell.title for cell in cells}
         folders = {cell.name: self.output / CELLS / cell.name for cell in cells}
 
-        def tell(name: str, state: str = "") -> None:
+        def show(name: str, state: str = "") -> None:
             result = folders[name] / RESULT
             if not state and report.line and result.is_file():
                 state = report.line(read_json(result))
@@ -227,12 +227,12 @@ class Study:
         pending = [cell for cell in cells if again or not (folders[cell.name] / RESULT).is_file()]
         for cell in cells:
             if cell not in pending:
-                tell(cell.name)
+                show(cell.name)
         failed = {}
         shown = progress if self.workers.local else None
         given = ((Path.cwd(), cell, folders[cell.name], run_cell, again, shown) for cell in pending)
         for name, state, failure in self.workers.map(compute_cell, given):
-            tell(name, state)
+            show(name, state)
             if failure:
                 failed[titles[name]] = failure
         return failed

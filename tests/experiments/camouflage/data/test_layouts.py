@@ -133,7 +133,7 @@ def test_folder_without_masks_is_reported(tmp_path, write_pairs) -> None:
     (tmp_path / "Train" / "CAMO" / "GT").mkdir()
     _, problems = collect(find_parts(tmp_path))
     assert {str(problem) for problem in problems} == {
-        f"{tmp_path / 'Train' / 'Imgs'} has no folder of masks beside it (GT, Mask …)",
+        f"{tmp_path / 'Train' / 'Imgs'} has no folder of masks next to it (GT, Mask …)",
         f"{tmp_path / 'Test' / 'Imgs'} holds no images",
         f"{tmp_path / 'Train' / 'CAMO' / 'GT'} holds no masks",
     }

@@ -76,11 +76,11 @@ UNCLEAR = {
         Image.fromarray((OBJECT * 100 + INSIDE * 100).astype(np.uint8)),
         "regions of 100",
     ),
-    "class 15 beside 255": (
+    "class 15 next to 255": (
         Image.fromarray(np.where(INSIDE, 255, OBJECT * 15).astype(np.uint8)),
         "regions of 15",
     ),
-    "class 1 beside 255": (
+    "class 1 next to 255": (
         Image.fromarray(np.where(INSIDE, 255, OBJECT * 1).astype(np.uint8)),
         "regions of 1",
     ),

@@ -55,7 +55,7 @@ class Part:
 
 
 def find_parts(root: Path) -> list[Part]:
-    """Find every folder of images below ``root`` that has its masks beside it, or should have.
+    """Find every folder of images below ``root`` that has its masks next to it, or should have.
 
     Raises:
         ExperimentError: when there is none, saying what was expected.
@@ -67,7 +67,7 @@ def find_parts(root: Path) -> list[Part]:
         held = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
         expected = "; ".join(LAYOUTS)
         raise ExperimentError(
-            f"{root} has no folder of images beside a folder of masks (it holds {held}): expected {expected}"
+            f"{root} has no folder of images next to a folder of masks (it holds {held}): expected {expected}"
         )
     return parts
 
@@ -120,7 +120,7 @@ def _paired(
 ) -> tuple[list[Pair], int, list[Problem]]:
     if part.masks is None:
         if need:
-            return [], 0, [Problem(part.images, "has no folder of masks beside it (GT, Mask …)")]
+            return [], 0, [Problem(part.images, "has no folder of masks next to it (GT, Mask …)")]
         named, problems = by_stem(images)
         return [Pair(stem, path, None) for stem, path in named.items()], 0, problems
     masks = files_in(part.masks)

@@ -148,8 +148,8 @@ def check_collections(
 ) -> tuple[list[Collection], list[Problem]]:
     """Decode every file; return the collections without what is damaged or mismatched, and what that is."""
     pairs = [pair for collection in collections for pair in collection.pairs]
-    tell = None if report is None else lambda done: report(done, len(pairs))
-    wrong = check_pairs(pairs, same_size=same_size, report=tell)
+    progress = None if report is None else lambda done: report(done, len(pairs))
+    wrong = check_pairs(pairs, same_size=same_size, report=progress)
     bad = {pairs[index] for index in wrong}
     kept = [
         replace(collection, pairs=tuple(pair for pair in collection.pairs if pair not in bad))
