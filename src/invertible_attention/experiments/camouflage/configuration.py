@@ -26,7 +26,7 @@ GENERATED = {
 }
 """Without data: generated images, and a backbone small enough to learn them from random weights."""
 
-QUICK = GENERATED | {"size": 64, "epochs": 12, "train_images": 800, "test_images": 60, "audited_images": 4}
+QUICK = GENERATED | {"size": 64, "epochs": 6, "train_images": 800, "test_images": 60, "audited_images": 4}
 """Two minutes on a laptop."""
 
 QUICK_STUDY = {"epochs": 1, "train_images": 240, "test_images": 24, "audited_images": 2}
