@@ -19,7 +19,7 @@ from .results import Group, groups, labels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["FIGURES", "draw_figures"]
+__all__ = ["FIGURES", "draw_figures", "draw_measured"]
 
 SOLVERS = {
     "picard": "fixed point (Algorithm 1)",
@@ -69,17 +69,21 @@ FIGURES = (LATENTS, RECONSTRUCTIONS, RESIDUALS, ITERATIONS, HISTOGRAM)
 def draw_figures(output: Path, results: dict[str, Any]) -> list[Figure]:
     """Draw every figure of a run from its results and the stored images."""
     by_response = groups(results)
-    names = labels(results)
     full_size = max(results["data"]["size"]) > 64
     with plot_style():
-        drawn = (
+        pictures = (
             _latents(output, by_response, full_size=full_size),
             _reconstructions(output, by_response, full_size=full_size),
-            _residuals(by_response, names),
-            _iterations(by_response, names),
-            _histogram(by_response, names),
         )
-    return [figure for figure in drawn if figure is not None]
+    return [figure for figure in pictures if figure is not None] + draw_measured(results)
+
+
+def draw_measured(results: dict[str, Any]) -> list[Figure]:
+    """Draw the figures that need the results alone."""
+    by_response = groups(results)
+    names = labels(results)
+    with plot_style():
+        return [draw(by_response, names) for draw in (_residuals, _iterations, _histogram)]
 
 
 def _stored(output: Path, group: Group) -> dict[str, Tensor]:
