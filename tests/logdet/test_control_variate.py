@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
 from torch import Tensor
 
 import invertible_attention as ia
-from invertible_attention.logdet import LogDetEstimator, PowerSeries, RussianRoulette, remainder
+from invertible_attention.logdet import LogDetEstimator, PowerSeries, RussianRoulette, remainder, series
+from invertible_attention.logdet.linearization import Linearization
 
 RESPONSES = ["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
 ROULETTE = RussianRoulette(exact_dimensions=0)
@@ -250,3 +252,106 @@ def test_poor_linear_part_for_one_sample_keeps_both_estimates_finite(training):
     # nats; the truth is -141 and 6
     assert draws.std(0)[0] < 5
     assert draws.std(0)[1] < 300
+
+
+class TestOnAPartOfTheBatch:
+    """The series on some samples of a batch, each of which stands for its like."""
+
+    @staticmethod
+    def estimate(layer, x: Tensor, rows: list[int] | None, mask: Tensor | None = None, **settings):
+        """With terms and probes that are functions of the sample: what differs between calls is the choice."""
+        branch = layer._bind()
+        terms = [1.0, 0.7, 0.2]
+        return series.estimate(
+            branch,
+            x,
+            () if mask is None else (None, mask),
+            tuple(branch.parameters()),
+            lambda like: torch.sin(100 * like.detach()),
+            [series.TruncatedSeries(series.Terms(terms, terms))],
+            choose=None if rows is None else lambda x: torch.tensor(rows),
+            **({"gradient": "neumann", "memory_saving": True} | settings),
+        )
+
+    def gradients(self, layer, x: Tensor, rows: list[int] | None, mask: Tensor | None = None, **settings):
+        x = x.clone().requires_grad_()
+        value, logdet = self.estimate(layer, x, rows, mask, **settings)
+        total = (logdet * torch.arange(1, len(x) + 1)).sum() + value.square().sum()
+        gradients = torch.autograd.grad(
+            total, [x, *layer.parameters()], allow_unused=True, materialize_grads=True
+        )
+        return [value.detach(), logdet.detach(), *gradients]
+
+    @pytest.mark.parametrize("settings", [{}, {"memory_saving": False}, {"gradient": "autograd"}], ids=str)
+    @pytest.mark.parametrize("masked", [False, True], ids=["complete", "masked"])
+    @pytest.mark.parametrize("prior", [False, True], ids=["", "prior"])
+    def test_choices_average_to_the_whole(self, settings, masked, prior):
+        layer, _ = make("embedded_gaussian", heads=2, prior=prior, kind="sharp")
+        x = torch.randn(4, CHANNELS, SIZE, SIZE, dtype=torch.float64)
+        mask = torch.rand(4, SIZE, SIZE) < 0.7 if masked else None
+        whole = self.gradients(layer, x, None, mask, **settings)
+        choices = [
+            self.gradients(layer, x, list(rows), mask, **settings) for rows in combinations(range(4), 2)
+        ]
+        for expected, *found in zip(whole, *choices, strict=True):
+            torch.testing.assert_close(sum(found) / len(found), expected, rtol=1e-9, atol=1e-9)
+        # They are not all the same, so the average says something.
+        assert not torch.allclose(choices[0][1], choices[-1][1])
+
+    def test_forms_of_the_gradient_agree(self):
+        layer, _ = make("gaussian", kind="sharp")
+        x = torch.randn(4, CHANNELS, SIZE, SIZE, dtype=torch.float64)
+        kept = self.gradients(layer, x, [3, 1], memory_saving=False)
+        for recomputed, stored in zip(self.gradients(layer, x, [3, 1]), kept, strict=True):
+            torch.testing.assert_close(recomputed, stored, rtol=1e-9, atol=1e-9)
+
+    def test_an_eighth_of_a_batch_in_training_only(self, monkeypatch):
+        layer, x = make("dot_product")
+        sizes = []
+        vjp = Linearization.vjp
+
+        def counted(self, cotangent, **arguments):
+            sizes.append(len(cotangent))
+            return vjp(self, cotangent, **arguments)
+
+        monkeypatch.setattr(Linearization, "vjp", counted)
+        for training, subsample, batch, expected in [
+            (True, 0.125, 64, 8),
+            (True, 0.125, 16, 4),
+            (True, 0.125, 4, 4),
+            (True, 1.0, 64, 64),
+            (False, 0.125, 64, 64),
+        ]:
+            sizes.clear()
+            layer.logdet = replace(ROULETTE, subsample=subsample)
+            value = layer.train(training).forward_and_logdet(x.expand(batch, *x.shape[1:]))[1]
+            value.sum().backward()
+            assert set(sizes) == {expected}
+
+    @pytest.mark.parametrize("subsample", [0.0, -0.1, 1.1, math.nan])
+    def test_no_share_is_refused(self, subsample):
+        with pytest.raises(ValueError, match=f"at most 1, got {subsample}"):
+            RussianRoulette(subsample=subsample)
+
+    def test_a_change_of_weights_before_backward_is_refused(self):
+        layer, _ = make("dot_product")
+        layer.logdet = ROULETTE
+        x = torch.randn(16, CHANNELS, SIZE, SIZE, dtype=torch.float64)
+        logdet = layer.forward_and_logdet(x)[1]
+        layer.branch.out_weight.data.mul_(1.5)
+        with pytest.raises(RuntimeError, match="not what it was in the forward pass"):
+            logdet.sum().backward()
+
+    def test_a_mapped_ensemble_chooses_as_its_members_do(self):
+        layer, _ = make("gaussian")
+        layer.logdet = ROULETTE
+        x = torch.randn(1, 8, CHANNELS, SIZE, SIZE, dtype=torch.float64).expand(3, -1, -1, -1, -1)
+
+        def loss(x: Tensor) -> Tensor:
+            return layer.forward_and_logdet(x)[1].square().mean()
+
+        torch.manual_seed(5)
+        mapped = torch.func.vmap(torch.func.grad(loss), randomness="same")(x)
+        torch.manual_seed(5)
+        alone = torch.func.grad(loss)(x[0])
+        torch.testing.assert_close(mapped, alone.expand_as(mapped))

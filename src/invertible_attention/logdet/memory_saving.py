@@ -39,7 +39,9 @@ def surrogate(
 
 
 def _known(part: LinearPart, reference: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return what a linear part adds to a surrogate."""
+    """Return what a linear part adds to a surrogate: without references, of no series, its log-determinant."""
+    if not reference:
+        return part.log_determinant().expand(len(right[0]))
     slopes = [inner_product(part.apply(w, transposed=True), v) for w, v in zip(reference, right, strict=True)]
     return part.log_determinant() - average(slopes)
 
@@ -55,6 +57,7 @@ def recomputed_gradient(
     left: Sequence[Tensor],
     reference: Sequence[Tensor],
     right: Sequence[Tensor],
+    known: bool,
 ) -> tuple[Tensor, Tensor]:
     r"""Attach to ``g(x)`` its own gradient and to ``logdet`` that of the :func:`surrogate`.
 
@@ -69,9 +72,11 @@ def recomputed_gradient(
         parameters: Tensors the branch captures; the leaves among them are found without being named.
         linear: The branch, evaluated apart from the graph of ``x`` and ``args``.
         logdet: The value of the log-determinant.
-        left: The vectors :math:`w`, one per probe.
-        reference: The vectors :math:`w_0`, one per probe, or none without a linear part.
-        right: The probes :math:`v`.
+        left: The vectors :math:`w`, one per probe; none where the value is all that is differentiated, and the
+            determinant of the linear part.
+        reference: The vectors :math:`w_0`, likewise, or none without a linear part.
+        right: The probes :math:`v`, the first of which also tells one value of the branch from another.
+        known: Whether the determinant of the linear part is part of the surrogate.
     """
     captured = captured_tensors(linear.value, parameters, [linear.point])
     tensors = [arg for arg in args if arg is not None]
@@ -82,7 +87,7 @@ def recomputed_gradient(
     lengths = torch.linalg.vector_norm(value, dim=tuple(range(1, value.ndim)))
     fingerprint = torch.cat([inner_product(value, right[0]), *sizes])
     tolerance = _SAME * torch.cat([lengths, *sizes])
-    record = _Record(_AsItIs(branch), len(args), where, captured, counts, (fingerprint, tolerance))
+    record = _Record(_AsItIs(branch), len(args), where, captured, counts, known, (fingerprint, tolerance))
     constants = (*left, *reference, *right)
     return _Recompute.apply(record, (value, logdet), x, *constants, *tensors, *captured)
 
@@ -205,6 +210,7 @@ class _Record:
     where: Sequence[int]
     captured: Sequence[Tensor]
     counts: tuple[int, int, int]
+    known: bool
     fingerprint: tuple[Tensor, Tensor]  # and how far another may be from it
 
 
@@ -237,14 +243,14 @@ class _Recompute(torch.autograd.Function):
         for i, tensor, need in zip(record.where, tensors, needed, strict=False):
             args[i] = tensor.detach().requires_grad_(need)
         with torch.enable_grad(), full_precision(x):
-            upstream = (grad_logdet if n == 1 else grad_logdet / n).view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+            upstream = (grad_logdet if n <= 1 else grad_logdet / n).view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
             point, value, products = _products(record.branch, x, args, left, right, upstream)
             # A number per sample that another value of the branch would change, and the norm of every weight.
             with torch.no_grad():
                 seen = torch.cat([inner_product(value, right[0]), *_sizes(record.captured, value)])
             _refuse_changes(seen, *record.fingerprint)
             outputs = [(value, grad_value), *products]
-            part = record.branch.linear_part(point, *args) if reference else None
+            part = record.branch.linear_part(point, *args) if record.known else None
             if part is not None:
                 outputs.append((_known(part, reference, right), grad_logdet))
             inputs = [point, *(args[i] for i in record.where), *record.captured]
@@ -266,12 +272,12 @@ def _products(
     """
     with unhooked():
         point = x.detach().requires_grad_()
-        pushed = branch.pushforward(point, right, *args)
+        pushed = branch.pushforward(point, right, *args) if left else None
     if pushed is not None:
         value, products = pushed
         return point, value, [(Jv, weight * w) for Jv, w in zip(products, left, strict=True)]
     linear = Linearization(branch.evaluate, x, args, attached=False)
-    products = [(linear.vjp(w, differentiable=True), weight * v) for w, v in zip(left, right, strict=True)]
+    products = [(linear.vjp(w, differentiable=True), weight * v) for w, v in zip(left, right, strict=False)]
     return linear.point, linear.value, products
 
 

@@ -39,6 +39,9 @@ TailDistribution = Literal["geometric", "poisson"]
 # Of the default tail, so that a thousand terms are evaluated on average at most, however near to 1 the bound is.
 _MOST_LIKELY = 0.999
 
+# Samples of a batch, so that small batches are not noisier for a price that is not theirs.
+_FEWEST = 4
+
 # Product by product, as the series is: branches need not support torch.vmap.
 _EXACT = Exact(chunk_size=1)
 
@@ -58,7 +61,9 @@ class RussianRoulette(LogDetEstimator):
 
     Of a branch with a linear part, such as attention, that is the control variate: its determinant is known, and the
     series is that of what is left, of which one or two terms leave a remainder that is rarely worth estimating. It
-    needs no more than the series above to be unbiased; see :mod:`invertible_attention.logdet.remainder`.
+    needs no more than the series above to be unbiased; see :mod:`invertible_attention.logdet.remainder`. In training
+    that remainder is estimated on a part of the batch, chosen at random: the products of a step are its price, and the
+    mean over the batch loses little.
 
     In evaluation samples of few dimensions get the log-determinant itself, from the whole Jacobian: that takes no more
     products than the estimate does, and leaves nothing to chance.
@@ -87,6 +92,9 @@ class RussianRoulette(LogDetEstimator):
         generator: Where probes and :math:`n` come from in training, and in evaluation without a seed; by default
             torch's global generator.
         control_variate: Whether to use the linear part of a branch that has one.
+        subsample: In training, the share of the samples of a batch on which the series is estimated that the linear
+            part leaves, at least four of them, each of which then stands for its like: 1 for all. A sample by itself
+            is noisier for it by about the inverse, times what it leaves.
         seed: In evaluation, makes all draws a function of the batch, so that the same question has the same answer, as
             it does by default in a block that is given no estimator; ``None``, as here, to draw again each time.
 
@@ -119,6 +127,7 @@ class RussianRoulette(LogDetEstimator):
     control_variate: bool = True
     exact_dimensions: int = 20
     seed: int | None = None
+    subsample: float = 0.125
 
     def __post_init__(self) -> None:
         for name in ("exact_terms", "evaluation_exact_terms", "exact_dimensions"):
@@ -128,6 +137,8 @@ class RussianRoulette(LogDetEstimator):
             raise ValueError(f"tail must be one of {get_args(TailDistribution)}, got {self.tail!r}")
         if self.continuation is not None and not 0 < self.continuation < 1:
             raise ValueError(f"continuation must lie between 0 and 1, got {self.continuation}")
+        if not 0 < self.subsample <= 1:
+            raise ValueError(f"subsample must be greater than 0 and at most 1, got {self.subsample}")
         if not self.rate > 0:
             raise ValueError(f"rate must be positive, got {self.rate}")
         check_probes(self.probes, self.distribution)
@@ -186,7 +197,16 @@ class RussianRoulette(LogDetEstimator):
             gradient=self.gradient,
             memory_saving=self.memory_saving,
             control_variate=self.control_variate,
+            choose=self._choose if training else None,
         )
+
+    def _choose(self, x: Tensor) -> Tensor | None:
+        """Choose some samples of a batch at random, each with the same chance; ``None`` for all."""
+        count = max(_FEWEST, math.ceil(self.subsample * len(x)))
+        if count >= len(x):
+            return None
+        device = x.device if self.generator is None else self.generator.device
+        return torch.rand(len(x), generator=self.generator, device=device).topk(count).indices.to(x.device)
 
     def _uniform(self) -> float:
         """Draw from the unit interval, on the CPU so that no device is waited for."""

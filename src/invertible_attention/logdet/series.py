@@ -103,11 +103,13 @@ def estimate(
     gradient: Gradient,
     memory_saving: bool,
     control_variate: bool = True,
+    choose: Callable[[Tensor], Tensor | None] | None = None,
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
     r"""Return ``g(x)`` and the log-determinant, averaged over one probe per entry of ``expansions``.
 
     Where the branch has a linear part :math:`J_0`, that is its determinant plus a series of what is left, with the same
-    probes for both, and so is the gradient.
+    probes for both, and so is the gradient. Of a batch of :math:`B` the series may be evaluated for :math:`b` samples
+    alone, chosen at random, and count :math:`B/b` times for each of them and not at all for the others.
 
     ``gradient="autograd"`` differentiates the series itself and keeps its graph.
 
@@ -129,8 +131,30 @@ def estimate(
         gradient: ``"autograd"`` or ``"neumann"``.
         memory_saving: Whether the Neumann gradient recomputes the branch.
         control_variate: Whether to use the linear part of a branch that has one.
+        choose: Chooses, given the batch, the samples of the series, or ``None`` for all; by default all.
     """
     branch, x, args = promote(branch, x, args)
+    offers = control_variate and hasattr(branch, "linear_part")
+    rows = choose(x) if choose is not None and offers else None
+    if rows is not None:
+        with full_precision(x):
+            known = _known(branch, x, args, parameters, gradient=gradient, memory_saving=memory_saving)
+        if known is not None:
+            value, whole = known
+            some = [None if arg is None else arg[rows] for arg in args]
+            _, found = estimate(
+                branch,
+                x[rows],
+                some,
+                parameters,
+                draw,
+                expansions,
+                gradient=gradient,
+                memory_saving=memory_saving,
+            )
+            # The same determinants in both, so that what counts is the series alone.
+            whole = whole.to(found.dtype)
+            return value, whole.index_add(0, rows, (found - whole[rows]) * (len(x) / len(rows)))
 
     def part_at(point: Tensor, args: Sequence[Tensor | None]) -> LinearPart | None:
         return linear_part_of(branch, point, args) if control_variate else None
@@ -139,10 +163,8 @@ def estimate(
         probes = [draw(x) for _ in expansions]
         differentiate = torch.is_grad_enabled()
         autograd = differentiate and gradient == "autograd"
-        recompute = differentiate and not autograd and memory_saving and not functional_transforms_active()
-        attached = differentiate and not recompute
-        constants = args if attached else [None if arg is None else arg.detach() for arg in args]
-        linear = Linearization(branch, x, constants, attached=attached)
+        recompute = _recomputes(gradient, memory_saving)
+        linear = _linearize(branch, x, args, attached=differentiate and not recompute)
         with torch.set_grad_enabled(autograd):
             part = part_at(x, args)
             found = [
@@ -157,7 +179,7 @@ def estimate(
         if autograd:
             return linear.value, logdet
         left, reference = [e.left for e in found], [e.reference for e in found if e.reference is not None]
-        if attached:
+        if not recompute:
             slope = surrogate(linear, part_at(linear.point, args), left, reference, probes)
             return linear.value, logdet.detach() + (slope - slope.detach())
         return recomputed_gradient(
@@ -170,4 +192,53 @@ def estimate(
             left=left,
             reference=reference,
             right=probes,
+            known=bool(reference),
         )
+
+
+def _known(
+    branch: Callable[..., Tensor],
+    x: Tensor,
+    args: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+    *,
+    gradient: Gradient,
+    memory_saving: bool,
+) -> tuple[Tensor, Float[Tensor, " batch"]] | None:
+    """Return ``g(x)`` and the log-determinant of the linear part, if there is one."""
+    recompute = _recomputes(gradient, memory_saving)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not recompute):
+        part = linear_part_of(branch, x, args)
+        if part is None:
+            return None
+        logdet = part.log_determinant().expand(len(x))
+    if not torch.is_grad_enabled():
+        return branch(x, *args).to(x.dtype), logdet
+    linear = _linearize(branch, x, args, attached=not recompute)
+    if not recompute:
+        return linear.value, logdet
+    return recomputed_gradient(
+        branch,
+        x,
+        args,
+        parameters,
+        linear=linear,
+        logdet=logdet,
+        left=(),
+        reference=(),
+        right=(x.detach(),),
+        known=True,
+    )
+
+
+def _recomputes(gradient: Gradient, memory_saving: bool) -> bool:
+    """Whether the gradient is that of an evaluation in the backward pass."""
+    wanted = torch.is_grad_enabled() and gradient == "neumann" and memory_saving
+    return wanted and not functional_transforms_active()
+
+
+def _linearize(
+    branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | None], *, attached: bool
+) -> Linearization:
+    constants = args if attached else [None if arg is None else arg.detach() for arg in args]
+    return Linearization(branch, x, constants, attached=attached)
