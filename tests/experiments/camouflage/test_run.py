@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,22 @@ def test_networks_claimed_by_another_process_are_skipped(tmp_path) -> None:
         results, printed = _study(tmp_path / "study", models=("base",), seeds=(0, 1), resume=True)
     assert "Base, seed 1: another process works on it" in printed
     assert results["summary"][0]["seeds"] == [0]
+
+
+def test_the_cache_stays_while_another_process_needs_it(tmp_path) -> None:
+    # Two processes share the folder: this one is done, the other one trains a network of its own list.
+    _study(tmp_path, models=("base",))
+    assert not (tmp_path / "cache").exists()
+    cached = tmp_path / "cache" / "images.npy"
+    other = tmp_path / "cells" / "concatenation-0"
+    for path in (cached, other / "training.ckpt"):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    _study(tmp_path, models=("base",), resume=True)
+    assert cached.exists()
+    shutil.rmtree(other)
+    _study(tmp_path, models=("base",), resume=True)
+    assert not cached.exists()
 
 
 def test_diverging_network_does_not_stop_the_study(tmp_path, monkeypatch) -> None:

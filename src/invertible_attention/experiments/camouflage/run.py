@@ -176,7 +176,7 @@ def run_study(
         _take_over(results_folder / report.results, output, configuration, digest)
     results = study.run(cells, _compute(configuration, output, device, parallel, decoders), report)
     if results is not None:
-        if {cell.name for cell in cells} <= study.finished().keys():
+        if not study.begun():
             shutil.rmtree(output / CACHE, ignore_errors=True)
         if results_folder is not None:
             report.write(results_folder, results)

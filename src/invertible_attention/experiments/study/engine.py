@@ -206,6 +206,10 @@ class Study:
         found = sorted((self.output / CELLS).glob(f"*/{RESULT}"))
         return {path.parent.name: read_json(path) for path in found}
 
+    def begun(self) -> set[str]:
+        """Return the cells that are not done, whether this process began them or another one works on them."""
+        return {path.name for path in (self.output / CELLS).glob("*/")} - self.finished().keys()
+
     def _compute(
         self,
         cells: Sequence[Cell],
