@@ -34,6 +34,11 @@ LAYERS: dict[str, dict[str, Any]] = {
     "gaussian": {"response": "gaussian"},
     "embedded_gaussian with TorusPrior": {"response": "embedded_gaussian", "prior": True},
 }
+ESTIMATORS = {
+    "series": ia.RussianRoulette(control_variate=False),
+    "linear part": ia.RussianRoulette(),
+    "graph kept": ia.RussianRoulette(memory_saving=False),
+}
 
 
 def crops(count: int) -> Tensor:
@@ -103,14 +108,21 @@ def measure(
         with torch.no_grad():
             layer.eval()(x)
 
+    def trained_on() -> Tensor:
+        with torch.no_grad():
+            return layer.train().forward_and_logdet(x)[1].double().mean()
+
     draws = torch.stack([evaluate().double() for _ in range(4)])
     deviation = draws.std(0).square().mean().sqrt().item()
+    spread = torch.stack([trained_on() for _ in range(16)]).std().item()
+    bits = math.log(2) * x[0].numel()
     unit = seconds(forward, 7)
     return {
         "deviation": deviation,
-        "standard_error_bits": deviation / math.sqrt(len(x)) / math.log(2) / x[0].numel(),
+        "standard_error_bits": deviation / math.sqrt(len(x)) / bits,
+        "training_error_bits": spread / bits,
         "evaluation_relative": seconds(evaluate, 5) / unit,
-        "training_relative": seconds(step, 5) / unit,
+        "training_relative": seconds(step, 7) / unit,
     }
 
 
@@ -127,8 +139,8 @@ def main() -> None:
     for name, settings in LAYERS.items():
         layer = trained(settings, x, arguments.steps)
         row: dict[str, Any] = {"layer": name}
-        for label, control_variate in (("series", False), ("linear part", True)):
-            row[label] = measure(layer, x[:BATCH], ia.RussianRoulette(control_variate=control_variate))
+        for label, estimator in ESTIMATORS.items():
+            row[label] = measure(layer, x[:BATCH], estimator)
         row["deviation_ratio"] = row["series"]["deviation"] / row["linear part"]["deviation"]
         with torch.no_grad():
             solution = layer.eval().solve_inverse(layer(x[:BATCH]))

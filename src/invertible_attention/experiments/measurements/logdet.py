@@ -61,7 +61,9 @@ LAYERS = (
     Column("evaluation, linear part known", lambda row: f"{_of('linear part', 'evaluation_relative')(row)}×"),
     Column("training, series", lambda row: f"{_of('series', 'training_relative')(row)}×"),
     Column("training, linear part known", lambda row: f"{_of('linear part', 'training_relative')(row)}×"),
+    Column("with its graph kept", lambda row: f"{_of('graph kept', 'training_relative')(row)}×"),
     Column("standard error, bits/dim", _of("linear part", "standard_error_bits")),
+    Column("in training", _of("linear part", "training_error_bits")),
     Column("inverse, evaluations", lambda row: str(row["inverse_evaluations"])),
 )
 
@@ -74,7 +76,8 @@ def _layers(result: Result) -> Section:
         f"The log-determinant of one layer on values of {shape}, trained on photographs for {content['steps']} steps, "
         "estimated from the series alone and from what the linear part of attention, known in closed form, leaves of "
         f"it: standard deviation of one probe in nats, and CPU time for a batch of {content['batch']} in units of one "
-        "forward pass; the standard error is that of the batch's mean."
+        "forward pass; the standard errors are those of the batch's mean, in evaluation and in training, where what is "
+        "left is estimated on an eighth of the batch."
     )
     lines: list[Line] = [(row["layer"], row, "") for row in content["rows"]]
     return Section(
@@ -108,7 +111,11 @@ OF_LAYERS = Kind(
     "logdet-layers",
     "log-determinants of trained layers",
     "python benchmarks/logdet_layers.py",
-    unshown={"rows.*.series.standard_error_bits": "the deviation, in other units"},
+    unshown={
+        "rows.*.series.standard_error_bits": "the deviation, in other units",
+        "rows.*.series.training_error_bits": "likewise",
+        "rows.*.graph kept": "as with the linear part, but for the time of training",
+    },
 )
 REMAINDER = Kind("logdet-remainder", "certified remainders", "python benchmarks/logdet_remainder.py")
 BUILDERS = {LOGDET.name: _estimators, OF_LAYERS.name: _layers, REMAINDER.name: _remainder}
