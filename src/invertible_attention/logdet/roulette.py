@@ -40,7 +40,7 @@ TailDistribution = Literal["geometric", "poisson"]
 _MOST_LIKELY = 0.999
 
 # Samples of a batch, so that small batches are not noisier for a price that is not theirs.
-_FEWEST = 4
+_FEWEST = 2
 
 # Product by product, as the series is: branches need not support torch.vmap.
 _EXACT = Exact(chunk_size=1)
@@ -93,7 +93,7 @@ class RussianRoulette(LogDetEstimator):
             torch's global generator.
         control_variate: Whether to use the linear part of a branch that has one.
         subsample: In training, the share of the samples of a batch on which the series is estimated that the linear
-            part leaves, at least four of them, each of which then stands for its like: 1 for all. A sample by itself
+            part leaves, at least two of them, each of which then stands for its like: 1 for all. A sample by itself
             is noisier for it by about the inverse, times what it leaves.
         seed: In evaluation, makes all draws a function of the batch, so that the same question has the same answer, as
             it does by default in a block that is given no estimator; ``None``, as here, to draw again each time.
@@ -127,7 +127,7 @@ class RussianRoulette(LogDetEstimator):
     control_variate: bool = True
     exact_dimensions: int = 20
     seed: int | None = None
-    subsample: float = 0.125
+    subsample: float = 0.0625
 
     def __post_init__(self) -> None:
         for name in ("exact_terms", "evaluation_exact_terms", "exact_dimensions"):

@@ -77,7 +77,7 @@ def _layers(result: Result) -> Section:
         "estimated from the series alone and from what the linear part of attention, known in closed form, leaves of "
         f"it: standard deviation of one probe in nats, and CPU time for a batch of {content['batch']} in units of one "
         "forward pass; the standard errors are those of the batch's mean, in evaluation and in training, where what is "
-        "left is estimated on an eighth of the batch."
+        "left is estimated on a sixteenth of the batch."
     )
     lines: list[Line] = [(row["layer"], row, "") for row in content["rows"]]
     return Section(
