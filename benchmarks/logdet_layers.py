@@ -109,12 +109,11 @@ def measure(
             layer.eval()(x)
 
     def trained_on() -> Tensor:
-        with torch.no_grad():
-            return layer.train().forward_and_logdet(x)[1].double().mean()
+        return layer.train().forward_and_logdet(x)[1].detach().double().mean()
 
     draws = torch.stack([evaluate().double() for _ in range(4)])
     deviation = draws.std(0).square().mean().sqrt().item()
-    spread = torch.stack([trained_on() for _ in range(16)]).std().item()
+    spread = torch.stack([trained_on() for _ in range(64)]).std().item()
     bits = math.log(2) * x[0].numel()
     unit = seconds(forward, 7)
     return {

@@ -320,6 +320,7 @@ class TestOnAPartOfTheBatch:
             (True, 0.125, 64, 8),
             (True, 0.125, 16, 2),
             (True, 0.125, 2, 2),
+            (True, 0.0625, 33, 3),
             (True, 1.0, 64, 64),
             (False, 0.125, 64, 64),
         ]:
@@ -334,14 +335,37 @@ class TestOnAPartOfTheBatch:
         with pytest.raises(ValueError, match=f"at most 1, got {subsample}"):
             RussianRoulette(subsample=subsample)
 
-    def test_a_change_of_weights_before_backward_is_refused(self):
+    @pytest.mark.parametrize("output", [0, 1], ids=["value", "log-determinant"])
+    def test_a_change_of_weights_before_backward_is_refused(self, output):
         layer, _ = make("dot_product")
         layer.logdet = ROULETTE
         x = torch.randn(16, CHANNELS, SIZE, SIZE, dtype=torch.float64)
-        logdet = layer.forward_and_logdet(x)[1]
+        outputs = layer.forward_and_logdet(x)
         layer.branch.out_weight.data.mul_(1.5)
         with pytest.raises(RuntimeError, match="not what it was in the forward pass"):
-            logdet.sum().backward()
+            outputs[output].sum().backward()
+
+    def test_every_sample_is_chosen_alike(self):
+        torch.manual_seed(0)
+        x = torch.empty(12, 1)
+        estimator = RussianRoulette(subsample=0.2)
+        rows = torch.stack([estimator._choose(x) for _ in range(2000)])
+        assert rows.shape[1] == 3
+        assert bool((rows.sort(1).values.diff(dim=1) > 0).all())
+        share = rows.flatten().bincount(minlength=12) / len(rows)
+        error = math.sqrt(0.25 * 0.75 / len(rows))
+        assert ((share - 0.25).abs() < 4 * error).all()
+
+    def test_the_mean_of_each_of_different_samples_is_its_own(self):
+        layer, _ = make("embedded_gaussian", kind="sharp")
+        x = torch.randn(6, CHANNELS, SIZE, SIZE, dtype=torch.float64)
+        layer.logdet = ia.Exact()
+        truth = layer.forward_and_logdet(x)[1].detach()
+        layer.logdet = RussianRoulette(exact_dimensions=0)
+        draws = torch.stack([layer.forward_and_logdet(x)[1].detach() for _ in range(800)])
+        error = draws.std(0) / math.sqrt(len(draws))
+        assert bool((error < 0.2 * truth.std()).all())
+        assert bool(((draws.mean(0) - truth).abs() < 4 * error).all())
 
     def test_a_mapped_ensemble_chooses_as_its_members_do(self):
         layer, _ = make("gaussian")

@@ -57,7 +57,7 @@ def recomputed_gradient(
     left: Sequence[Tensor],
     reference: Sequence[Tensor],
     right: Sequence[Tensor],
-    known: bool,
+    determinant: bool,
 ) -> tuple[Tensor, Tensor]:
     r"""Attach to ``g(x)`` its own gradient and to ``logdet`` that of the :func:`surrogate`.
 
@@ -76,7 +76,7 @@ def recomputed_gradient(
             determinant of the linear part.
         reference: The vectors :math:`w_0`, likewise, or none without a linear part.
         right: The probes :math:`v`, the first of which also tells one value of the branch from another.
-        known: Whether the determinant of the linear part is part of the surrogate.
+        determinant: Whether the determinant of the linear part is part of the surrogate.
     """
     captured = captured_tensors(linear.value, parameters, [linear.point])
     tensors = [arg for arg in args if arg is not None]
@@ -87,7 +87,9 @@ def recomputed_gradient(
     lengths = torch.linalg.vector_norm(value, dim=tuple(range(1, value.ndim)))
     fingerprint = torch.cat([inner_product(value, right[0]), *sizes])
     tolerance = _SAME * torch.cat([lengths, *sizes])
-    record = _Record(_AsItIs(branch), len(args), where, captured, counts, known, (fingerprint, tolerance))
+    record = _Record(
+        _AsItIs(branch), len(args), where, captured, counts, determinant, (fingerprint, tolerance)
+    )
     constants = (*left, *reference, *right)
     return _Recompute.apply(record, (value, logdet), x, *constants, *tensors, *captured)
 
@@ -195,7 +197,7 @@ def _refuse_changes(found: Tensor, expected: Tensor, tolerance: Tensor) -> None:
             raise RuntimeError(
                 "the branch is not what it was in the forward pass, so the gradients of this backward pass are wrong: "
                 "its weights were changed in between (also through .data), or it is random, as with dropout. Call "
-                "backward before changing weights, or use memory_saving=False"
+                "backward before changing weights; for a random branch use memory_saving=False and subsample=1"
             )
 
     torch.autograd.Variable._execution_engine.queue_callback(check)
@@ -210,7 +212,7 @@ class _Record:
     where: Sequence[int]
     captured: Sequence[Tensor]
     counts: tuple[int, int, int]
-    known: bool
+    determinant: bool
     fingerprint: tuple[Tensor, Tensor]  # and how far another may be from it
 
 
@@ -250,7 +252,7 @@ class _Recompute(torch.autograd.Function):
                 seen = torch.cat([inner_product(value, right[0]), *_sizes(record.captured, value)])
             _refuse_changes(seen, *record.fingerprint)
             outputs = [(value, grad_value), *products]
-            part = record.branch.linear_part(point, *args) if record.known else None
+            part = record.branch.linear_part(point, *args) if record.determinant else None
             if part is not None:
                 outputs.append((_known(part, reference, right), grad_logdet))
             inputs = [point, *(args[i] for i in record.where), *record.captured]

@@ -92,9 +92,12 @@ class RussianRoulette(LogDetEstimator):
         generator: Where probes and :math:`n` come from in training, and in evaluation without a seed; by default
             torch's global generator.
         control_variate: Whether to use the linear part of a branch that has one.
-        subsample: In training, the share of the samples of a batch on which the series is estimated that the linear
-            part leaves, at least two of them, each of which then stands for its like: 1 for all. A sample by itself
-            is noisier for it by about the inverse, times what it leaves.
+        subsample: Where a training step wants gradients, the share of the samples of a batch on which the series is
+            estimated that the linear part leaves; at least two of them, each of which stands for its like. The branch
+            is evaluated on them once more. With :math:`b` of :math:`B` samples the mean over the batch stays
+            quiet, but the deviation of a single sample grows by :math:`\sqrt{B/b - 1}` times what the linear part
+            leaves of it. 1 for all: where single samples enter a loss that is not linear in them, and for a branch that
+            is random, or that hooks watch.
         seed: In evaluation, makes all draws a function of the batch, so that the same question has the same answer, as
             it does by default in a block that is given no estimator; ``None``, as here, to draw again each time.
 
@@ -197,7 +200,7 @@ class RussianRoulette(LogDetEstimator):
             gradient=self.gradient,
             memory_saving=self.memory_saving,
             control_variate=self.control_variate,
-            choose=self._choose if training else None,
+            choose=self._choose if training and torch.is_grad_enabled() else None,
         )
 
     def _choose(self, x: Tensor) -> Tensor | None:

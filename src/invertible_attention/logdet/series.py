@@ -138,7 +138,9 @@ def estimate(
     rows = choose(x) if choose is not None and offers else None
     if rows is not None:
         with full_precision(x):
-            known = _known(branch, x, args, parameters, gradient=gradient, memory_saving=memory_saving)
+            known = _with_linear_part(
+                branch, x, args, parameters, gradient=gradient, memory_saving=memory_saving
+            )
         if known is not None:
             value, whole = known
             some = [None if arg is None else arg[rows] for arg in args]
@@ -192,11 +194,11 @@ def estimate(
             left=left,
             reference=reference,
             right=probes,
-            known=bool(reference),
+            determinant=bool(reference),
         )
 
 
-def _known(
+def _with_linear_part(
     branch: Callable[..., Tensor],
     x: Tensor,
     args: Sequence[Tensor | None],
@@ -226,9 +228,15 @@ def _known(
         logdet=logdet,
         left=(),
         reference=(),
-        right=(x.detach(),),
-        known=True,
+        right=(_direction(x),),
+        determinant=True,
     )
+
+
+def _direction(x: Tensor) -> Tensor:
+    """Return a vector that tells values of a branch from one another, the same for every sample, with unit entries."""
+    entries = torch.arange(x[0].numel(), device=x.device, dtype=x.dtype)
+    return (2**0.5 * entries.sin()).view(x.shape[1:]).expand_as(x)
 
 
 def _recomputes(gradient: Gradient, memory_saving: bool) -> bool:
