@@ -165,7 +165,7 @@ def test_error_bound_holds_and_finished_samples_drop_their_context(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("logdet", [ia.Exact(), ia.PowerSeries(), ia.RussianRoulette()])
+@pytest.mark.parametrize("logdet", [ia.Exact(), ia.PowerSeries(), ia.RussianRoulette(subsample=1)])
 def test_gradients_reach_the_context_and_its_weights(kind, logdet):
     torch.manual_seed(3)
     layer = make(kind, logdet=logdet).train()
