@@ -76,7 +76,7 @@ python_use_unqualified_type_names = True
 
 # "cache": a page is run again when its code changed. A cell that prints a warning fails the build.
 nb_execution_mode = "cache"
-nb_execution_timeout = 120
+nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_output_stderr = "error"
