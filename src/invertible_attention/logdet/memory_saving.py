@@ -2,6 +2,7 @@ r"""A backward pass that keeps no graph: it evaluates the branch again, per samp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,17 +34,18 @@ def surrogate(
     Where there is a linear part, less :math:`w_0^\top J_0 v`, and with its log-determinant.
     """
     slope = average(
-        [inner_product(linear.vjp(w, differentiable=True), v) for w, v in zip(left, right, strict=True)]
+        [inner_product(linear.vjp(w, differentiable=True), v) for w, v in zip(left, right, strict=True)],
+        like=linear.point,
     )
-    return slope if part is None or not reference else slope + _known(part, reference, right)
+    return slope if part is None else slope + _known(part, reference, right, like=linear.point)
 
 
-def _known(part: LinearPart, reference: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return what a linear part adds to a surrogate: without references, of no series, its log-determinant."""
-    if not reference:
-        return part.log_determinant().expand(len(right[0]))
+def _known(
+    part: LinearPart, reference: Sequence[Tensor], right: Sequence[Tensor], *, like: Tensor
+) -> Float[Tensor, " batch"]:
+    """Return what a linear part adds to a surrogate."""
     slopes = [inner_product(part.apply(w, transposed=True), v) for w, v in zip(reference, right, strict=True)]
-    return part.log_determinant() - average(slopes)
+    return part.log_determinant() - average(slopes, like=like)
 
 
 def recomputed_gradient(
@@ -72,10 +74,9 @@ def recomputed_gradient(
         parameters: Tensors the branch captures; the leaves among them are found without being named.
         linear: The branch, evaluated apart from the graph of ``x`` and ``args``.
         logdet: The value of the log-determinant.
-        left: The vectors :math:`w`, one per probe; none where the value is all that is differentiated, and the
-            determinant of the linear part.
+        left: The vectors :math:`w`, one per probe, if there are any.
         reference: The vectors :math:`w_0`, likewise, or none without a linear part.
-        right: The probes :math:`v`, the first of which also tells one value of the branch from another.
+        right: The probes :math:`v`.
         determinant: Whether the determinant of the linear part is part of the surrogate.
     """
     captured = captured_tensors(linear.value, parameters, [linear.point])
@@ -85,7 +86,7 @@ def recomputed_gradient(
     counts = (len(left), len(reference), len(right))
     sizes = _sizes(captured, value)
     lengths = torch.linalg.vector_norm(value, dim=tuple(range(1, value.ndim)))
-    fingerprint = torch.cat([inner_product(value, right[0]), *sizes])
+    fingerprint = torch.cat([inner_product(value, _direction(right, value)), *sizes])
     tolerance = _SAME * torch.cat([lengths, *sizes])
     record = _Record(
         _AsItIs(branch), len(args), where, captured, counts, determinant, (fingerprint, tolerance)
@@ -183,6 +184,14 @@ def _sizes(captured: Sequence[Tensor], like: Tensor) -> list[Float[Tensor, " cap
     return [torch.stack([norm.to(like) for norm in norms])] if norms else []
 
 
+def _direction(probes: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return a vector of about unit entries to distinguish values of a branch: a probe where there is one."""
+    if probes:
+        return probes[0]
+    entries = torch.arange(math.prod(like.shape[1:]), device=like.device, dtype=like.dtype)
+    return (2**0.5 * entries.sin()).view(like.shape[1:]).expand_as(like)
+
+
 def _refuse_changes(found: Tensor, expected: Tensor, tolerance: Tensor) -> None:
     """Raise at the end of the backward pass if a fingerprint is another, so that a device is waited for once.
 
@@ -245,16 +254,18 @@ class _Recompute(torch.autograd.Function):
         for i, tensor, need in zip(record.where, tensors, needed, strict=False):
             args[i] = tensor.detach().requires_grad_(need)
         with torch.enable_grad(), full_precision(x):
-            upstream = (grad_logdet if n <= 1 else grad_logdet / n).view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+            upstream = (grad_logdet / n if n > 1 else grad_logdet).view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
             point, value, products = _products(record.branch, x, args, left, right, upstream)
             # A number per sample that another value of the branch would change, and the norm of every weight.
             with torch.no_grad():
-                seen = torch.cat([inner_product(value, right[0]), *_sizes(record.captured, value)])
+                seen = torch.cat(
+                    [inner_product(value, _direction(right, value)), *_sizes(record.captured, value)]
+                )
             _refuse_changes(seen, *record.fingerprint)
             outputs = [(value, grad_value), *products]
             part = record.branch.linear_part(point, *args) if record.determinant else None
             if part is not None:
-                outputs.append((_known(part, reference, right), grad_logdet))
+                outputs.append((_known(part, reference, right, like=point), grad_logdet))
             inputs = [point, *(args[i] for i in record.where), *record.captured]
             wanted = [ctx.needs_input_grad[2], *needed]
             return None, None, *_gradients(outputs, inputs, wanted, skipped)
@@ -279,7 +290,7 @@ def _products(
         value, products = pushed
         return point, value, [(Jv, weight * w) for Jv, w in zip(products, left, strict=True)]
     linear = Linearization(branch.evaluate, x, args, attached=False)
-    products = [(linear.vjp(w, differentiable=True), weight * v) for w, v in zip(left, right, strict=False)]
+    products = [(linear.vjp(w, differentiable=True), weight * v) for w, v in zip(left, right, strict=True)]
     return linear.point, linear.value, products
 
 

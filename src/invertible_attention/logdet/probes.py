@@ -77,8 +77,10 @@ def draw_probe(x: Tensor, distribution: ProbeDistribution, generator: torch.Gene
     return (2 * signs - 1).to(device=x.device, dtype=x.dtype)
 
 
-def average(values: Sequence[Tensor]) -> Tensor:
-    """Return the mean of what the probes give."""
+def average(values: Sequence[Tensor], *, like: Tensor) -> Float[Tensor, " batch"]:
+    """Return the mean of what the probes give; without probes, zero for every sample of ``like``."""
+    if not values:
+        return raised(like.new_zeros(len(like)))
     return values[0] if len(values) == 1 else torch.stack(list(values)).mean(0)
 
 

@@ -39,7 +39,7 @@ TailDistribution = Literal["geometric", "poisson"]
 # Of the default tail, so that a thousand terms are evaluated on average at most, however near to 1 the bound is.
 _MOST_LIKELY = 0.999
 
-# Samples of a batch, so that small batches are not noisier for a price that is not theirs.
+# Samples of a batch, so that small batches do not become too noisy.
 _FEWEST = 2
 
 # Product by product, as the series is: branches need not support torch.vmap.
@@ -62,8 +62,7 @@ class RussianRoulette(LogDetEstimator):
     Of a branch with a linear part, such as attention, that is the control variate: its determinant is known, and the
     series is that of what is left, of which one or two terms leave a remainder that is rarely worth estimating. It
     needs no more than the series above to be unbiased; see :mod:`invertible_attention.logdet.remainder`. In training
-    that remainder is estimated on a part of the batch, chosen at random: the products of a step are its price, and the
-    mean over the batch loses little.
+    it is estimated on a random subset of the batch (``subsample``), since its products are most of a step's cost.
 
     In evaluation samples of few dimensions get the log-determinant itself, from the whole Jacobian: that takes no more
     products than the estimate does, and leaves nothing to chance.
@@ -92,12 +91,12 @@ class RussianRoulette(LogDetEstimator):
         generator: Where probes and :math:`n` come from in training, and in evaluation without a seed; by default
             torch's global generator.
         control_variate: Whether to use the linear part of a branch that has one.
-        subsample: Where a training step wants gradients, the share of the samples of a batch on which the series is
-            estimated that the linear part leaves; at least two of them, each of which stands for its like. The branch
-            is evaluated on them once more. With :math:`b` of :math:`B` samples the mean over the batch stays
-            quiet, but the deviation of a single sample grows by :math:`\sqrt{B/b - 1}` times what the linear part
-            leaves of it. 1 for all: where single samples enter a loss that is not linear in them, and for a branch that
-            is random, or that hooks watch.
+        subsample: In training with gradients, the fraction of the batch on which the correction to the linear part is
+            estimated, at least two samples. :math:`b` of :math:`B` samples are drawn, each is weighted by :math:`B/b`,
+            and the branch is evaluated on them a second time. The variance of the batch mean stays small; the standard
+            deviation of a single sample's estimate grows by :math:`\sqrt{B/b - 1}` times its correction. Use 1, the
+            whole batch, for a loss that is nonlinear in single log-determinants, and for a branch that is random or has
+            hooks.
         seed: In evaluation, makes all draws a function of the batch, so that the same question has the same answer, as
             it does by default in a block that is given no estimator; ``None``, as here, to draw again each time.
 

@@ -134,46 +134,71 @@ def estimate(
         choose: Chooses, given the batch, the samples of the series, or ``None`` for all; by default all.
     """
     branch, x, args = promote(branch, x, args)
-    offers = control_variate and hasattr(branch, "linear_part")
-    rows = choose(x) if choose is not None and offers else None
-    if rows is not None:
-        with full_precision(x):
-            known = _with_linear_part(
-                branch, x, args, parameters, gradient=gradient, memory_saving=memory_saving
-            )
-        if known is not None:
-            value, whole = known
-            some = [None if arg is None else arg[rows] for arg in args]
-            _, found = estimate(
-                branch,
-                x[rows],
-                some,
-                parameters,
-                draw,
-                expansions,
-                gradient=gradient,
-                memory_saving=memory_saving,
-            )
-            # The same determinants in both, so that what counts is the series alone.
-            whole = whole.to(found.dtype)
-            return value, whole.index_add(0, rows, (found - whole[rows]) * (len(x) / len(rows)))
 
-    def part_at(point: Tensor, args: Sequence[Tensor | None]) -> LinearPart | None:
+    def on(
+        x: Tensor, args: Sequence[Tensor | None], expansions: Sequence[Expand]
+    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
+        return _estimate(
+            branch,
+            x,
+            args,
+            parameters,
+            draw,
+            expansions,
+            gradient=gradient,
+            memory_saving=memory_saving,
+            control_variate=control_variate,
+        )
+
+    offers = choose is not None and control_variate and hasattr(branch, "linear_part")
+    rows = choose(x) if choose is not None and offers else None
+    if rows is None or not _has_linear_part(branch, x, args):
+        return on(x, args, expansions)
+    value, known = on(x, args, ())
+    _, found = on(x[rows], [None if arg is None else arg[rows] for arg in args], expansions)
+    # The same determinants in both, so that what counts is the series alone.
+    known = known.to(found.dtype)
+    return value, known.index_add(0, rows, (found - known[rows]) * (len(x) / len(rows)))
+
+
+@torch.no_grad()
+def _has_linear_part(branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | None]) -> bool:
+    with full_precision(x):
+        return linear_part_of(branch, x, args) is not None
+
+
+def _estimate(
+    branch: Callable[..., Tensor],
+    x: Tensor,
+    args: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+    draw: Callable[[Tensor], Tensor],
+    expansions: Sequence[Expand],
+    *,
+    gradient: Gradient,
+    memory_saving: bool,
+    control_variate: bool,
+) -> tuple[Tensor, Float[Tensor, " batch"]]:
+    """Estimate for every sample; without expansions, the determinant of the linear part alone."""
+
+    def part_at(point: Tensor) -> LinearPart | None:
         return linear_part_of(branch, point, args) if control_variate else None
 
     with full_precision(x):
         probes = [draw(x) for _ in expansions]
         differentiate = torch.is_grad_enabled()
         autograd = differentiate and gradient == "autograd"
-        recompute = _recomputes(gradient, memory_saving)
-        linear = _linearize(branch, x, args, attached=differentiate and not recompute)
+        recompute = differentiate and not autograd and memory_saving and not functional_transforms_active()
+        attached = differentiate and not recompute
+        constants = args if attached else [None if arg is None else arg.detach() for arg in args]
+        linear = Linearization(branch, x, constants, attached=attached)
         with torch.set_grad_enabled(autograd):
-            part = part_at(x, args)
+            part = part_at(x)
             found = [
                 expand(linear, part, probe, differentiable=autograd)
                 for expand, probe in zip(expansions, probes, strict=True)
             ]
-            logdet = average([expansion.value for expansion in found])
+            logdet = average([expansion.value for expansion in found], like=x)
             if part is not None:
                 logdet = logdet + part.log_determinant()
         if not differentiate:
@@ -181,8 +206,8 @@ def estimate(
         if autograd:
             return linear.value, logdet
         left, reference = [e.left for e in found], [e.reference for e in found if e.reference is not None]
-        if not recompute:
-            slope = surrogate(linear, part_at(linear.point, args), left, reference, probes)
+        if attached:
+            slope = surrogate(linear, part_at(linear.point), left, reference, probes)
             return linear.value, logdet.detach() + (slope - slope.detach())
         return recomputed_gradient(
             branch,
@@ -194,59 +219,5 @@ def estimate(
             left=left,
             reference=reference,
             right=probes,
-            determinant=bool(reference),
+            determinant=part is not None,
         )
-
-
-def _with_linear_part(
-    branch: Callable[..., Tensor],
-    x: Tensor,
-    args: Sequence[Tensor | None],
-    parameters: Sequence[Tensor],
-    *,
-    gradient: Gradient,
-    memory_saving: bool,
-) -> tuple[Tensor, Float[Tensor, " batch"]] | None:
-    """Return ``g(x)`` and the log-determinant of the linear part, if there is one."""
-    recompute = _recomputes(gradient, memory_saving)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not recompute):
-        part = linear_part_of(branch, x, args)
-        if part is None:
-            return None
-        logdet = part.log_determinant().expand(len(x))
-    if not torch.is_grad_enabled():
-        return branch(x, *args).to(x.dtype), logdet
-    linear = _linearize(branch, x, args, attached=not recompute)
-    if not recompute:
-        return linear.value, logdet
-    return recomputed_gradient(
-        branch,
-        x,
-        args,
-        parameters,
-        linear=linear,
-        logdet=logdet,
-        left=(),
-        reference=(),
-        right=(_direction(x),),
-        determinant=True,
-    )
-
-
-def _direction(x: Tensor) -> Tensor:
-    """Return a vector that tells values of a branch from one another, the same for every sample, with unit entries."""
-    entries = torch.arange(x[0].numel(), device=x.device, dtype=x.dtype)
-    return (2**0.5 * entries.sin()).view(x.shape[1:]).expand_as(x)
-
-
-def _recomputes(gradient: Gradient, memory_saving: bool) -> bool:
-    """Whether the gradient is that of an evaluation in the backward pass."""
-    wanted = torch.is_grad_enabled() and gradient == "neumann" and memory_saving
-    return wanted and not functional_transforms_active()
-
-
-def _linearize(
-    branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | None], *, attached: bool
-) -> Linearization:
-    constants = args if attached else [None if arg is None else arg.detach() for arg in args]
-    return Linearization(branch, x, constants, attached=attached)
