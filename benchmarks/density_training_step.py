@@ -3,7 +3,7 @@
 The authors (and i-ResNet) estimate the log-determinant by a power series of five terms and keep its graph for
 backward; weights are divided by a norm estimated with five warm-started power iterations. Ours is the unbiased
 estimator with the Neumann gradient and a backward that evaluates each block again; weights are constrained by an
-upper bound. Every formulation runs in a process of its own, whose peak memory the system reports; the memory in
+upper bound. Every formulation runs in a separate process, whose peak memory the system reports; the memory in
 use before the first step is subtracted. The same network, batch and number of threads everywhere.
 
     python benchmarks/density_training_step.py --blocks 4 --channels 256 --batch 64

@@ -2,7 +2,7 @@
 
 Glow is normflows' with three scales on images of 32×32, NSF zuko's on vectors of 64 numbers, the i-ResNet this
 library's. A training step, ``log_prob`` in evaluation and sampling after a few steps of training, with and without
-attention in rounds, in CPU time; the peak memory of training in a process of its own, above what the imported libraries
+attention in rounds, in CPU time; the peak memory of training in a separate process, above what the imported libraries
 take. Attention is Embedded Gaussian unless another response is given, with the defaults of the library.
 
     pip install ".[experiments,interop]"

@@ -1,7 +1,7 @@
 """What a photograph at full size costs: squeezed 2×2, through one certified layer of Concatenation attention, and back.
 
 CPU time of a forward pass, of its inverse and of a training step, and the peak memory of each above what the imported
-libraries take, every size and each of the three in a process of its own.
+libraries take, every size and each of the three in a separate process.
 
     python benchmarks/picture_cost.py --sizes 640x480 4000x3000
 """

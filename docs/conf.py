@@ -38,7 +38,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|jaxtyping|typing|collections|abc|numpy|zuko|nflows|normflows|FrEIA|pyro)\b.*"),
     # Names of axes inside shapes.
     (r"py:class", r"'[^']*'"),
-    # What bijections share, without a use of its own.
+    # What bijections share, without using it itself.
     (r"py:class", r"invertible_attention\.flows\.closed_form\.ClosedForm"),
 ]
 

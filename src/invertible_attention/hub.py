@@ -66,7 +66,7 @@ class _HubMixin(PyTorchModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if type(self).__init__ is not type(self)._hub_init:
-            raise ValueError(f"{type(self).__name__} has a constructor of its own: use with_hub on it")
+            raise ValueError(f"{type(self).__name__} has its own constructor: use with_hub on it")
         configuration = {name: _encode(value, name) for name, value in self._arguments().items()}
         (save_directory / CONFIG).write_text(json.dumps(configuration, indent=2) + "\n")
         assert isinstance(self, nn.Module)

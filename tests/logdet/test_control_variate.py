@@ -256,7 +256,7 @@ def test_poor_linear_part_for_one_sample_keeps_both_estimates_finite(training):
 
 
 class TestOnAPartOfTheBatch:
-    """The series on some samples of a batch, each of which stands for its like."""
+    """The series on some samples of a batch, each weighted by :math:`B/b`."""
 
     @staticmethod
     def estimate(layer, x: Tensor, rows: list[int] | None, mask: Tensor | None = None, **settings):

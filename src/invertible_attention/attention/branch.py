@@ -94,7 +94,7 @@ class AttentionBranch(SetFromData, Evaluation):
         self.position_prior = position_prior
         self.causal = causal
         if response == "gaussian" and not isinstance(constraint, Certified):
-            # The paper's Gaussian has no parameter of its own; under a certificate the temperature spends the budget.
+            # The paper's Gaussian has no parameters; under a certificate the temperature spends the budget.
             response = partial(Gaussian, learnable=False)
         self.response = make_response(response, channels, heads, embedding_channels, bias)
         self.value_weight = nn.Parameter(_uniform(channels, channels))

@@ -29,7 +29,7 @@ class PositionPrior(nn.Module, ABC):
     """Base class of position priors. One per layer; it may be learned.
 
     Attributes:
-        heads: Number of heads with kernels of their own, 1 or that of the layer; ``None`` where any number will do.
+        heads: Number of heads with their own kernels, 1 or that of the layer; ``None`` where any number will do.
     """
 
     heads: int | None = None

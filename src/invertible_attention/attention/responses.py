@@ -207,7 +207,7 @@ class EmbeddedGaussian(_Embedded):
 
     Args:
         channels: Number of channels :math:`C`.
-        heads: Number of heads, each with embeddings of its own.
+        heads: Number of heads, each with its own embeddings.
         embedding_channels: Rows of :math:`W_1, W_2` per head; default ``max(1, channels // 4)``.
         bias: Whether the embeddings have biases.
 
@@ -226,7 +226,7 @@ class DotProduct(_Embedded):
 
     Args:
         channels: Number of channels :math:`C`.
-        heads: Number of heads, each with embeddings of its own.
+        heads: Number of heads, each with its own embeddings.
         embedding_channels: Rows of :math:`W_1, W_2` per head; default ``max(1, channels // 4)``.
         bias: Whether the embeddings have biases.
         phi: ``"elu_plus_one"`` (default) or ``"softplus"``. The signed ``"elu"`` of the authors' released
@@ -256,7 +256,7 @@ class Concatenation(Response):
 
     Args:
         channels: Number of channels :math:`C`.
-        heads: Number of heads, each with vectors of its own.
+        heads: Number of heads, each with its own vectors.
         embedding_channels: Not used: the embedding collapses.
         bias: Whether there is a :math:`\beta`.
         phi: ``"elu_plus_one"`` (default) or ``"softplus"``; signed ``"elu"`` and ``"identity"`` carry no

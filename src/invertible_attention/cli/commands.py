@@ -17,7 +17,7 @@ EXPERIMENTS = "invertible_attention.experiments"
 class Command:
     """A subcommand: its name, one line of help, and where it is.
 
-    ``target`` is ``module:attribute`` of a function or of an application with commands of its own.
+    ``target`` is ``module:attribute`` of a function or of an application with its own commands.
     """
 
     name: str

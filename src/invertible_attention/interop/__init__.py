@@ -1,7 +1,7 @@
 """Bijections in other flow libraries, and their layers as bijections.
 
 Nothing here is imported before it is asked for, so none of the libraries is needed to import this package. Each
-has a module of its own: :mod:`.distributions` (PyTorch's own, no extra), :mod:`.freia`, :mod:`.nflows`,
+has its own module: :mod:`.distributions` (PyTorch's own, no extra), :mod:`.freia`, :mod:`.nflows`,
 :mod:`.normflows`, :mod:`.pyro`, :mod:`.zuko`.
 """
 

@@ -133,7 +133,7 @@ def _altered(module: nn.Module, methods: set[str]) -> str | None:
     if not methods.isdisjoint(state):
         return f"{name} has its own {min(methods & state.keys())}"
     if state.get("_compiled_call_impl") is not None and not _is_compiled_as_it_is(module):
-        return f"{name} has a call of its own"
+        return f"{name} has its own call"
     if "parametrizations" in state["_modules"]:
         for attribute, chain in _parametrizations(module).items():
             for part in chain if type(chain) is parametrize.ParametrizationList else [chain]:

@@ -36,7 +36,7 @@ def lipschitz_upper_bound(
     (:func:`~invertible_attention.lipschitz.constrain`) are bounded by the weight they really use.
 
     Everything else may compute anything, and is bounded by ``inf``: subclasses of these layers; layers, or parts of
-    them, with hooks, a ``forward`` of their own, methods replaced in their class, weights that are pruned, or
+    them, with hooks, their own ``forward``, methods replaced in their class, weights that are pruned, or
     parametrized in a way not known to depend on parameters alone; and layers that change their input in place.
 
     Args:
@@ -203,7 +203,7 @@ def product(a: float | Tensor, b: float | Tensor) -> float | Tensor:
 
 def _affine(module: Any, values: _Values) -> tuple[float | Tensor, _Values]:
     weight = module.weight
-    # Other kinds of tensors, such as quantized ones, have products of their own.
+    # Other kinds of tensors, such as quantized ones, have their own products.
     if type(weight) not in (Tensor, nn.Parameter) or weight.layout is not torch.strided:
         raise _UnknownError(f"the weight of {module} has an unknown tensor type: {type(weight).__name__}")
     if not weight.is_floating_point():

@@ -1,7 +1,7 @@
 r"""Attention through fused kernels: what any of them needs to be differentiated to any order, batched and traced.
 
 A kernel computes products with a row-normalized matrix :math:`P`, and with its transpose. Its derivatives are computed
-strip by strip, in O(N) memory and to any order, unless it brings gradients of its own; then the second derivatives
+strip by strip, in O(N) memory and to any order, unless it brings its own gradients; then the second derivatives
 are.
 
 PyTorch's scaled dot-product attention computes :math:`S(w) = P w` with :math:`P_{bn} = e^{x_b \cdot y_n - L_b}`,
@@ -82,7 +82,7 @@ class Kernel(ABC):
         self, x: Rows, y: Tokens, u: RowValues, w: Values
     ) -> tuple[Rows, RowValues, Tokens, Values]:
         """Differentiate ``<u, P w>`` with respect to x, u, y and w."""
-        raise TypeError(f"{type(self).__name__} has no gradients of its own")
+        raise TypeError(f"{type(self).__name__} has no custom gradients")
 
 
 def attend(
@@ -370,6 +370,6 @@ def padded(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _trimmed(padded: Tensor, like: Tensor) -> Tensor:
-    """Drop padding; a copy, because a function of its own must not return views."""
+    """Drop padding; a copy, because a custom function must not return views."""
     width = like.shape[-1]
     return padded if padded.shape[-1] == width else padded[..., :width].clone()

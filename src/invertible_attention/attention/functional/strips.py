@@ -152,7 +152,7 @@ def _parts(tensors: Tensors) -> int:
 def _run_in_parts(
     function: StripFunction, parts: int, rows: int, strips: Tensors, wholes: Tensors
 ) -> Results:
-    """Let every part of the rows be a head of its own."""
+    """Let every part of the rows be its own head."""
     pieces, sums = _run(
         function,
         max(1, rows // parts),

@@ -93,7 +93,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class Population:
-    """Layers of one structure, each with inputs of its own.
+    """Layers of one structure, each with its own inputs.
 
     Args:
         parameters: by name, the layers along the first axis, in float64; the search rounds them to the dtype.

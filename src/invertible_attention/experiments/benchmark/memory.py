@@ -1,4 +1,4 @@
-"""Peak memory of one call in a process of its own, above what importing the library takes."""
+"""Peak memory of one call in a separate process, above what importing the library takes."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ CLASSES = {
 
 
 def measure_released(folder: Path, response: str, size: tuple[int, int], *, repeats: int) -> dict[str, Any]:
-    """Time one response of the released code, in a process of its own.
+    """Time one response of the released code, in a separate process.
 
     Args:
         folder: the checkout, with ``inv_attention.py`` in it.

@@ -63,7 +63,7 @@ def measure_apart(
     threads: int | None = None,
     report: Callable[[str], None] | None = None,
 ) -> list[Measurement]:
-    """Measure every model in a process of its own, so that none inherits the memory of another.
+    """Measure every model in a separate process, so that none inherits the memory of another.
 
     Args:
         models: names of rows of Table 4.

@@ -31,7 +31,7 @@ def measure(
     threads: Annotated[int | None, number("CPU threads.", show_default="all")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure seconds and peak memory of a training step and an evaluation, each model in a process of its own.
+    """Measure seconds and peak memory of a training step and an evaluation, each model in a separate process.
 
     Images are random; so are the weights unless --weights is given.
     """

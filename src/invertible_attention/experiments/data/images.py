@@ -55,7 +55,7 @@ def draw_images(
 ) -> Images:
     """Draw the train and test images of an experiment.
 
-    No image (with ``random_crops``, no photograph) is in both parts. A dataset without a division of its own
+    No image (with ``random_crops``, no photograph) is in both parts. A dataset without its own division
     is divided at random.
 
     Args:

@@ -60,7 +60,7 @@ def serve(port: int, *, open_browser: bool, say: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def serving(port: int = 0) -> Iterator[str]:
-    """Serve the page in a thread of its own while the block runs, once per process; yield its address.
+    """Serve the page in a separate thread while the block runs, once per process; yield its address.
 
     Uploads go to a folder that is deleted at the end.
 

@@ -14,7 +14,7 @@ ORDER, AUGMENTATION, NOISE, EVALUATION = range(4)
 
 
 def step_seed(seed: int, purpose: int, step: int, rank: int = 0) -> int:
-    """Return a seed of its own for every run, purpose, step and process."""
+    """Return a different seed for every run, purpose, step and process."""
     return (((seed * 4 + purpose) * 1_000_003 + step) * 4099 + rank) % 2**63
 
 

@@ -82,7 +82,7 @@ def interpolate(
 def round_trip_error(model: Flow, images: UInt8[Tensor, "images *event"]) -> float | None:
     """Return by how many levels images differ at most from what comes back from their latents.
 
-    No residual tells how far the inverse amplifies rounding, and of layers that are invertible by order no bound does.
+    No residual says how far the inverse amplifies rounding, and of layers that are invertible by order no bound does.
 
     Args:
         model: a density that begins with its dequantization.

@@ -133,7 +133,7 @@ class Configuration(Settings):
             raise UsageError("own_size is for whole images, got random crops: choose another dataset")
 
     def cells(self) -> Iterator[Cell]:
-        """Yield every network to train. ``released`` has one normalization of its own, the row."""
+        """Yield every network to train. ``released`` has its own normalization, by row."""
         for repeat in range(1, self.repeats + 1):
             for constraint in self.constraints:
                 own = constraint == "released"

@@ -27,7 +27,7 @@ def to_html(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """Return a table in Markdown; titles of groups are lines of their own."""
+    """Return a table in Markdown; titles of groups are separate lines."""
 
     def line(cells: Sequence[str]) -> str:
         texts = (cell.replace("|", "\\|") for cell in cells)
