@@ -53,9 +53,11 @@ class Projection:
     @classmethod
     def at(cls, tokens: Float[Tensor, "batch channels tokens"], radius: Float[Tensor, ""]) -> Projection:
         """Return the derivative at the given tokens."""
-        norm = torch.linalg.vector_norm(tokens, dim=1, keepdim=True)
-        farthest = torch.maximum(norm, radius)
-        return cls(radius / farthest, torch.where(norm > radius, tokens / farthest, 0.0))
+        scaled = tokens / radius
+        # Not by vector_norm: along an axis that is not the last one it takes many times as long.
+        square = scaled.square().sum(1, keepdim=True)
+        scale = square.clamp_min(1.0).rsqrt()
+        return cls(scale, torch.where(square > 1.0, scaled * scale, 0.0))
 
     def apply(self, v: Float[Tensor, "batch channels tokens"]) -> Float[Tensor, "batch channels tokens"]:
         """Multiply a vector per token; the derivative is symmetric."""

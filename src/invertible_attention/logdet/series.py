@@ -163,8 +163,9 @@ def estimate(
 
 @torch.no_grad()
 def _has_linear_part(branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | None]) -> bool:
+    first = [None if arg is None else arg[:1] for arg in args]
     with full_precision(x):
-        return linear_part_of(branch, x, args) is not None
+        return linear_part_of(branch, x[:1], first) is not None
 
 
 def _estimate(
