@@ -44,7 +44,7 @@ __all__ = ["CpuKernel", "Kernel", "PortableKernel", "attend", "fold_vmap", "kern
 # Fused kernels want a head dimension that is a multiple of this.
 _ALIGNMENT = 8
 # Tokens looked at for a first estimate of a row's largest score.
-_REFERENCE_TOKENS = 128
+_REFERENCE_TOKENS = 32
 
 Rows = Float[Tensor, "batch heads rows dim"]
 Tokens = Float[Tensor, "batch heads tokens dim"]
