@@ -9,8 +9,8 @@ from invertible_attention.experiments.density.variants import (
     PLACES_AND_HEADS,
     TABLE_3,
     parse_variant,
-    slug,
 )
+from invertible_attention.experiments.variants import slug
 
 BASE = Configuration.choose(attention="none")
 
@@ -24,10 +24,10 @@ def test_variants_build_different_models(variants: tuple[str, ...]) -> None:
 
 
 def test_each_word_changes_only_its_setting() -> None:
-    variant = parse_variant("gaussian/relaxed/heads=2/position/learning_rate=0.01/after=0:0+1:-1", BASE)
+    variant = parse_variant("gaussian/relaxed/row/heads=2/position/learning_rate=0.01/after=0:0+1:-1", BASE)
     assert (variant.attention, variant.constraint, variant.heads) == ("gaussian", "relaxed", 2)
     assert (variant.position_prior, variant.learning_rate) == (True, 0.01)
-    assert variant.attention_after == ("0:0", "1:-1")
+    assert (variant.attention_after, variant.normalization) == (("0:0", "1:-1"), "row")
     assert variant.steps == BASE.steps
     assert parse_variant("none", BASE) == BASE
     assert parse_variant("maf", Configuration.choose()).attention == "none"
@@ -44,6 +44,8 @@ def test_triangular_alone_means_embedded_gaussian_attention_with_four_heads() ->
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("gaussian/maf", "got model maf"),
+        ("gaussian/ordinary", "constraint must be one of certified, relaxed, triangular, got 'ordinary'"),
         ("gaussian/certified/affine", "only triangular attention scales tokens"),
         ("triangular/position", "without a prior"),
         ("fourier", "word 'fourier', which means nothing"),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import UsageError
-from ..reconstruct.configuration import Normalization
 from ..settings import POSITIVE, Check, Settings, at_least, between, setting
+from ..variants import Normalization, Response
 
 __all__ = ["DIGITS", "QUICK", "RESIDUAL", "Configuration", "Constraint", "Estimator", "parse_places"]
 
@@ -15,7 +15,7 @@ Model = Literal["i-resnet", "residual-flow", "transformer-flow", "made", "maf", 
 RESIDUAL = ("i-resnet", "residual-flow")
 """The models made of residual blocks, which is where attention can go."""
 
-Attention = Literal["none", "gaussian", "embedded_gaussian", "dot_product", "concatenation"]
+Attention = Literal["none", Response]
 Constraint = Literal["certified", "relaxed", "triangular"]
 Estimator = Literal["roulette", "power-series", "exact"]
 

@@ -14,6 +14,7 @@ from ..errors import ExperimentError
 from ..metadata import run_metadata
 from ..report import Figure
 from ..study import CELLS, RESULT, Cell, Report, Study, Workers
+from ..variants import slug
 from .baselines import check_library
 from .comparison import compare
 from .configuration import Configuration
@@ -21,7 +22,7 @@ from .data import load_data
 from .figures import draw_curve, draw_differences
 from .run import train_cell
 from .tables import STUDY
-from .variants import parse_variant, slug
+from .variants import parse_variant
 
 __all__ = ["run_study"]
 

@@ -1,11 +1,12 @@
-"""Variants of a study, as short texts: ``concatenation/certified/heads=2``."""
+"""Variants of a study: which attention, and other settings."""
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
 from typing import Any, get_args
 
-from .configuration import RESIDUAL, Attention, Configuration, Constraint, Model
+from ..variants import divide
+from .configuration import RESIDUAL, Configuration, Model
 
 __all__ = ["FAIR_STUDY", "ORDER_STUDY", "PLACES_AND_HEADS", "TABLE_3", "parse_variant"]
 
@@ -59,8 +60,8 @@ TABLE_3 = (
 def parse_variant(text: str, base: Configuration) -> Configuration:
     """Return ``base`` changed as a variant says.
 
-    A variant is a list of words divided by ``/``: a model, a response or ``none``, a constraint, ``affine``,
-    ``position`` for the positional prior, ``after=0:-1+1:-1`` for places, or ``setting=value`` for any
+    A variant is a list of words divided by ``/``: a model, a response or ``none``, a constraint, a normalization,
+    ``affine``, ``position`` for the positional prior, ``after=0:-1+1:-1`` for places, or ``setting=value`` for any
     number among the settings. ``triangular`` alone means Embedded Gaussian attention with four heads.
 
     Raises:
@@ -72,19 +73,18 @@ def parse_variant(text: str, base: Configuration) -> Configuration:
         >>> variant.attention, variant.constraint, variant.heads, variant.attention_after
         ('concatenation', 'relaxed', 2, ('0:0', '0:-1'))
     """
-    changes: dict[str, Any] = {}
-    for word in text.split("/"):
+    found, words = divide(text)
+    changes: dict[str, Any] = {
+        "attention" if name == "response" else name: word for name, word in found.items()
+    }
+    for word in words:
         name, equals, value = word.partition("=")
         if equals:
             changes |= _setting(name, value, base)
         elif word in get_args(Model):
             changes["model"] = word
             if word not in RESIDUAL:
-                changes["attention"] = "none"
-        elif word in get_args(Attention):
-            changes["attention"] = word
-        elif word in get_args(Constraint):
-            changes["constraint"] = word
+                changes.setdefault("attention", "none")
         elif word == "position":
             changes["position_prior"] = True
         elif word == "affine":
@@ -107,14 +107,3 @@ def _setting(name: str, value: str, base: Configuration) -> dict[str, Any]:
         return {name: kinds[name](value)}
     except ValueError:
         raise ValueError(f"{name} must be a number, got {value!r}") from None
-
-
-def slug(text: str, seed: int) -> str:
-    """Return the folder name of a variant with a seed.
-
-    Example:
-        >>> slug("gaussian/certified/after=0:-1", 3)
-        'gaussian-certified-after=0--1-3'
-    """
-    plain = "".join(c if c.isalnum() or c in "-=" else "-" for c in text).strip("-")
-    return f"{plain}-{seed}"
