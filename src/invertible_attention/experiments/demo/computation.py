@@ -110,16 +110,17 @@ def compute(picture: Image.Image, options: Options, report: Report | None = None
     pixels = to_tensor(cover(picture, (options.size, options.size)))[None]
     x = dequantize(pixels, generator=_generator(options.seed, 0))
     sides = []
-    for place, constraint in enumerate((options.constraint, options.other)):
+    constraints = (options.constraint, options.other)
+    for place, (constraint, text) in enumerate(zip(constraints, options.variants, strict=True)):
         start = place / 2
         network, steps = _train(
             pixels,
             x,
             options,
             constraint,
-            lambda done, s=start, c=constraint: progress(s + 0.35 * done, f"training, {c}"),
+            lambda done, s=start, t=text: progress(s + 0.35 * done, f"training {t}"),
         )
-        progress(start + 0.4, f"inverting, {constraint}")
+        progress(start + 0.4, f"inverting {text}")
         sides.append(_look(network, x, constraint, steps, options.seed))
     return Outcome(options, pixels, x, *sides)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import ExperimentError
 from ..published import RESPONSES
+from ..variants import variant
 
 __all__ = ["CONSTRAINTS", "NORMALIZATIONS", "SIZES", "STEPS", "Options"]
 
@@ -62,6 +63,12 @@ class Options:
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value <= most:
                 raise ExperimentError(f"{name} must be a whole number from 0 to {most}, got {value!r}")
+
+    @property
+    def variants(self) -> tuple[str, str]:
+        """The network that was chosen and the one it is compared with, as the commands call them."""
+        chosen, other = (variant(self.response, c, self.normalization) for c in (self.constraint, self.other))
+        return chosen, other
 
     @property
     def other(self) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from ..published import RESPONSES
 from ..report import format_number
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def honesty(outcome: Outcome) -> str:
         "random weights, not trained" if options.steps == 0 else f"random weights, then trained for {trained}"
     )
     return (
-        f"Both networks: one attention block ({RESPONSES[options.response]}) on the picture’s 2×2 blocks, {start}. "
+        f"Both networks, {' and '.join(options.variants)}: one attention block on the picture’s 2×2 blocks, {start}. "
         "Training is that of the paper’s reconstruction experiment, towards a fixed random tensor, but on this "
         f"one picture of {options.size}×{options.size} pixels and much shorter; these are not the paper’s networks. "
         f"Seed {options.seed} decides weights, noise and target, the same for both. The authors’ code normalizes by "
