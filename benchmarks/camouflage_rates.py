@@ -118,8 +118,8 @@ def measure(
     pairs: tuple[Pair, ...], configuration: Configuration, folder: Path, repeats: int
 ) -> dict[str, float]:
     size, count = configuration.size, configuration.batch_size
-    whole = build_network(Cell("base", 0), configuration).to(memory_format=torch.channels_last).train()
-    frozen = build_network(Cell("base", 0), replace(configuration, freeze_backbone=True))
+    whole = build_network(Cell("none", 0), configuration).to(memory_format=torch.channels_last).train()
+    frozen = build_network(Cell("none", 0), replace(configuration, freeze_backbone=True))
     frozen = frozen.to(memory_format=torch.channels_last).train()
     images = CachedImages(pairs, size=size, folder=folder, workers=1)
     features = CachedFeatures(frozen.backbone, pairs, size=size, folder=folder, device=CPU)

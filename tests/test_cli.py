@@ -12,6 +12,8 @@ from invertible_attention.cli import main
 from invertible_attention.cli.application import build
 from invertible_attention.cli.commands import COMMANDS
 
+ONE = "concatenation/certified/row"
+
 
 @pytest.fixture(autouse=True)
 def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +127,11 @@ def test_runs_as_a_module() -> None:
     [
         (["--epochs", "0"], "--epochs"),
         (["--epochs", "many"], "--epochs"),
-        (["--responses", "gauss"], 'Invalid value "gauss" for --responses. Choose from: "gaussian"'),
-        (["--responses", "gaussian,softmax"], 'Invalid value "softmax" for --responses'),
+        (
+            ["--variants", "gauss/certified"],
+            "for --variants. It must be RESPONSE/CONSTRAINT[/NORMALIZATION] such",
+        ),
+        (["--variants", "gaussian/relaxed,none"], "for --variants"),
         (["--constraints", "certified", "loose"], 'Invalid value "loose" for --constraints'),
         (["--dataset", "imagenet"], 'Invalid value "imagenet" for --dataset'),
         (
@@ -134,7 +139,7 @@ def test_runs_as_a_module() -> None:
             'Invalid value "(33, 32)" for --size. It must be two even numbers of at least 12.',
         ),
         (["--size", "32"], "--size"),
-        (["--responses"], "--responses"),
+        (["--variants"], "--variants"),
         (["--coefficient", "1.5"], 'Invalid value "1.5" for --coefficient. It must be between 0 and 1.'),
         (["--seed", "-1"], "--seed"),
         (["--seed", "1.5"], "Invalid value for --seed: 1.5 is not a whole number."),
@@ -245,23 +250,23 @@ def test_missing_cyclopts_error_names_the_extra(
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["--responses", "gaussian", "concatenation"], ("gaussian", "concatenation")),
-        (["--responses", "gaussian,concatenation", "--seed", "1"], ("gaussian", "concatenation")),
-        (["--responses=gaussian,concatenation"], ("gaussian", "concatenation")),
-        (["--responses", "gaussian", "-o", "y"], ("gaussian",)),
-        (["--responses", "gaussian", "--responses", "dot_product"], ("gaussian", "dot_product")),
+        (["--variants", ONE, "gaussian/released"], (ONE, "gaussian/released")),
+        (["--variants", f"{ONE},gaussian/released", "--seed", "1"], (ONE, "gaussian/released")),
+        ([f"--variants={ONE},gaussian/released"], (ONE, "gaussian/released")),
+        (["--variants", ONE, "-o", "y"], (ONE,)),
+        (["--variants", ONE, "--variants", "gaussian/released"], (ONE, "gaussian/released")),
     ],
 )
 def test_lists_take_several_values(given: list[str], expected: tuple[str, ...]) -> None:
     _, bound, _ = build().parse_args(["reconstruct", *given], exit_on_error=False, print_error=False)
-    assert bound.arguments["given"].given()["responses"] == expected
+    assert bound.arguments["given"].given()["variants"] == expected
 
 
 @pytest.mark.slow
 def test_run_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = [
         *("reconstruct", "--quick", "--output", str(tmp_path / "run")),
-        *("--responses", "concatenation", "--constraints", "certified", "released", "--size", "12", "12"),
+        *("--variants", ONE, "concatenation/released", "--size", "12", "12"),
         *("--train-images", "8", "--test-images", "4", "--epochs", "1", "--device", "cpu"),
     ]
     assert main(arguments) == 0

@@ -22,7 +22,7 @@ from invertible_attention.cli import main
 
 STORED = Path(__file__).with_name("numbers.json")
 
-RECONSTRUCT = "reconstruct --size 12 12 --responses dot_product --constraints certified relaxed --repeats 2"
+RECONSTRUCT = "reconstruct --size 12 12 --variants dot_product/certified dot_product/relaxed --repeats 2"
 RECONSTRUCT += " --train-images 12 --test-images 6 --epochs 1 --batch-size 8 --device cpu"
 DENSITY = "--quick --blocks 1 --hidden-channels 4 --train-images 32 --test-images 4 --batch-size 16 --steps 4"
 DENSITY += " --device cpu --draws 2"
@@ -32,9 +32,12 @@ COMMANDS = {
     "reconstruct": (RECONSTRUCT, "results.json"),
     "density train": (f"density train {DENSITY} --attention concatenation", "results.json"),
     "density study": (f"density study {DENSITY} --variants none gaussian/relaxed --seeds 2", "study.json"),
-    "camouflage train": (f"camouflage train {CAMOUFLAGE} --data DATA --model concatenation", "results.json"),
+    "camouflage train": (
+        f"camouflage train {CAMOUFLAGE} --data DATA --model concatenation/ordinary",
+        "results.json",
+    ),
     "camouflage study": (
-        f"camouflage study {CAMOUFLAGE} --data DATA --models base concatenation --seeds 0 1",
+        f"camouflage study {CAMOUFLAGE} --data DATA --models none concatenation/ordinary --seeds 0 1",
         "results.json",
     ),
     "audit --attack": ("audit --attack --configurations 200 --networks 1 --steps 1", "results.json"),

@@ -46,8 +46,7 @@ def reconstruct() -> Run:
 
     configuration = Configuration.choose(
         size=(12, 12),
-        responses=("concatenation", "gaussian"),
-        constraints=("certified",),
+        variants=("concatenation/certified", "gaussian/certified"),
         train_images=64,
         test_images=8,
         epochs=5,

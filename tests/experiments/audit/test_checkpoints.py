@@ -33,7 +33,7 @@ CELLS = [Cell("concatenation", kind, "column", 1) for kind in ("certified", "rel
 def reconstructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder as ``reconstruct`` writes it, with untrained networks."""
     root = tmp_path_factory.mktemp("reconstruct")
-    configuration = Reconstruct(size=(12, 12), responses=("concatenation",))
+    configuration = Reconstruct(size=(12, 12), variants=("concatenation/certified",))
     write_json(root / "configuration.json", configuration.to_json())
     images = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.5
     for cell in CELLS:
@@ -75,8 +75,8 @@ def test_reconstruction_networks_are_audited_on_their_stored_images(
     results, printed = run(reconstructed, tmp_path / "audit", samples=1)
     assert results == read_json(tmp_path / "audit" / "results.json")
     rows = {row["network"]: row for row in results["blocks"]}
-    assert list(rows) == sorted(cell.folder for cell in CELLS)
-    certified = rows["certified-column-concatenation-1"]
+    assert list(rows) == sorted(map(str, CELLS))
+    certified = rows["concatenation/certified, repeat 1"]
     assert certified["passed"]
     assert certified["contraction"] == "certified"
     assert certified["certificate"] == pytest.approx(0.9)
@@ -85,12 +85,12 @@ def test_reconstruction_networks_are_audited_on_their_stored_images(
     assert certified["samples"] == 1
     assert certified["event_shape"] == [12, 6, 6]
     assert not certified["searched"]
-    released = rows["released-column-concatenation-1"]
+    released = rows["concatenation/released, repeat 1"]
     assert released["certificate"] is None
     assert released["attack"] is None
     assert released["searched"]
     for word in (
-        "certified-column-concatenation-1",
+        "concatenation/certified, repeat 1",
         "round-trip error",
         "contraction",
         "excluded",
@@ -99,7 +99,7 @@ def test_reconstruction_networks_are_audited_on_their_stored_images(
         assert word in printed
     assert max(map(len, printed.splitlines())) <= 100
     page = (tmp_path / "audit" / "report.html").read_text()
-    assert "certified-column-concatenation-1" in page
+    assert "concatenation/certified, repeat 1" in page
     assert "data:image/png;base64," in page
     assert (tmp_path / "audit" / "figures" / "lipschitz.png").is_file()
 
@@ -165,23 +165,23 @@ def test_attention_of_a_detector_is_audited(tmp_path: Path) -> None:
     from invertible_attention.experiments.camouflage.network import Detector, random_backbone, save_detector
     from invertible_attention.experiments.camouflage.network.storage import NetworkDescription
 
-    for name in ("certified-gaussian", "base"):
+    for name in ("gaussian/certified", "none"):
         backbone = random_backbone("tiny")
         description = NetworkDescription(name, backbone.description(), (3, 4), 0.9, 1, 64)
         detector = Detector(backbone, MODELS[name], levels=(3, 4))
         detector.train()(torch.rand(2, 3, 64, 64))
         save_detector(tmp_path / name / "model.safetensors", detector, description)
-    subject = open_checkpoint(tmp_path / "certified-gaussian", samples=2)[0]
+    subject = open_checkpoint(tmp_path / "gaussian/certified", samples=2)[0]
     assert [block.name for block in subject.blocks] == ["attention.2", "attention.3"]
     assert subject.inputs == "bundled photographs"
     assert subject.blocks[0].x.shape == (2, 32, 4, 4)
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (70, 50), "red").save(images / "a.png")
-    (subject,) = open_checkpoint(tmp_path / "certified-gaussian", samples=2, data_dir=images)
+    (subject,) = open_checkpoint(tmp_path / "gaussian/certified", samples=2, data_dir=images)
     assert subject.blocks[0].x.shape == (1, 32, 4, 4)
-    with pytest.raises(ExperimentError, match="no invertible attention"):
-        open_checkpoint(tmp_path / "base")
+    with pytest.raises(ExperimentError, match="no invertible attention: it has none"):
+        open_checkpoint(tmp_path / "none")
 
 
 def test_non_checkpoint_is_refused(reconstructed: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def _audit(network, pairs):
     return found
 
 
-@pytest.mark.parametrize("model", ["certified-concatenation", "certified-embedded-gaussian"])
+@pytest.mark.parametrize("model", ["concatenation/certified", "embedded_gaussian/certified"])
 def test_certified_attention_inverts_for_any_weights(model, pairs) -> None:
     network = build_network(Cell(model, 0), SMALL)
     network(torch.randn(2, 3, 64, 64))
@@ -44,7 +44,7 @@ def test_certified_attention_inverts_for_any_weights(model, pairs) -> None:
 
 
 def test_expansive_relaxed_attention_is_detected(pairs) -> None:
-    network = build_network(Cell("inv-gaussian", 0), SMALL)
+    network = build_network(Cell("gaussian/relaxed", 0), SMALL)
     with torch.no_grad():
         # Tokens so long that the response jumps between them.
         for reduce in network.reduce:
@@ -57,6 +57,6 @@ def test_expansive_relaxed_attention_is_detected(pairs) -> None:
     assert max(level["local_lipschitz_largest"] for level in found.values()) > 1
 
 
-@pytest.mark.parametrize("model", ["base", "gaussian"])
+@pytest.mark.parametrize("model", ["none", "gaussian/ordinary"])
 def test_networks_without_invertible_attention_are_not_audited(model, pairs) -> None:
     assert _audit(build_network(Cell(model, 0), SMALL), pairs) == {}

@@ -42,7 +42,7 @@ def test_help_names_every_part(capsys) -> None:
 
 def test_train_predict_evaluate(dataset, tmp_path, capsys) -> None:
     run = tmp_path / "run"
-    assert _train(dataset, run, "--model", "inv-concatenation") == 0
+    assert _train(dataset, run, "--model", "concatenation/relaxed") == 0
     assert "InvConcatenation" in capsys.readouterr().out
     maps = tmp_path / "maps"
     assert (
@@ -66,7 +66,7 @@ def test_train_predict_evaluate(dataset, tmp_path, capsys) -> None:
 
 def test_frozen_backbone_from_the_command_line(dataset, tmp_path, capsys) -> None:
     run = tmp_path / "run"
-    assert _train(dataset, run, "--model", "base", "--freeze-backbone", "--decoders", "1") == 0
+    assert _train(dataset, run, "--model", "none", "--freeze-backbone", "--decoders", "1") == 0
     assert "steps/s (loader alone" in capsys.readouterr().out.replace("\n", " ")
     result = json.loads((run / "result.json").read_text())
     assert result["configuration"]["freeze_backbone"] is True
@@ -76,7 +76,7 @@ def test_frozen_backbone_from_the_command_line(dataset, tmp_path, capsys) -> Non
 
 
 def test_images_without_a_dataset_layout_are_predicted(dataset, tmp_path) -> None:
-    assert _train(dataset, tmp_path / "run", "--model", "base") == 0
+    assert _train(dataset, tmp_path / "run", "--model", "none") == 0
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.new("RGB", (50, 20), "green").save(photos / "leaf.jpg")
@@ -150,7 +150,7 @@ def test_skipped_maps_are_reported_and_stored(maps_and_masks, tmp_path, capsys) 
 
 
 def test_skipped_images_are_reported_and_stored(dataset, tmp_path, capsys) -> None:
-    assert _train(dataset, tmp_path / "run", "--model", "base") == 0
+    assert _train(dataset, tmp_path / "run", "--model", "none") == 0
     (dataset / "TestDataset" / "CAMO" / "GT" / "test_1.png").unlink()
     capsys.readouterr()
     arguments = ["evaluate", "--checkpoint", str(tmp_path / "run"), "--data", str(dataset)]
@@ -172,7 +172,7 @@ def test_unwritable_output_is_reported_before_scoring(maps_and_masks, tmp_path, 
     for output, reason in ((below, f"{tmp_path / 'file'} is not a folder"), (tmp_path, "it is a folder")):
         assert main(["camouflage", *maps_and_masks, "--output", str(output)]) == 1
         assert f"cannot write {output}: {reason}" in _error(capsys)
-    assert main(["camouflage", "measure", "--models", "base", "--output", str(below)]) == 1
+    assert main(["camouflage", "measure", "--models", "none", "--output", str(below)]) == 1
     assert f"cannot write {below}" in _error(capsys)
 
 
@@ -291,7 +291,7 @@ def test_killed_run_resumes_to_the_same_weights(dataset, tmp_path) -> None:
 @pytest.mark.slow
 def test_two_processes_train_together(dataset, tmp_path) -> None:
     output = tmp_path / "run"
-    _finish(_start(dataset, output, "--devices", "2", "--device", "cpu", "--model", "certified-gaussian"))
+    _finish(_start(dataset, output, "--devices", "2", "--device", "cpu", "--model", "gaussian/certified"))
     result = json.loads((output / "result.json").read_text())
     # Six pairs, two a step, shared by two processes.
     assert result["training"]["steps"] == 18

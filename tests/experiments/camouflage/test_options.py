@@ -7,7 +7,7 @@ pytest.importorskip("lightning")
 
 from invertible_attention.cli.application import build
 from invertible_attention.cli.options import Spread
-from invertible_attention.experiments.camouflage.models import MODELS, VARIANTS
+from invertible_attention.experiments.camouflage.models import EARLIER, MODELS, STUDY
 from invertible_attention.experiments.density.variants import FAIR_STUDY
 from invertible_attention.experiments.errors import UsageError
 
@@ -19,15 +19,15 @@ def test_batch_size_must_divide_evenly() -> None:
         Spread(3).parallel(batch_size=4, precision="32-true")
 
 
-def test_attention_names_match_density_studies() -> None:
-    rows = ["none", "dot_product/certified", "gaussian/relaxed,gaussian/ordinary", "inv-concatenation"]
+def test_names_of_earlier_versions_are_read() -> None:
+    rows = ["none", "dot_product/certified", "gaussian/relaxed,gaussian", "inv-embedded-gaussian", "base"]
     _, bound, _ = build().parse_args(["camouflage", "study", "--models", *rows], exit_on_error=False)
-    expected = ("base", "certified-dot-product", "inv-gaussian", "gaussian", "inv-concatenation")
-    assert bound.arguments["models"] == expected
-    _, bound, _ = build().parse_args(["camouflage", "train", "--model", "concatenation/relaxed"])
-    assert bound.arguments["model"] == "inv-concatenation"
-    constraints = {"certified", "relaxed"}
-    for variant in FAIR_STUDY:
-        model = MODELS[VARIANTS[variant]]
-        assert variant == "none" or f"{model.response}/{model.constraint}" == variant
-        assert (model.constraint in constraints) == (variant != "none")
+    expected = ("gaussian/relaxed", "gaussian/ordinary", "embedded_gaussian/relaxed", "none")
+    assert bound.arguments["models"] == (*rows[:2], *expected)
+    _, bound, _ = build().parse_args(["camouflage", "train", "--model", "certified-dot-product"])
+    assert bound.arguments["model"] == "dot_product/certified"
+
+
+def test_rows_are_called_as_in_density_studies() -> None:
+    assert set(FAIR_STUDY) | set(STUDY) <= set(MODELS)
+    assert set(EARLIER.values()) == set(MODELS)

@@ -31,25 +31,25 @@ def cell(model: str, seed: int, s: float, dataset: str = "CAMO", **values: Any) 
 
 
 CELLS = [
-    cell("inv-concatenation", 0, 0.70),
-    cell("base", 0, 0.60),
-    cell("concatenation", 1, 0.74),
-    cell("concatenation", 0, 0.70),
-    cell("inv-dot-product", 0, 0.60),
-    cell("dot-product", 0, 0.71),
-    cell("certified-concatenation", 0, 0.73),
+    cell("concatenation/relaxed", 0, 0.70),
+    cell("none", 0, 0.60),
+    cell("concatenation/ordinary", 1, 0.74),
+    cell("concatenation/ordinary", 0, 0.70),
+    cell("dot_product/relaxed", 0, 0.60),
+    cell("dot_product/ordinary", 0, 0.71),
+    cell("concatenation/certified", 0, 0.73),
 ]
 
 
 def test_rows_follow_table_order_with_seeds_grouped() -> None:
     results = collect(CELLS)
     assert [row.name for row in rows(results)] == [
-        "base",
-        "concatenation",
-        "inv-concatenation",
-        "certified-concatenation",
-        "dot-product",
-        "inv-dot-product",
+        "none",
+        "concatenation/ordinary",
+        "concatenation/relaxed",
+        "concatenation/certified",
+        "dot_product/ordinary",
+        "dot_product/relaxed",
     ]
     row = rows(results)[1]
     assert row.text("CAMO", "s_measure") == "0.720 ± 0.028"
@@ -60,17 +60,17 @@ def test_rows_follow_table_order_with_seeds_grouped() -> None:
 
 
 def test_datasets_follow_the_papers_order() -> None:
-    results = collect([cell("base", 0, 0.5, name) for name in ("mine", "NC4K", "CAMO")])
+    results = collect([cell("none", 0, 0.5, name) for name in ("mine", "NC4K", "CAMO")])
     assert datasets(results) == ["CAMO", "NC4K", "mine"]
 
 
 def test_deviation_is_pooled_over_rows_with_several_seeds() -> None:
-    found = rows(collect([cell("base", i, v) for i, v in enumerate((0.1, 0.2, 0.3))] + CELLS))
+    found = rows(collect([cell("none", i, v) for i, v in enumerate((0.1, 0.2, 0.3))] + CELLS))
     # Base: 0.6 replaced by four values with seed 0 twice; concatenation: two values.
     base = [0.1, 0.6, 0.2, 0.3]
     expected = math.sqrt((3 * np.var(base, ddof=1) + np.var([0.7, 0.74], ddof=1)) / 4)
     assert pooled_deviation(found, "CAMO") == pytest.approx(expected)
-    assert pooled_deviation(rows(collect([cell("base", 0, 0.5)])), "CAMO") is None
+    assert pooled_deviation(rows(collect([cell("none", 0, 0.5)])), "CAMO") is None
 
 
 def seeds(model: str, *values: float) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def test_invertible_rows_are_compared_with_ordinary_ones() -> None:
 )
 def test_differences_beyond_one_deviation_count_in_both_directions(shift, place) -> None:
     ordinary, inverse = (0.699, 0.700, 0.701), (0.699 + shift, 0.700 + shift, 0.701 + shift)
-    results = collect(seeds("gaussian", *ordinary) + seeds("inv-gaussian", *inverse))
+    results = collect(seeds("gaussian/ordinary", *ordinary) + seeds("gaussian/relaxed", *inverse))
     (comparison,) = compare(rows(results), "CAMO")
     assert comparison.deviation.value == pytest.approx(0.001)
     assert comparison.place == place
@@ -114,25 +114,25 @@ def test_differences_beyond_one_deviation_count_in_both_directions(shift, place)
 
 
 def test_pairs_are_compared_with_their_own_deviation() -> None:
-    steady = seeds("gaussian", 0.70, 0.71) + seeds("inv-gaussian", 0.60, 0.61)
-    wild = seeds("dot-product", 0.2, 0.9) + seeds("inv-dot-product", 0.9, 0.1)
+    steady = seeds("gaussian/ordinary", 0.70, 0.71) + seeds("gaussian/relaxed", 0.60, 0.61)
+    wild = seeds("dot_product/ordinary", 0.2, 0.9) + seeds("dot_product/relaxed", 0.9, 0.1)
     alone, together = (compare(rows(collect(found)), "CAMO") for found in (steady, steady + wild))
     assert alone[0] in together
     assert alone[0].deviation.value == pytest.approx(0.01 / math.sqrt(2))
     assert alone[0].deviation.rows == ("InvGaussian", "Gaussian")
     assert (alone[0].place, alone[0].borrowed) == ("below", False)
     # If only one row of a pair has several seeds, its deviation is used.
-    mixed = [cell("inv-gaussian", 0, 0.705), *seeds("gaussian", 0.70, 0.72), *wild]
+    mixed = [cell("gaussian/relaxed", 0, 0.705), *seeds("gaussian/ordinary", 0.70, 0.72), *wild]
     by_form = {c.form: c for c in compare(rows(collect(mixed)), "CAMO")}
     assert by_form["InvGaussian"].deviation.rows == ("Gaussian",)
     assert by_form["InvGaussian"].deviation.value == pytest.approx(0.02 / math.sqrt(2))
 
 
 def test_single_seed_pair_uses_the_pooled_deviation_and_reports_it() -> None:
-    stable = seeds("base", 0.60, 0.61) + seeds("concatenation", 0.70, 0.72)
-    unstable = [*seeds("inv-dot-product", 0.1, 0.5), *seeds("inv-concatenation", 0.70, 0.70)]
-    unstable.append(diverged("inv-concatenation", 2))
-    single = [cell("gaussian", 0, 0.70), cell("inv-gaussian", 0, 0.60)]
+    stable = seeds("none", 0.60, 0.61) + seeds("concatenation/ordinary", 0.70, 0.72)
+    unstable = [*seeds("dot_product/relaxed", 0.1, 0.5), *seeds("concatenation/relaxed", 0.70, 0.70)]
+    unstable.append(diverged("concatenation/relaxed", 2))
+    single = [cell("gaussian/ordinary", 0, 0.70), cell("gaussian/relaxed", 0, 0.60)]
     found = collect([*stable, *unstable, *single])
     usual = usual_deviation(rows(found), "CAMO")
     assert usual.rows == ("Base", "Concatenation")
@@ -148,8 +148,8 @@ def test_single_seed_pair_uses_the_pooled_deviation_and_reports_it() -> None:
 
 
 def test_shared_seeds_are_compared_in_pairs() -> None:
-    ordinary = [cell("gaussian", seed, s) for seed, s in ((0, 0.5), (1, 0.7), (2, 0.9), (7, 0.1))]
-    inverse = [cell("inv-gaussian", seed, s) for seed, s in ((2, 0.93), (1, 0.72), (0, 0.51), (8, 0.2))]
+    ordinary = [cell("gaussian/ordinary", seed, s) for seed, s in ((0, 0.5), (1, 0.7), (2, 0.9), (7, 0.1))]
+    inverse = [cell("gaussian/relaxed", seed, s) for seed, s in ((2, 0.93), (1, 0.72), (0, 0.51), (8, 0.2))]
     results = collect(ordinary + inverse)
     (comparison,) = compare(rows(results), "CAMO")
     mean, error = comparison.paired
@@ -164,12 +164,12 @@ def test_shared_seeds_are_compared_in_pairs() -> None:
 
 def test_diverged_runs_are_reported() -> None:
     found = [
-        *seeds("gaussian", 0.70, 0.71, 0.72),
-        *seeds("inv-gaussian", 0.70, 0.71),
-        diverged("inv-gaussian", 2),
-        *seeds("dot-product", 0.70, 0.71),
-        *(diverged("inv-dot-product", seed) for seed in (0, 1)),
-        diverged("base", 0),
+        *seeds("gaussian/ordinary", 0.70, 0.71, 0.72),
+        *seeds("gaussian/relaxed", 0.70, 0.71),
+        diverged("gaussian/relaxed", 2),
+        *seeds("dot_product/ordinary", 0.70, 0.71),
+        *(diverged("dot_product/relaxed", seed) for seed in (0, 1)),
+        diverged("none", 0),
     ]
     results = collect(found)
     claim, total = claim_findings(results)
@@ -183,7 +183,7 @@ def test_diverged_runs_are_reported() -> None:
         "of 2 invertible rows, 1 within one deviation over seeds of "
         f"the ordinary attention with the same response, 0 above, 0 below and 1 that cannot be compared; t{listed}."
     )
-    nothing = collect([diverged("base", 0)])
+    nothing = collect([diverged("none", 0)])
     assert headline(nothing) == "No network finished training: trainings that diverged: Base 1 of 1."
     assert claim_findings(nothing) == []
 
@@ -192,9 +192,9 @@ def test_findings_match_the_numbers() -> None:
     (sentence,) = claim_findings(collect(CELLS))
     assert "InvDot-product -0.110 (more than one deviation below; 1 and 1 seed)" in sentence
     assert "InvConcatenation -0.020 (within one deviation, 0.028; 1 and 2 seeds)" in sentence
-    single = [cell("gaussian", 0, 0.5), cell("inv-gaussian", 0, 0.5)]
+    single = [cell("gaussian/ordinary", 0, 0.5), cell("gaussian/relaxed", 0, 0.5)]
     assert "no stable row has several seeds" in claim_findings(collect(single))[0]
-    assert claim_findings(collect([cell("base", 0, 0.5)])) == []
+    assert claim_findings(collect([cell("none", 0, 0.5)])) == []
 
 
 def test_headline_states_range_and_counts() -> None:
@@ -203,12 +203,12 @@ def test_headline_states_range_and_counts() -> None:
         "of 3 invertible rows, 2 within one deviation over "
         "seeds of the ordinary attention with the same response, 0 above and 1 below."
     )
-    assert headline(collect([cell("base", 0, 0.5)])).startswith("Base reaches S 0.500, mean F 0.500")
+    assert headline(collect([cell("none", 0, 0.5)])).startswith("Base reaches S 0.500, mean F 0.500")
     assert headline(collect([])) == "No network finished training."
 
 
 def test_diverged_networks_are_counted_and_not_averaged() -> None:
-    results = collect([*CELLS, diverged("inv-dot-product", 1)])
+    results = collect([*CELLS, diverged("dot_product/relaxed", 1)])
     row = rows(results)[-1]
     assert (row.diverged, len(row.scored)) == (1, 1)
     assert row.text("CAMO", "s_measure") == "0.600"
@@ -234,9 +234,9 @@ def test_audits_are_reported_as_sentences() -> None:
     found = audit_findings(
         collect(
             [
-                cell("certified-gaussian", 0, 0.5, audit={"1": level, "2": level}),
-                cell("inv-gaussian", 0, 0.5, audit={"1": level, "2": worse}),
-                cell("base", 0, 0.5),
+                cell("gaussian/certified", 0, 0.5, audit={"1": level, "2": level}),
+                cell("gaussian/relaxed", 0, 0.5, audit={"1": level, "2": worse}),
+                cell("none", 0, 0.5),
             ]
         )
     )
@@ -254,6 +254,6 @@ def test_audits_are_reported_as_sentences() -> None:
 )
 def test_weights_are_reported_without_local_paths(weights, told) -> None:
     settings = Configuration().to_json() | {"weights": weights}
-    results = collect([cell("base", 0, 0.5, configuration=settings)])
+    results = collect([cell("none", 0, 0.5, configuration=settings)])
     assert results["configuration"]["weights"] == told
     assert results["cells"][0]["configuration"]["weights"] == told

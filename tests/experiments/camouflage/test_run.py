@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -44,7 +45,9 @@ def _console() -> Any:
     return Console(file=io.StringIO(), width=200)
 
 
-def _study(output: Path, models=("base", "inv-concatenation"), seeds=(0,), configuration=SMALL, **options):
+def _study(
+    output: Path, models=("none", "concatenation/relaxed"), seeds=(0,), configuration=SMALL, **options
+):
     console = _console()
     results = run_study(
         models, seeds, configuration, DataFolders(), output=output, console=console, **options
@@ -56,7 +59,7 @@ def test_run_writes_every_documented_file(tmp_path) -> None:
     console = _console()
     # Ten steps, after which the first numbers are logged.
     results = run_one(
-        Cell("certified-concatenation", 0),
+        Cell("concatenation/certified", 0),
         replace(SMALL, epochs=5),
         DataFolders(),
         output=tmp_path / "run",
@@ -96,23 +99,29 @@ def test_run_writes_every_documented_file(tmp_path) -> None:
 
 
 def test_finished_run_is_not_repeated(tmp_path) -> None:
-    first = run_one(Cell("base", 0), SMALL, DataFolders(), output=tmp_path / "run", console=_console())
+    first = run_one(Cell("none", 0), SMALL, DataFolders(), output=tmp_path / "run", console=_console())
     model = tmp_path / "run" / "model.safetensors"
     before = model.stat().st_mtime_ns
     with pytest.raises(ExperimentError, match="already holds this run: --resume"):
-        run_one(Cell("base", 0), SMALL, DataFolders(), output=tmp_path / "run", console=_console())
+        run_one(Cell("none", 0), SMALL, DataFolders(), output=tmp_path / "run", console=_console())
     again = run_one(
-        Cell("base", 0), SMALL, DataFolders(), output=tmp_path / "run", resume=True, console=_console()
+        Cell("none", 0), SMALL, DataFolders(), output=tmp_path / "run", resume=True, console=_console()
     )
     assert model.stat().st_mtime_ns == before
     assert again["cells"] == first["cells"]
     with pytest.raises(ExperimentError, match="another configuration .seed was 0, now 1"):
-        run_one(Cell("base", 1), SMALL, DataFolders(), output=tmp_path / "run", resume=True)
+        run_one(Cell("none", 1), SMALL, DataFolders(), output=tmp_path / "run", resume=True)
 
 
 def test_equal_runs_give_equal_weights_and_maps(tmp_path) -> None:
     for name in ("a", "b"):
-        run_one(Cell("concatenation", 3), SMALL, DataFolders(), output=tmp_path / name, console=_console())
+        run_one(
+            Cell("concatenation/ordinary", 3),
+            SMALL,
+            DataFolders(),
+            output=tmp_path / name,
+            console=_console(),
+        )
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
     assert all((first[key] == value).all() for key, value in second.items())
     a, b = (sorted((tmp_path / name / "maps").rglob("*.png")) for name in ("a", "b"))
@@ -126,10 +135,10 @@ def test_unusable_files_are_reported_before_writing(dataset, tmp_path) -> None:
     with pytest.raises(
         ExperimentError, match=r"2 files cannot be used: .*train_1.jpg has no mask; .*test_1.jpg"
     ):
-        run_one(Cell("base", 0), ON_DISK, DataFolders(roots=(dataset,)), output=output, console=_console())
+        run_one(Cell("none", 0), ON_DISK, DataFolders(roots=(dataset,)), output=output, console=_console())
     assert not output.exists()
     results = run_one(
-        Cell("base", 0),
+        Cell("none", 0),
         ON_DISK,
         DataFolders(roots=(dataset,), leave_out_bad=True),
         output=output,
@@ -142,7 +151,7 @@ def test_unusable_files_are_reported_before_writing(dataset, tmp_path) -> None:
 def test_empty_test_set_is_refused(dataset, tmp_path) -> None:
     with pytest.raises(ExperimentError, match="nothing to test on: give --test-data"):
         run_one(
-            Cell("base", 0),
+            Cell("none", 0),
             ON_DISK,
             DataFolders(train=(dataset / "TrainDataset",)),
             output=tmp_path / "run",
@@ -153,7 +162,7 @@ def test_empty_test_set_is_refused(dataset, tmp_path) -> None:
 def test_results_from_different_images_are_refused(dataset, tmp_path) -> None:
     def start(**options):
         return run_one(
-            Cell("base", 0),
+            Cell("none", 0),
             ON_DISK,
             DataFolders(roots=(dataset,)),
             output=tmp_path / "run",
@@ -177,7 +186,7 @@ def test_study_can_be_extended(tmp_path) -> None:
     }
     second, _ = _study(
         tmp_path / "study",
-        models=("base", "concatenation"),
+        models=("none", "concatenation/ordinary"),
         seeds=(0, 1),
         resume=True,
         results_folder=tmp_path / "published",
@@ -198,7 +207,7 @@ def test_study_can_be_extended(tmp_path) -> None:
 
 def test_study_resumes_from_its_results_file_alone(tmp_path, monkeypatch) -> None:
     published = tmp_path / "published"
-    first, _ = _study(tmp_path / "one", models=("base",), results_folder=published)
+    first, _ = _study(tmp_path / "one", models=("none",), results_folder=published)
     trained = []
     train = cells.train
 
@@ -207,41 +216,67 @@ def test_study_resumes_from_its_results_file_alone(tmp_path, monkeypatch) -> Non
         return train(*args, **options)
 
     monkeypatch.setattr(cells, "train", count)
-    second, _ = _study(tmp_path / "two", models=("base",), seeds=(0, 1), results_folder=published)
+    second, _ = _study(tmp_path / "two", models=("none",), seeds=(0, 1), results_folder=published)
     assert trained == [1]
     assert second["cells"][0] == first["cells"][0]
     assert [cell["seed"] for cell in second["cells"]] == [0, 1]
     changed = replace(SMALL, epochs=SMALL.epochs + 1)
     with pytest.raises(ExperimentError, match=rf"another configuration \(epochs was {SMALL.epochs}, now"):
-        _study(tmp_path / "three", models=("base",), configuration=changed, results_folder=published)
+        _study(tmp_path / "three", models=("none",), configuration=changed, results_folder=published)
     assert json.loads((published / "results.json").read_text())["cells"] == second["cells"]
+
+
+def call_as_before(folder: Path, name: str) -> None:
+    """Store a network's model as earlier versions did."""
+    for path in (folder / "configuration.json", folder / "result.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model": name}))
+
+
+def test_runs_of_earlier_versions_are_continued(tmp_path, monkeypatch) -> None:
+    first, _ = _study(tmp_path / "study")
+    cells_folder, old = (
+        tmp_path / "study" / "cells",
+        {"none": "base", "concatenation-relaxed": "inv-concatenation"},
+    )
+    for name, before in old.items():
+        call_as_before(cells_folder / f"{name}-0", before)
+        (cells_folder / f"{name}-0").rename(cells_folder / f"{before}-0")
+    one = shutil.copytree(cells_folder / "base-0", tmp_path / "one")
+    monkeypatch.setattr(cells, "train", pytest.fail)
+    with FileLock(cells_folder / "base-0" / ".lock"), pytest.raises(ExperimentError, match="earlier version"):
+        _study(tmp_path / "study", resume=True)
+    again, _ = _study(tmp_path / "study", models=("none",), resume=True)
+    assert again["cells"] == first["cells"]
+    assert sorted(path.name for path in cells_folder.iterdir()) == ["concatenation-relaxed-0", "none-0"]
+    alone = run_one(Cell("none", 0), SMALL, DataFolders(), output=one, resume=True, console=_console())
+    assert alone["cells"] == first["cells"][:1]
 
 
 def test_networks_claimed_by_another_process_are_skipped(tmp_path) -> None:
     from invertible_attention.experiments.study.folder import OutputFolder
 
-    _study(tmp_path / "study", models=("base",))
-    folder = tmp_path / "study" / "cells" / "base-1"
-    settings = SMALL.to_json() | {"model": "base", "seed": 1}
+    _study(tmp_path / "study", models=("none",))
+    folder = tmp_path / "study" / "cells" / "none-1"
+    settings = SMALL.to_json() | {"model": "none", "seed": 1}
     with OutputFolder(folder, settings):
-        results, printed = _study(tmp_path / "study", models=("base",), seeds=(0, 1), resume=True)
+        results, printed = _study(tmp_path / "study", models=("none",), seeds=(0, 1), resume=True)
     assert "Base, seed 1: another process works on it" in printed
     assert results["summary"][0]["seeds"] == [0]
 
 
 def test_the_cache_stays_while_another_process_needs_it(tmp_path) -> None:
     # Two processes share the folder: this one is done, the other one trains a network of its own list.
-    _study(tmp_path, models=("base",))
+    _study(tmp_path, models=("none",))
     assert not (tmp_path / "cache").exists()
     cached = tmp_path / "cache" / "images.npy"
-    other = tmp_path / "cells" / "concatenation-0"
+    other = tmp_path / "cells" / "concatenation-ordinary-0"
     for path in (cached, other / "training.ckpt"):
         path.parent.mkdir(parents=True)
         path.write_text("")
-    _study(tmp_path, models=("base",), resume=True)
+    _study(tmp_path, models=("none",), resume=True)
     assert cached.exists()
     shutil.rmtree(other)
-    _study(tmp_path, models=("base",), resume=True)
+    _study(tmp_path, models=("none",), resume=True)
     assert not cached.exists()
 
 
@@ -259,7 +294,9 @@ def test_diverging_network_does_not_stop_the_study(tmp_path, monkeypatch) -> Non
     assert [row["diverged"] for row in results["summary"]] == [0, 1]
     assert "diverged" in (tmp_path / "study" / "report.html").read_text()
     with pytest.raises(ExperimentError, match="nan at step 7"):
-        run_one(Cell("inv-gaussian", 0), SMALL, DataFolders(), output=tmp_path / "one", console=_console())
+        run_one(
+            Cell("gaussian/relaxed", 0), SMALL, DataFolders(), output=tmp_path / "one", console=_console()
+        )
     assert not (tmp_path / "one" / "result.json").exists()
 
 
@@ -270,9 +307,9 @@ def test_interrupted_evaluation_does_not_retrain(tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(cells, "audit_network", fail)
         with pytest.raises(InterruptedError):
-            run_one(Cell("base", 0), SMALL, DataFolders(), output=tmp_path / "run", console=_console())
+            run_one(Cell("none", 0), SMALL, DataFolders(), output=tmp_path / "run", console=_console())
     monkeypatch.setattr(cells, "train", fail)
     results = run_one(
-        Cell("base", 0), SMALL, DataFolders(), output=tmp_path / "run", resume=True, console=_console()
+        Cell("none", 0), SMALL, DataFolders(), output=tmp_path / "run", resume=True, console=_console()
     )
     assert results["cells"][0]["training"]["steps"] == 2

@@ -33,7 +33,7 @@ def _fit(network, dataset, folder, configuration=SMALL, **options):
     return train(network, images, configuration, seed=0, device=CPU, folder=folder, **options)[0]
 
 
-def _train(dataset, folder, model="certified-concatenation", configuration=SMALL, report=None):
+def _train(dataset, folder, model="concatenation/certified", configuration=SMALL, report=None):
     network = build_network(Cell(model, 0), configuration)
     losses = _fit(network, dataset, folder, configuration, report=report)
     return network.state_dict(), losses
@@ -72,19 +72,19 @@ def test_evaluation_uses_averaged_weights(dataset, tmp_path) -> None:
 
 def test_rows_train_on_the_same_image_order(dataset, tmp_path) -> None:
     # Base and attention that is the identity are the same network.
-    network = build_network(Cell("concatenation", 0), SMALL)
-    base = build_network(Cell("base", 0), SMALL)
+    network = build_network(Cell("concatenation/ordinary", 0), SMALL)
+    base = build_network(Cell("none", 0), SMALL)
     for module in network.attention:
         torch.nn.init.zeros_(module.branch.out_weight)
         module.branch.requires_grad_(False)
     losses = []
-    for name, candidate in (("base", base), ("concatenation", network)):
+    for name, candidate in (("none", base), ("concatenation/ordinary", network)):
         losses.append(_fit(candidate, dataset, tmp_path / name))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_batch_statistics_update_for_a_backbone_loaded_in_evaluation_mode(dataset, tmp_path) -> None:
-    network = build_network(Cell("base", 0), SMALL).eval()
+    network = build_network(Cell("none", 0), SMALL).eval()
     before = {name: value.clone() for name, value in network.named_buffers() if name.endswith("running_mean")}
     assert before
     _fit(network, dataset, tmp_path)
@@ -94,7 +94,7 @@ def test_batch_statistics_update_for_a_backbone_loaded_in_evaluation_mode(datase
 
 
 def test_nan_loss_is_reported(dataset, tmp_path) -> None:
-    network = build_network(Cell("base", 0), SMALL)
+    network = build_network(Cell("none", 0), SMALL)
     torch.nn.init.constant_(network.predict.branches[0].bias, float("nan"))
     with pytest.raises(DivergedError, match=r"loss is nan at step 1: lower --learning-rate"):
         _fit(network, dataset, tmp_path)
@@ -122,7 +122,7 @@ def test_half_precision_trains(dataset, tmp_path) -> None:
     from invertible_attention.experiments.training import Parallel
 
     configuration = replace(SMALL, precision="bf16-mixed")
-    network = build_network(Cell("inv-concatenation", 0), configuration)
+    network = build_network(Cell("concatenation/relaxed", 0), configuration)
     losses = _fit(network, dataset, tmp_path, configuration, parallel=Parallel(precision="bf16-mixed"))
     assert losses[-1] < losses[0]
     assert {p.dtype for p in network.parameters()} == {torch.float32}
@@ -130,7 +130,7 @@ def test_half_precision_trains(dataset, tmp_path) -> None:
 
 def test_frozen_backbone_is_unchanged_while_the_rest_trains(dataset, tmp_path) -> None:
     configuration = replace(SMALL, freeze_backbone=True, average=0.0)
-    network = build_network(Cell("certified-concatenation", 0), configuration)
+    network = build_network(Cell("concatenation/certified", 0), configuration)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     _fit(network, dataset, tmp_path, configuration)
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
@@ -141,7 +141,7 @@ def test_frozen_backbone_is_unchanged_while_the_rest_trains(dataset, tmp_path) -
 def test_cached_features_train_identically(dataset, tmp_path) -> None:
     """The first loss is that of the network on the same images, up to the cache's half precision."""
     configuration = replace(SMALL, freeze_backbone=True, batch_size=6)
-    network = build_network(Cell("concatenation", 0), configuration)
+    network = build_network(Cell("concatenation/ordinary", 0), configuration)
     pairs = open_data([dataset]).train_pairs
     expected = []
     for pair in pairs:

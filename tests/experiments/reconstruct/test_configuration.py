@@ -32,10 +32,9 @@ def test_quick_shrinks_only_settings_not_given() -> None:
     assert Configuration.choose(quick=True, size=(218, 178)).epochs == 1
 
 
-def test_cells_are_the_product_and_released_has_one_normalization() -> None:
-    configuration = Configuration(
-        normalizations=("column", "row"), repeats=2, responses=("gaussian", "dot_product")
-    )
+def test_lists_of_earlier_versions_are_combined_and_released_has_one_normalization() -> None:
+    lists = {"normalizations": ("column", "row"), "responses": ("gaussian", "dot_product")}
+    configuration = Configuration.choose(repeats=2, **lists)
     cells = list(configuration.cells())
     assert len(cells) == len(set(cells)) == 2 * 2 * (2 + 2 + 1)
     assert {cell.normalization for cell in cells if cell.constraint == "released"} == {"row"}
@@ -45,7 +44,14 @@ def test_cells_are_the_product_and_released_has_one_normalization() -> None:
 
 
 def test_duplicate_values_count_once() -> None:
-    assert Configuration(responses=("gaussian", "gaussian")).responses == ("gaussian",)
+    twice = ("gaussian/certified", "gaussian/certified")
+    assert Configuration(variants=twice).variants == ("gaussian/certified",)
+
+
+def test_lists_given_leave_the_others_as_they_are() -> None:
+    own = Configuration.choose(dataset="folder", own_size=True, responses=("gaussian",))
+    assert own.variants == ("gaussian/certified",)
+    assert len(Configuration.choose(constraints=("certified",)).variants) == 4
 
 
 @pytest.mark.parametrize(
@@ -80,7 +86,9 @@ def test_json_round_trip() -> None:
     ("settings", "words"),
     [
         ({"micro_batch": 0}, "micro_batch must be at least 1, got 0"),
-        ({"responses": ()}, "responses must be one or more, got"),
+        ({"variants": ()}, "variants must be RESPONSE/CONSTRAINT"),
+        ({"variants": ("gaussian/ordinary",)}, "variants must be RESPONSE/CONSTRAINT"),
+        ({"variants": ("gaussian/certified/heads=2",)}, "variants must be RESPONSE/CONSTRAINT"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
     ],
 )

@@ -89,7 +89,7 @@ def test_command_writes_a_row_and_a_file_per_test_picture(tmp_path: Path, capsys
     assert results["data"]["title"] == "Folder holiday"
     assert "skipped" in results["data"]["about"]
     (cell,) = results["cells"]
-    files = tmp_path / "run" / "cells" / "certified-column-concatenation-1" / "pictures"
+    files = tmp_path / "run" / "cells" / "concatenation-certified-1" / "pictures"
     assert sorted(row["file"] for row in cell["pictures"]) == sorted(path.name for path in files.iterdir())
     assert len(cell["pictures"]) == results["configuration"]["test_images"] == 3
     page = (tmp_path / "run" / "report.html").read_text()

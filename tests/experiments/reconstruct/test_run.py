@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from invertible_attention.cli import main
 from invertible_attention.experiments.errors import ExperimentError
+from invertible_attention.experiments.published import RESPONSES
 from invertible_attention.experiments.reconstruct import run as run_module
 from invertible_attention.experiments.reconstruct.configuration import Configuration
 from invertible_attention.experiments.reconstruct.network import block_of, build_network
@@ -27,9 +28,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = replace(
     TINY,
-    responses=("dot_product",),
-    constraints=("certified", "released"),
-    normalizations=("column", "row"),
+    variants=("dot_product/certified", "dot_product/certified/row", "dot_product/released"),
     repeats=1,
 )
 
@@ -251,12 +250,29 @@ def test_finished_cells_are_not_repeated(
     assert again.results["cells"] == finished.results["cells"]
 
 
-def test_finished_run_can_be_extended_with_responses(tmp_path: Path) -> None:
-    one = replace(SMALL, constraints=("certified",), normalizations=("column",))
+def test_runs_of_earlier_versions_are_continued(
+    finished: Finished, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = {"responses": list(RESPONSES), "constraints": ["certified", "relaxed", "released"]}
+    settings = {name: value for name, value in TINY.to_json().items() if name != "variants"}
+    before = settings | lists | {"normalizations": ["column"]}
+    (copied / "configuration.json").write_text(json.dumps(before))
+    folders = sorted(path.name for path in (copied / "cells").iterdir())
+    for cell in TINY.cells():
+        (copied / "cells" / cell.folder).rename(copied / "cells" / cell.earlier_folder)
+    monkeypatch.setattr(run_module, "train", pytest.fail)
+    again = start(copied, resume=True)
+    assert again.results["cells"] == finished.results["cells"]
+    assert again.results["configuration"] == TINY.to_json()
+    assert sorted(path.name for path in (copied / "cells").iterdir()) == folders
+
+
+def test_finished_run_can_be_extended_with_variants(tmp_path: Path) -> None:
+    one = replace(SMALL, variants=("dot_product/certified",))
     first = start(tmp_path / "run", one).results
-    both = start(tmp_path / "run", replace(one, responses=("gaussian",)), resume=True).results
+    both = start(tmp_path / "run", replace(one, variants=("gaussian/certified",)), resume=True).results
     assert [cell["response"] for cell in both["cells"]] == ["dot_product", "gaussian"]
-    assert both["configuration"]["responses"] == ["dot_product", "gaussian"]
+    assert both["configuration"]["variants"] == ["dot_product/certified", "gaussian/certified"]
     assert both["cells"][0] == first["cells"][0]
     assert len(both["summary"]) == 2
 
@@ -265,7 +281,7 @@ def test_stored_networks_invert_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict]
 ) -> None:
     # Not the authors' layer: its norm estimates change with every evaluation.
-    certified = replace(SMALL, constraints=("certified",))
+    certified = replace(SMALL, variants=("dot_product/certified", "dot_product/certified/row"))
     whole = [cell for cell in whole if cell["constraint"] == "certified"]
     start(tmp_path / "run", certified)
     monkeypatch.setattr(run_module, "train", pytest.fail)
@@ -315,10 +331,8 @@ def test_small_folder_is_split_and_the_split_reported(tmp_path, capsys) -> None:
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
     command = ["reconstruct", "--dataset", "folder", "--data-dir", str(tmp_path / "photos"), "--epochs", "1"]
     command += [
-        "--responses",
-        "concatenation",
-        "--constraints",
-        "certified",
+        "--variants",
+        "concatenation/certified",
         "--repeats",
         "1",
         "--device",

@@ -171,15 +171,15 @@ def camouflage() -> dict[str, Any]:
             "model": model,
             "seed": seed,
             "scores": {"CAMO": dict.fromkeys(measures, 0.5 + 0.1 * seed)},
-            "audit": {"4": audited} if model.startswith("certified") else {},
+            "audit": {"4": audited} if model.endswith("certified") else {},
             "run": RUN,
         }
-        for model in ("base", "concatenation", "certified-concatenation")
+        for model in ("none", "concatenation/ordinary", "concatenation/certified")
         for seed in (0, 1)
     ]
     settings = {"backbone": "tiny", "size": 48, "epochs": 1, "batch_size": 2}
     return {
-        "schema": "invertible-attention/camouflage/1",
+        "schema": "invertible-attention/camouflage/2",
         "configuration": settings,
         "run": RUN,
         "cells": cells,
@@ -252,7 +252,7 @@ def audit() -> dict[str, Any]:
         "second_preimages": 3,
     }
     return {
-        "schema": "invertible-attention/audit/1",
+        "schema": "invertible-attention/audit/2",
         "configuration": {"checkpoint": "model", "seed": 4},
         "allowance": 1e-12,
         "blocks": [block, block | broken | {"passed": False, "relative_error": None}],
@@ -262,7 +262,7 @@ def audit() -> dict[str, Any]:
 
 def attack() -> dict[str, Any]:
     return {
-        "schema": "invertible-attention/attack/1",
+        "schema": "invertible-attention/attack/2",
         "configuration": {"seed": 5},
         "configurations": 12345,
         "groups": 2,
@@ -283,7 +283,7 @@ def attack() -> dict[str, Any]:
 
 def measure() -> dict[str, Any]:
     model = {
-        "model": "certified-concatenation",
+        "model": "concatenation/certified",
         "parameters": 1234567,
         "step_seconds": [3.0, 1.0, 2.0],
         "evaluation_seconds": 0.5,
@@ -294,7 +294,7 @@ def measure() -> dict[str, Any]:
     }
     settings = {"backbone": "resnet50", "size": 352, "batch_size": 6, "weights": "random"}
     return {
-        "schema": "invertible-attention/camouflage-measure/1",
+        "schema": "invertible-attention/camouflage-measure/2",
         "configuration": settings,
         "threads": None,
         "run": RUN,

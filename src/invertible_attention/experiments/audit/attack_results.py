@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..report.migrate import response_today
 from .search import ALLOWANCE, EDGES, RANGES
 
 __all__ = ["RANGE_NAMES", "SCHEMA", "collect", "describe", "headline"]
 
-SCHEMA = "invertible-attention/attack/1"
+SCHEMA = "invertible-attention/attack/2"
 SHOWN = 20
 RANGE_NAMES = ("up to 0.1", "0.1 to 1", "1 to 5", "above 5")
 """Parts of the range of scores over the ball, the logarithm of the largest ratio of two weights."""
@@ -25,7 +26,11 @@ def collect(
         configuration: of the search.
         run: under which conditions.
     """
-    groups = [item for item in found if "group" in item]
+    groups = [
+        item | {"structure": {name: response_today(value) for name, value in item["structure"].items()}}
+        for item in found
+        if "group" in item
+    ]
     networks = [item for item in found if "network" in item]
     violations = [
         {"group": group["group"], "member": member, "ratio": ratio, "structure": group["structure"]}

@@ -94,16 +94,14 @@ def _reconstruct(file: Path, samples: int) -> Subject:
     from ..reconstruct.network import build_network
 
     folder = file.parent
-    configuration = Configuration(**read_json(folder.parent.parent / CONFIGURATION))
-    result = read_json(folder / "result.json")
-    cell = Cell(*(result[name] for name in ("response", "constraint", "normalization", "repeat")))
+    configuration = Configuration.from_json(read_json(folder.parent.parent / CONFIGURATION))
+    cell = Cell.of(read_json(folder / "result.json"))
     network = build_network(cell, configuration, seed=0)
     network.load_state_dict(read_tensors(file))
     x = read_tensors(folder / IMAGES)["original"][:samples]
     network.eval()
-    return Subject(
-        cell.folder, "reconstruct", "test images of the run", trace_blocks(network, lambda: network(x))
-    )
+    blocks = trace_blocks(network, lambda: network(x))
+    return Subject(str(cell), "reconstruct", "test images of the run", blocks)
 
 
 def _density(file: Path, samples: int, data_dir: Path | None) -> Subject:
@@ -136,7 +134,7 @@ def _camouflage(file: Path, samples: int, data_dir: Path | None) -> Subject:
 
     detector, description = load_detector(file)
     if not detector.invertible_attention():
-        raise ExperimentError(f"{file} has no invertible attention: {description.model} has another kind")
+        raise ExperimentError(f"{file} has no invertible attention: it has {description.model}")
     if data_dir is None:
         source = BundledPhotographs("test")
         images, inputs = [source[index] for index in range(min(samples, len(source)))], "bundled photographs"

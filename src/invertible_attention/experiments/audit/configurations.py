@@ -21,9 +21,9 @@ RESPONSES: dict[str, Any] = {
     "gaussian": "gaussian",
     "embedded_gaussian": "embedded_gaussian",
     "dot_product": "dot_product",
-    "dot_product, softplus": partial(DotProduct, phi="softplus"),
+    "dot_product/softplus": partial(DotProduct, phi="softplus"),
     "concatenation": "concatenation",
-    "concatenation, softplus": partial(Concatenation, phi="softplus"),
+    "concatenation/softplus": partial(Concatenation, phi="softplus"),
 }
 NORMALIZATIONS = ("column", "row", "all")
 HEADS = (1, 2, 4)
@@ -43,7 +43,7 @@ class Structure:
     """The arguments and sizes that the layers of a group share.
 
     Args:
-        response: name of the response, with the φ where it is not the default.
+        response: name of the response, with the φ as a further word where it is not the default.
         normalization: what weights sum to one along.
         heads: number of heads.
         bias: whether the linear maps have biases.

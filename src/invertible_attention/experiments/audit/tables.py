@@ -294,12 +294,14 @@ AUDIT = Kind(
     "audit",
     "audit of trained networks",
     "invertible-attention audit CHECKPOINT",
+    version=2,
     unshown={"blocks.*.lipschitz_estimates": "drawn: lipschitz; the largest is shown"},
 )
 ATTACK = Kind(
     "attack",
     "search for a layer above its bound",
     "invertible-attention audit --attack",
+    version=2,
     unshown={
         "histogram": "drawn: attack",
         "score_ranges.limits": "the names say them",

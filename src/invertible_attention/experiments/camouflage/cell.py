@@ -15,6 +15,7 @@ from ..metadata import run_metadata
 from ..ranks import is_first_process
 from ..study import CHECKPOINT, RESULT, RunProgress
 from ..training import Parallel
+from ..variants import slug
 from .audit import audit_network
 from .configuration import Configuration
 from .data import DetectionData, batches_per_second
@@ -46,7 +47,7 @@ class Cell:
     @property
     def folder(self) -> str:
         """Name of its folder."""
-        return f"{self.model}-{self.seed}"
+        return slug(self.model, self.seed)
 
     def __str__(self) -> str:
         return f"{MODELS[self.model].title}, seed {self.seed}"

@@ -34,7 +34,7 @@ def train(
     *,
     output: Output = Path("runs/camouflage"),
     folders: DataFolders = DataFolders(),
-    model: Model = "certified-concatenation",
+    model: Model = "concatenation/certified",
     given: Given = Given(),
     spread: Spread = Spread(),
     decoders: Decoders = 0,
@@ -92,7 +92,7 @@ def study(
     Finished networks are kept; an interrupted one continues where it stopped. More models and seeds can be added to a
     folder with --resume, and several processes may work on one folder at once:
 
-        invertible-attention camouflage study --data COD10K CAMO --models base certified-concatenation --seeds 0 1 2
+        invertible-attention camouflage study --data COD10K CAMO --models none concatenation/certified --seeds 0 1 2
     """
     fewer = dict(QUICK_STUDY) if quick else {}
     if folders.given:

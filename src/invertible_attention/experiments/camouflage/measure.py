@@ -30,7 +30,7 @@ class Measurement:
     """The cost of a model.
 
     Args:
-        model: name of the row of Table 4.
+        model: variant of the row of Table 4.
         parameters: how many numbers are trained.
         step_seconds: of every training step, the first with what is only done once.
         evaluation_seconds: of one pass without gradients over a batch.
@@ -95,7 +95,7 @@ def measure(
     """Train on random images for some steps, evaluate one batch, and report what it took.
 
     Args:
-        model: name of the row of Table 4.
+        model: variant of the row of Table 4.
         configuration: backbone, size, batch and precision.
         steps: training steps.
         device: name of the device.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from ..published import RESPONSES
+from ..variants import slug, variant
 
-__all__ = ["MODELS", "STUDY", "VARIANTS", "Model", "ModelName"]
+__all__ = ["EARLIER", "MODELS", "STUDY", "Model", "folder_today", "today"]
 
 
 @dataclass(frozen=True)
@@ -31,50 +31,49 @@ class Model:
         return self.constraint in ("relaxed", "certified")
 
 
-ModelName = Literal[
-    "base",
-    "concatenation",
-    "dot-product",
-    "gaussian",
-    "embedded-gaussian",
-    "inv-concatenation",
-    "inv-dot-product",
-    "inv-gaussian",
-    "inv-embedded-gaussian",
-    "certified-concatenation",
-    "certified-dot-product",
-    "certified-gaussian",
-    "certified-embedded-gaussian",
-]
-"""The rows as the command line calls them."""
+FORMS = {"ordinary": ("", ""), "relaxed": ("Inv", "inv-"), "certified": ("Certified ", "certified-")}
+"""The constraints, how titles begin, and how names began in earlier versions."""
 
-FORMS = {"inv-": ("Inv", "relaxed"), "certified-": ("Certified ", "certified"), "": ("", "ordinary")}
+MODELS = {"none": Model("Base")} | {
+    variant(response, constraint): Model(prefix + title, response, constraint)
+    for constraint, (prefix, _) in FORMS.items()
+    for response, title in RESPONSES.items()
+}
+"""Every model by its variant."""
 
+EARLIER = {"base": "none"} | {
+    prefix + response.replace("_", "-"): variant(response, constraint)
+    for constraint, (_, prefix) in FORMS.items()
+    for response in RESPONSES
+}
+"""The variants by the names that they had in earlier versions."""
 
-def _model(name: str) -> Model:
-    if name == "base":
-        return Model("Base")
-    prefix = next(prefix for prefix in FORMS if name.startswith(prefix))
-    response = name.removeprefix(prefix).replace("-", "_")
-    return Model(FORMS[prefix][0] + RESPONSES[response], response, FORMS[prefix][1])
-
-
-MODELS = {name: _model(name) for name in get_args(ModelName)}
-"""Every model by name."""
-
-VARIANTS = {f"{model.response}/{model.constraint}": name for name, model in MODELS.items()} | {"none": "base"}
-"""The same as the variants of a density study write them."""
-
-STUDY: tuple[ModelName, ...] = (
-    "base",
-    "concatenation",
-    "inv-concatenation",
-    "certified-concatenation",
-    "dot-product",
-    "inv-dot-product",
-    "gaussian",
-    "inv-gaussian",
-    "embedded-gaussian",
-    "inv-embedded-gaussian",
+STUDY = (
+    "none",
+    "concatenation/ordinary",
+    "concatenation/relaxed",
+    "concatenation/certified",
+    "dot_product/ordinary",
+    "dot_product/relaxed",
+    "gaussian/ordinary",
+    "gaussian/relaxed",
+    "embedded_gaussian/ordinary",
+    "embedded_gaussian/relaxed",
 )
 """The ten rows of the study: the paper's nine, and ours."""
+
+
+def today(name: str) -> str:
+    """Return the variant of a name that it has, or had in earlier versions.
+
+    Example:
+        >>> today("inv-dot-product"), today("dot_product/relaxed")
+        ('dot_product/relaxed', 'dot_product/relaxed')
+    """
+    return EARLIER.get(name, name)
+
+
+def folder_today(folder: str) -> str:
+    """Return the folder name of a network that has it, or had another one in earlier versions."""
+    model, _, seed = folder.rpartition("-")
+    return slug(EARLIER[model], int(seed)) if model in EARLIER and seed.isdigit() else folder

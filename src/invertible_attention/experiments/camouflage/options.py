@@ -13,7 +13,7 @@ from cyclopts import Parameter, Token
 from ...cli.options import Options, flag, many, number, read
 from ..errors import ExperimentError
 from .configuration import GENERATED, QUICK, Configuration
-from .models import VARIANTS, ModelName
+from .models import MODELS, today
 
 __all__ = [
     "DataFolders",
@@ -35,15 +35,21 @@ TestData = Annotated[
 
 
 def read_models(kind: Any, tokens: Sequence[Token]) -> Any:
-    """Read rows of the table, also as the variants of a density study write them."""
-    items = [(token, item) for token in tokens for item in token.value.split(",") if item]
-    return read(kind, [token.evolve(value=VARIANTS.get(item, item)) for token, item in items])
+    """Read rows of the table, also by the names of earlier versions."""
+    items = [token.evolve(value=today(item)) for token in tokens for item in token.value.split(",") if item]
+    for item in items:
+        if item.value not in MODELS:
+            raise ValueError(f"{item.value} is not one of them. Choose from: {', '.join(MODELS)}.")
+    return read(kind, items)
 
 
-ROWS = "of Table 4; dot_product/certified and none, as density study has them, are rows, too."
-Model = Annotated[ModelName, Parameter(help=f"Row {ROWS}", converter=read_models)]
+ROWS = (
+    "of Table 4: none, or RESPONSE/CONSTRAINT such as concatenation/certified; "
+    "constraints are ordinary, relaxed (the paper's) and certified."
+)
+Model = Annotated[str, Parameter(help=f"Row {ROWS}", converter=read_models)]
 Models = Annotated[
-    tuple[ModelName, ...],
+    tuple[str, ...],
     many(f"Rows {ROWS}", converter=read_models, show_default="the paper's nine and ours"),
 ]
 Results = Annotated[Path | None, Parameter(("--output", "-o"), help="JSON file to write.")]

@@ -15,6 +15,7 @@ from ..errors import ExperimentError
 from ..files import read_json, write_json
 from ..ranks import is_first_process
 from ..report import Figure
+from ..report.migrate import migrated
 from ..study import (
     CELLS,
     CHECKPOINT,
@@ -27,12 +28,13 @@ from ..study import (
     Workers,
 )
 from ..study import Cell as StudyCell
-from ..study.folder import differences
+from ..study.folder import differences, rename_cells
 from ..training import Parallel, choose_device
 from .cell import MAPS, OWNED, Cell, run_cell
 from .configuration import Configuration
 from .data import DetectionData, generate_data, open_data
 from .figures import draw_figures
+from .models import EARLIER, folder_today
 from .options import DataFolders
 from .results import SCHEMA, collect
 
@@ -103,6 +105,8 @@ def run_one(
         ExperimentError: when the data, the device or the folder cannot be used, or training diverges.
     """
     console = console or Console(quiet=not is_first_process())
+    if resume and is_first_process():
+        adopt(output)
     settings = _settings(cell, configuration)
     owned = (*OWNED, *REPORT, GENERATED, CACHE)
     folder = OutputFolder(output, settings, resume=resume, overwrite=overwrite, owned=owned)
@@ -165,6 +169,8 @@ def run_study(
     found = None if configuration.generated else load_data(folders, configuration, output, console)
     study = Study(output, configuration.to_json(), resume=resume, workers=workers, console=console)
     with study:
+        if is_first_process():
+            adopt(output)
         data = found or load_data(folders, configuration, output, console)
     digest = data.fingerprint()
     cells = [
@@ -192,6 +198,7 @@ def _take_over(results: Path, output: Path, configuration: Configuration, digest
     if not results.is_file():
         return
     content = read_json(results)
+    content = migrated(content) or content
     if content.get("schema") != SCHEMA:
         raise ExperimentError(f"{results} is no results file of a study: choose another --results")
     for result in content["cells"]:
@@ -207,6 +214,20 @@ def _take_over(results: Path, output: Path, configuration: Configuration, digest
         if not folder.exists():
             write_json(folder / CONFIGURATION, _settings(cell, configuration))
             write_json(folder / RESULT, result)
+
+
+def adopt(output: Path) -> None:
+    """Call the networks that an earlier version left in a folder what they are called now.
+
+    Raises:
+        ExperimentError: when a process of that version works on one.
+    """
+    rename_cells(output, folder_today)
+    for folder in (output, *(output / CELLS).glob("*/")):
+        for path in (folder / CONFIGURATION, folder / RESULT):
+            stored = read_json(path) if path.is_file() else {}
+            if (model := stored.get("model")) in EARLIER:
+                write_json(path, stored | {"model": EARLIER[model]})
 
 
 def _settings(cell: Cell, configuration: Configuration) -> dict[str, Any]:

@@ -303,6 +303,7 @@ RUN = Kind(
     "camouflage",
     "camouflaged objects (Table 4)",
     "invertible-attention camouflage study",
+    version=2,
     unshown={
         "run": "that of the cells is shown",
         "summary": "means over the cells, computed again from them",
@@ -313,7 +314,9 @@ RUN = Kind(
         "cells.*.scores.*.e_curve": "drawn: curves",
     },
 )
-COST = Kind("camouflage-measure", "cost of the detector", "invertible-attention camouflage measure")
+COST = Kind(
+    "camouflage-measure", "cost of the detector", "invertible-attention camouflage measure", version=2
+)
 SCORES = Kind(
     "camouflage-scores",
     "scores of maps",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from ...cli.options import Job, Options, Output, Quick, flag
+from cyclopts import Parameter
+
+from ...cli.options import Job, Options, Output, Quick, flag, many
 from ..errors import UsageError
-from .configuration import LARGE, OWN_SIZE, QUICK, Configuration
+from ..variants import Normalization, Response
+from .configuration import LARGE, OWN_SIZE, QUICK, Configuration, Constraint
 
 __all__ = ["reconstruct"]
 
@@ -20,10 +24,21 @@ class Given(
     """The settings of a run as options."""
 
 
+@Parameter(name="*", show=False)
+@dataclass(frozen=True)
+class Combined:
+    """What earlier versions combined to variants."""
+
+    responses: Annotated[tuple[Response, ...], many("")] = ()
+    constraints: Annotated[tuple[Constraint, ...], many("")] = ()
+    normalizations: Annotated[tuple[Normalization, ...], many("", "--normalization")] = ()
+
+
 def reconstruct(
     *,
     output: Output = Path("runs/reconstruct"),
     given: Given = Given(),
+    combined: Combined = Combined(),
     job: Job = Job(),
     quick: Quick = False,
     reevaluate: Annotated[bool, flag("With --resume: invert trained networks again.")] = False,
@@ -35,9 +50,9 @@ def reconstruct(
 
     Lists take several values:
 
-        invertible-attention reconstruct --dataset cifar10 --constraints certified released --repeats 1
+        invertible-attention reconstruct --dataset cifar10 --variants gaussian/certified gaussian/released --repeats 1
     """
-    chosen = given.given()
+    chosen = given.given() | {name: values for name, values in vars(combined).items() if values}
     configuration = Configuration.choose(quick=quick, **chosen)
     if reevaluate and not job.resume:
         raise UsageError("--reevaluate is about an earlier run: give --resume too")

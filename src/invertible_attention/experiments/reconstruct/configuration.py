@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self, get_args
 
 from ..errors import UsageError
 from ..settings import POSITIVE, Check, Settings, at_least, between, setting
+from ..variants import Normalization, Response, divide, slug, variant
 
-__all__ = [
-    "LARGE",
-    "OWN_SIZE",
-    "QUICK",
-    "Cell",
-    "Configuration",
-    "Constraint",
-    "Normalization",
-    "Response",
-    "SolverName",
-]
-
-Response = Literal["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
-"""How pairs of tokens are scored (Table 1)."""
+__all__ = ["LARGE", "OWN_SIZE", "QUICK", "Cell", "Configuration", "Constraint", "SolverName", "today"]
 
 Constraint = Literal["certified", "relaxed", "released"]
 """What limits the branch: our certificate, the paper's Section 2.4, or the authors' released code."""
-
-Normalization = Literal["column", "row", "all"]
-"""What attention weights sum to one along."""
 
 SolverName = Literal["anderson", "picard", "newton-krylov"]
 """How the inverse is solved for (``released`` always does its 50 fixed-point steps)."""
@@ -36,7 +21,7 @@ SolverName = Literal["anderson", "picard", "newton-krylov"]
 LARGE: dict[str, Any] = {"epochs": 1, "batch_size": 1, "studied_images": 2}
 """The paper trains images of more than 64 pixels for one epoch, one by one."""
 
-OWN_SIZE: dict[str, Any] = {"responses": ("concatenation",), "constraints": ("certified",), "repeats": 1}
+OWN_SIZE: dict[str, Any] = {"variants": ("concatenation/certified",), "repeats": 1}
 """Other responses take a matrix of all pairs of pixels, other constraints promise nothing."""
 
 QUICK: dict[str, Any] = {
@@ -48,22 +33,52 @@ QUICK: dict[str, Any] = {
 }
 
 IMAGES = "1000; folder: as many as it has"
-SOME = Check("one or more", bool)
+
+
+def _product(responses: Any, constraints: Any, normalizations: Any) -> tuple[str, ...]:
+    found = (variant(r, c, n) for c in constraints for n in normalizations for r in responses)
+    return tuple(dict.fromkeys(found))
+
+
+ALL = _product(get_args(Response), get_args(Constraint), ("column",))
+
+
+def _known(variants: tuple[str, ...]) -> bool:
+    every = _product(get_args(Response), get_args(Constraint), get_args(Normalization))
+    return bool(variants) and set(variants) <= set(every)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained and inverted network: a response under a constraint, one of several repeats."""
+    """One trained and inverted network: a variant, one of several repeats."""
 
     response: str
     constraint: str
     normalization: str
     repeat: int
 
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Cell:
+        """Return the cell of a result."""
+        return cls(*(result[declared.name] for declared in fields(cls)))
+
+    @property
+    def variant(self) -> str:
+        """Which attention, as text."""
+        return variant(self.response, self.constraint, self.normalization)
+
     @property
     def folder(self) -> str:
         """Name of the cell's folder."""
+        return slug(self.variant, self.repeat)
+
+    @property
+    def earlier_folder(self) -> str:
+        """What earlier versions called it."""
         return f"{self.constraint}-{self.normalization}-{self.response}-{self.repeat}"
+
+    def __str__(self) -> str:
+        return f"{self.variant}, repeat {self.repeat}"
 
 
 @dataclass(frozen=True)
@@ -94,14 +109,12 @@ class Configuration(Settings):
         False,
         "Invert the test images at their own size, too, and write the result as PNG; training is at --size.",
     )
-    responses: tuple[Response, ...] = setting(
-        get_args(Response), "Responses of the attention (Table 1).", SOME, shown="all four"
-    )
-    constraints: tuple[Constraint, ...] = setting(
-        get_args(Constraint), "Constraints; released is the authors' code as it is.", SOME, shown="all three"
-    )
-    normalizations: tuple[Normalization, ...] = setting(
-        ("column",), "Axis along which attention weights sum to one.", SOME, name="--normalization"
+    variants: tuple[str, ...] = setting(
+        ALL,
+        "Attention as RESPONSE/CONSTRAINT[/NORMALIZATION], such as gaussian/certified/row; responses as in Table 1, "
+        "constraints certified, relaxed (the paper's), released (the authors' code); normalization column, row, all.",
+        Check("RESPONSE/CONSTRAINT[/NORMALIZATION] such as gaussian/certified/row", _known),
+        shown="every response under every constraint",
     )
     train_images: int = setting(1000, "Training images.", at_least(1), shown=IMAGES)
     test_images: int = setting(1000, "Test images.", at_least(1), shown=IMAGES)
@@ -127,19 +140,16 @@ class Configuration(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("responses", "constraints", "normalizations"):
-            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        object.__setattr__(self, "variants", tuple(dict.fromkeys(self.variants)))
         if self.own_size and (self.random_crops or self.dataset == "photos"):
             raise UsageError("own_size is for whole images, got random crops: choose another dataset")
 
     def cells(self) -> Iterator[Cell]:
         """Yield every network to train. ``released`` has its own normalization, by row."""
         for repeat in range(1, self.repeats + 1):
-            for constraint in self.constraints:
-                own = constraint == "released"
-                for normalization in ("row",) if own else self.normalizations:
-                    for response in self.responses:
-                        yield Cell(response, constraint, normalization, repeat)
+            for text in self.variants:
+                own = {"normalization": "row" if text.endswith("/released") else "column"}
+                yield Cell(**own | divide(text)[0], repeat=repeat)
 
     def seed_of(self, repeat: int) -> int:
         """Return the seed of a repeat, counted from 1."""
@@ -152,3 +162,25 @@ class Configuration(Settings):
         large = own | LARGE if max(given.get("size", (32, 32))) > 64 else own
         chosen = large | QUICK | {"epochs": large.get("epochs", QUICK["epochs"])} if quick else large
         return cls.from_json(chosen | given)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the settings, also those of earlier versions."""
+        return super().from_json(today(values))
+
+
+def today(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with variants in place of the lists that earlier versions combined.
+
+    Example:
+        >>> today({"responses": ["gaussian"], "constraints": ["certified", "released"], "seed": 0})
+        {'seed': 0, 'variants': ['gaussian/certified', 'gaussian/released']}
+    """
+    lists = ("responses", "constraints", "normalizations")
+    kept = {name: value for name, value in settings.items() if name not in lists}
+    if len(kept) == len(settings):
+        return kept
+    known = [divide(text)[0] for text in settings.get("variants", ALL)]
+    default = [dict.fromkeys(words[name] for words in known) for name in ("response", "constraint")]
+    combined = zip(lists, (*default, ["column"]), strict=True)
+    return kept | {"variants": list(_product(*(settings.get(name, other) for name, other in combined)))}

@@ -14,6 +14,7 @@ from ..data import quantize
 from ..metrics import V_SCORE_LIMIT
 from ..published import RESPONSES
 from ..report import COLORS, Figure, FigureKind, image_grid, plot_style, render_png
+from .configuration import Cell
 from .results import Group, groups, labels
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ def draw_measured(results: dict[str, Any]) -> list[Figure]:
 
 
 def _stored(output: Path, group: Group) -> dict[str, Tensor]:
-    cell = group.cells[0]
-    name = f"{cell['constraint']}-{cell['normalization']}-{cell['response']}-{cell['repeat']}"
-    return load_file(output / "cells" / name / "images.safetensors")
+    return load_file(output / "cells" / Cell.of(group.cells[0]).folder / "images.safetensors")
 
 
 def _pictures(x: Float[Tensor, "shown 3 height width"], shown: int) -> np.ndarray:

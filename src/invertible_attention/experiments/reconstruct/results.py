@@ -17,7 +17,7 @@ from .configuration import Configuration
 
 __all__ = ["SCHEMA", "Group", "collect", "groups", "histogram", "labels"]
 
-SCHEMA = "invertible-attention/reconstruct/1"
+SCHEMA = "invertible-attention/reconstruct/2"
 ORDER = ("released", "relaxed", "certified")
 HISTOGRAM_EDGES = [round(-14 + 0.5 * step, 1) for step in range(41)]
 """Decimal logarithms of mean squared errors, from 1e-14 to 1e6."""

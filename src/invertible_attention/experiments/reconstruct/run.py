@@ -13,13 +13,14 @@ from rich.console import Console
 
 from ...flows import Sequential
 from ..data import Images, draw_images, fit_counts, whole_test_images
-from ..files import read_json, read_tensors, write_tensors
+from ..files import read_json, read_tensors, write_json, write_tensors
 from ..metadata import run_metadata
-from ..study import CELLS, RESULT, Report, RunProgress, Study, Workers
+from ..study import CELLS, CONFIGURATION, RESULT, Report, RunProgress, Study, Workers
 from ..study import Cell as StudyCell
+from ..study.folder import rename_cells
 from ..training import choose_device
 from .batches import EpochBatches
-from .configuration import Cell, Configuration
+from .configuration import Cell, Configuration, today
 from .evaluation import Evaluation, evaluate
 from .figures import draw_figures
 from .network import build_network, choose_micro_batch, initialize
@@ -66,10 +67,13 @@ def run(
     Raises:
         ExperimentError: when the data, the device or the folder cannot be used, or a network fails.
     """
+    stored = output / CONFIGURATION
+    if resume and stored.is_file() and (known := read_json(stored)) != today(known):
+        write_json(stored, today(known))
     study = Study(
         output,
         configuration.to_json(),
-        growing=("responses", "constraints", "normalizations", "repeats"),
+        growing=("variants", "repeats"),
         owned=OWNED,
         resume=resume,
         overwrite=overwrite,
@@ -82,8 +86,9 @@ def run(
         images = _draw(configuration, repeat, data_dir)
         prints[repeat], title, about = images.fingerprint(), images.title, images.about
     with study:
-        pass
-    whole = Configuration(**study.settings)
+        whole = Configuration(**study.settings)
+        names = {cell.earlier_folder: cell.folder for cell in whole.cells()}
+        rename_cells(output, lambda name: names.get(name, name))
 
     def gather(finished: dict[str, dict[str, Any]]) -> dict[str, Any]:
         cells = [finished[cell.folder] for cell in whole.cells() if cell.folder in finished]
@@ -107,8 +112,7 @@ def run(
 
 
 def _cell(cell: Cell, seed: int, images: str) -> StudyCell:
-    title = f"{cell.response}/{cell.constraint}/{cell.normalization}, seed {seed}"
-    return StudyCell(cell.folder, asdict(cell) | {"seed": seed}, cell, title, images)
+    return StudyCell(cell.folder, asdict(cell) | {"seed": seed}, cell, f"{cell.variant}, seed {seed}", images)
 
 
 def divide_folder(

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import ExperimentError
 from ..files import read_json
 from .kinds import PREFIX, Result, kind_of, kinds
+from .migrate import migrated
 
 __all__ = ["find_results"]
 
@@ -92,6 +93,8 @@ def _ours(content: Any) -> bool:
 def _reason(content: Any) -> str:
     if not isinstance(content, dict) or "schema" not in content:
         return "has no schema: `invertible-attention report --migrate FOLDER` adds it to files of earlier versions"
+    if migrated(content) is not None:
+        return "is of an earlier version: `invertible-attention report --migrate FOLDER` rewrites it"
     return f"schema {content['schema']!r} is not known to this version"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from ..errors import ExperimentError
 from ..files import read_json, remove_unfinished, write_json
 
-__all__ = ["CELLS", "CHECKPOINT", "CONFIGURATION", "LOCK", "OutputFolder", "differences"]
+__all__ = ["CELLS", "CHECKPOINT", "CONFIGURATION", "LOCK", "OutputFolder", "differences", "rename_cells"]
 
 CELLS = "cells"
 CONFIGURATION = "configuration.json"
@@ -165,6 +165,28 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         elif before != now and (name in old or now):
             phrases.append(f"{name} was {before}, now {now}")
     return phrases
+
+
+def rename_cells(output: Path, name: Callable[[str], str]) -> None:
+    """Rename the cells of an earlier version.
+
+    Args:
+        output: folder of the study.
+        name: returns today's name for the name of a cell.
+
+    Raises:
+        ExperimentError: when a process of that version works on one of them.
+    """
+    for folder in sorted((output / CELLS).glob("*/")):
+        if (new := name(folder.name)) != folder.name:
+            try:
+                with FileLock(folder / LOCK, timeout=0):
+                    pass
+            except Timeout:
+                raise ExperimentError(
+                    f"{folder} is in use by an earlier version: wait until it ends"
+                ) from None
+            folder.rename(folder.with_name(new))
 
 
 def _together(known: Any, given: Any) -> Any:

@@ -20,7 +20,7 @@ from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.published import TABLE_4
 
 
-def _detector(name: str = "base", seed: int = 0, **options) -> Detector:
+def _detector(name: str = "none", seed: int = 0, **options) -> Detector:
     torch.manual_seed(seed)
     return Detector(random_backbone("tiny"), MODELS[name], **options)
 
@@ -58,7 +58,7 @@ def test_logits_have_the_image_size(name, size) -> None:
 
 def test_parameter_count_matches_the_paper() -> None:
     with torch.device("meta"):
-        counts = Detector(random_backbone("resnet50"), MODELS["base"]).parameter_counts()
+        counts = Detector(random_backbone("resnet50"), MODELS["none"]).parameter_counts()
     assert counts["attention"] == 0
     assert round(counts["backbone"] / 1e6, 1) == 23.5
     assert round(counts["decoder"] / 1e6, 1) == 5.2
@@ -80,17 +80,17 @@ def test_decoder_matches_the_paper(float64) -> None:
 
 
 def test_rows_with_equal_seed_share_initial_weights() -> None:
-    base = _detector("base").state_dict()
-    for name in ("concatenation", "certified-gaussian"):
+    base = _detector("none").state_dict()
+    for name in ("concatenation/ordinary", "gaussian/certified"):
         state = _detector(name).state_dict()
         assert all(torch.equal(state[key], value) for key, value in base.items())
     assert not torch.equal(
-        _detector("base", seed=1).state_dict()["predict.branches.0.weight"], base["predict.branches.0.weight"]
+        _detector("none", seed=1).state_dict()["predict.branches.0.weight"], base["predict.branches.0.weight"]
     )
 
 
 def test_levels_select_where_attention_is_applied() -> None:
-    detector = _detector("inv-concatenation", levels=(2, 4))
+    detector = _detector("concatenation/relaxed", levels=(2, 4))
     assert list(detector.invertible_attention()) == [2, 4]
     assert isinstance(detector.attention[0], torch.nn.Identity)
     with pytest.raises(ValueError, match=r"levels must be .* got \(0, 5\)"):
@@ -101,7 +101,9 @@ def _description(detector: Detector, name: str) -> NetworkDescription:
     return NetworkDescription(name, detector.backbone.description(), (1, 2, 3, 4), 0.7, 2, 64)
 
 
-@pytest.mark.parametrize("name", ["base", "gaussian", "inv-dot-product", "certified-concatenation"])
+@pytest.mark.parametrize(
+    "name", ["none", "gaussian/ordinary", "dot_product/relaxed", "concatenation/certified"]
+)
 def test_stored_network_round_trips(name, tmp_path) -> None:
     detector = _detector(name, coefficient=0.7, heads=2)
     image = torch.randn(2, 3, 64, 64)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...errors import ExperimentError
 from ...files import write_tensors
-from ..models import MODELS
+from ..models import MODELS, today
 from .backbones import backbone_from
 from .detector import Detector
 
@@ -26,7 +26,7 @@ class NetworkDescription:
     """What a stored network is, besides its weights.
 
     Args:
-        model: name of the row of Table 4.
+        model: variant of the row of Table 4.
         backbone: what the backbone's ``description()`` returned.
         levels: the levels with attention.
         coefficient: Lipschitz coefficient of invertible attention.
@@ -73,7 +73,8 @@ def load_detector(path: Path) -> tuple[Detector, NetworkDescription]:
         raise ExperimentError(f"{path} is damaged or not a file of weights ({error})") from error
     try:
         stored = json.loads(metadata[KEY])
-        description = NetworkDescription(**stored | {"levels": tuple(stored["levels"])})
+        read = {"model": today(stored["model"]), "levels": tuple(stored["levels"])}
+        description = NetworkDescription(**stored | read)
         with torch.random.fork_rng(devices=[]):
             detector = description.build()
         detector.load_state_dict(state)
