@@ -16,15 +16,11 @@ order of tokens; ``ordinary`` attention is not."""
 Normalization = Literal["column", "row", "all"]
 """What attention weights sum to one along."""
 
-MEANING = {
-    word: name
-    for name, words in (
-        ("response", ("none", *get_args(Response))),
-        ("constraint", get_args(Constraint)),
-        ("normalization", get_args(Normalization)),
-    )
-    for word in words
-}
+MEANING = (
+    dict.fromkeys(("none", *get_args(Response)), "response")
+    | dict.fromkeys(get_args(Constraint), "constraint")
+    | dict.fromkeys(get_args(Normalization), "normalization")
+)
 
 
 def divide(text: str) -> tuple[dict[str, str], list[str]]:

@@ -77,6 +77,7 @@ def test_released_is_compared_with_certified() -> None:
     assert (result.chosen.constraint, result.other.constraint) == ("released", "certified")
     assert result.chosen.steps == 0
     assert "not trained" in honesty(result)
+    assert " and ".join(result.options.variants) in honesty(result)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)

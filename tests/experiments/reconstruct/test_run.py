@@ -259,7 +259,8 @@ def test_runs_of_earlier_versions_are_continued(
     (copied / "configuration.json").write_text(json.dumps(before))
     folders = sorted(path.name for path in (copied / "cells").iterdir())
     for cell in TINY.cells():
-        (copied / "cells" / cell.folder).rename(copied / "cells" / cell.earlier_folder)
+        name = f"{cell.constraint}-{cell.normalization}-{cell.response}-{cell.repeat}"
+        (copied / "cells" / cell.folder).rename(copied / "cells" / name)
     monkeypatch.setattr(run_module, "train", pytest.fail)
     again = start(copied, resume=True)
     assert again.results["cells"] == finished.results["cells"]

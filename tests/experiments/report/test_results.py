@@ -114,6 +114,34 @@ def test_files_without_a_schema_are_migrated_and_keep_their_numbers(tmp_path: Pa
     assert migrate([tmp_path]) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "texts"),
+    [
+        ("camouflage", {"none": "base", "concatenation/ordinary": "concatenation"}),
+        ("camouflage-measure", {"concatenation/certified": "certified-concatenation"}),
+        ("audit", {"gaussian/certified/row, repeat 2": "certified-row-gaussian-2", "none-0": "base-0"}),
+        ("attack", {"dot_product/softplus": "dot_product, softplus"}),
+    ],
+)
+def test_attention_is_named_as_today_by_migration(tmp_path: Path, kind: str, texts: dict[str, str]) -> None:
+    name, build = CONTENTS[kind]
+    today = build()
+    if kind == "audit":
+        today["blocks"] = [
+            block | {"network": text} for block, text in zip(today["blocks"], texts, strict=True)
+        ]
+    if kind == "attack":
+        today["tightest_by"]["response"] = {"dot_product/softplus": [0.5, 0.25]}
+    earlier = json.dumps(today).replace(f"/{kind}/2", f"/{kind}/1")
+    for text, before in texts.items():
+        earlier = earlier.replace(f'"{text}"', f'"{before}"')
+    write(tmp_path, kind, json.loads(earlier))
+    with pytest.raises(ExperimentError, match="earlier version: .*--migrate"):
+        find_results([tmp_path / name])
+    assert migrate([tmp_path]) == [tmp_path / name]
+    assert json.loads((tmp_path / name).read_text()) == today
+
+
 def test_damaged_file_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text("{")
     with pytest.raises(ExperimentError, match=r"study\.json is damaged"):

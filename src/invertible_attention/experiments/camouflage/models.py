@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..published import RESPONSES
 from ..variants import slug, variant
 
-__all__ = ["EARLIER", "MODELS", "STUDY", "Model", "folder_today", "today"]
+__all__ = ["EARLIER", "MODELS", "STUDY", "Model", "folder_today"]
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,6 @@ STUDY = (
     "embedded_gaussian/relaxed",
 )
 """The ten rows of the study: the paper's nine, and ours."""
-
-
-def today(name: str) -> str:
-    """Return the variant of a name that it has, or had in earlier versions.
-
-    Example:
-        >>> today("inv-dot-product"), today("dot_product/relaxed")
-        ('dot_product/relaxed', 'dot_product/relaxed')
-    """
-    return EARLIER.get(name, name)
 
 
 def folder_today(folder: str) -> str:

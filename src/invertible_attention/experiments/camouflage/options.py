@@ -13,7 +13,7 @@ from cyclopts import Parameter, Token
 from ...cli.options import Options, flag, many, number, read
 from ..errors import ExperimentError
 from .configuration import GENERATED, QUICK, Configuration
-from .models import MODELS, today
+from .models import EARLIER, MODELS
 
 __all__ = [
     "DataFolders",
@@ -36,11 +36,10 @@ TestData = Annotated[
 
 def read_models(kind: Any, tokens: Sequence[Token]) -> Any:
     """Read rows of the table, also by the names of earlier versions."""
-    items = [token.evolve(value=today(item)) for token in tokens for item in token.value.split(",") if item]
-    for item in items:
-        if item.value not in MODELS:
-            raise ValueError(f"{item.value} is not one of them. Choose from: {', '.join(MODELS)}.")
-    return read(kind, items)
+    items = [(token, item) for token in tokens for item in token.value.split(",") if item]
+    if unknown := next((item for _, item in items if item not in MODELS | EARLIER), None):
+        raise ValueError(f"{unknown} is not one of them. Choose from: {', '.join(MODELS)}.")
+    return read(kind, [token.evolve(value=EARLIER.get(item, item)) for token, item in items])
 
 
 ROWS = (

@@ -41,11 +41,7 @@ def _product(responses: Any, constraints: Any, normalizations: Any) -> tuple[str
 
 
 ALL = _product(get_args(Response), get_args(Constraint), ("column",))
-
-
-def _known(variants: tuple[str, ...]) -> bool:
-    every = _product(get_args(Response), get_args(Constraint), get_args(Normalization))
-    return bool(variants) and set(variants) <= set(every)
+KNOWN = set(_product(get_args(Response), get_args(Constraint), get_args(Normalization)))
 
 
 @dataclass(frozen=True)
@@ -71,11 +67,6 @@ class Cell:
     def folder(self) -> str:
         """Name of the cell's folder."""
         return slug(self.variant, self.repeat)
-
-    @property
-    def earlier_folder(self) -> str:
-        """What earlier versions called it."""
-        return f"{self.constraint}-{self.normalization}-{self.response}-{self.repeat}"
 
     def __str__(self) -> str:
         return f"{self.variant}, repeat {self.repeat}"
@@ -113,7 +104,10 @@ class Configuration(Settings):
         ALL,
         "Attention as RESPONSE/CONSTRAINT[/NORMALIZATION], such as gaussian/certified/row; responses as in Table 1, "
         "constraints certified, relaxed (the paper's), released (the authors' code); normalization column, row, all.",
-        Check("RESPONSE/CONSTRAINT[/NORMALIZATION] such as gaussian/certified/row", _known),
+        Check(
+            "RESPONSE/CONSTRAINT[/NORMALIZATION] such as gaussian/certified/row",
+            lambda texts: texts and {*texts} <= KNOWN,
+        ),
         shown="every response under every constraint",
     )
     train_images: int = setting(1000, "Training images.", at_least(1), shown=IMAGES)

@@ -87,7 +87,7 @@ def run(
         prints[repeat], title, about = images.fingerprint(), images.title, images.about
     with study:
         whole = Configuration(**study.settings)
-        names = {cell.earlier_folder: cell.folder for cell in whole.cells()}
+        names = {f"{c.constraint}-{c.normalization}-{c.response}-{c.repeat}": c.folder for c in whole.cells()}
         rename_cells(output, lambda name: names.get(name, name))
 
     def gather(finished: dict[str, dict[str, Any]]) -> dict[str, Any]:

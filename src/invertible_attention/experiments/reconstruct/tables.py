@@ -58,11 +58,6 @@ def _sections(results: Sequence[Result]) -> list[Section]:
     return [glance, *found]
 
 
-def _settings(result: Result) -> dict[str, Any]:
-    """Return the settings that the rows do not say."""
-    return {name: value for name, value in result.content["configuration"].items() if name != "variants"}
-
-
 def _place(content: dict[str, Any]) -> tuple[Any, ...]:
     published = content["published"]
     order = ["cifar10", "svhn", "celeba"]
@@ -105,7 +100,7 @@ def _section(members: list[Result]) -> Section:
         weights_table(entries, sources),
         pictures_table(entries, sources),
         beside_table(entries, published, sources, first["data"]["title"]),
-        settings_table({result.name: _settings(result) for result in members}, sources),
+        settings_table({result.name: result.content["configuration"] for result in members}, sources),
     ]
     pictures = [
         stored_pictures(result.folder, result.name, FIGURES, source)
@@ -206,7 +201,6 @@ DEFINITION = Definition(
             COMMAND,
             version=2,
             unshown={
-                "configuration.variants": "those of the rows",
                 "summary": "means over the cells, computed again from them",
                 "run": "that of the cells is shown",
                 "cells.*.images": "fingerprint of the images",

@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from ..camouflage.models import folder_today
-from ..camouflage.models import today as row_today
+from ..camouflage.models import EARLIER, folder_today
 from ..errors import ExperimentError
 from ..files import read_json, write_json
-from ..reconstruct.configuration import Cell
-from ..reconstruct.configuration import today as settings_today
+from ..reconstruct.configuration import Cell, today
 from ..variants import Normalization
 from .kinds import PREFIX
 
@@ -54,9 +52,9 @@ def _network(name: str) -> str:
 CHANGED: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "attack": ("response", response_today),
     "audit": ("network", _network),
-    "camouflage": ("model", row_today),
-    "camouflage-measure": ("model", row_today),
-    "reconstruct": ("configuration", settings_today),
+    "camouflage": ("model", lambda name: EARLIER.get(name, name)),
+    "camouflage-measure": ("model", lambda name: EARLIER.get(name, name)),
+    "reconstruct": ("configuration", today),
 }
 """The kinds whose second schema has other values of a key: which, and how they come from the first one's."""
 
