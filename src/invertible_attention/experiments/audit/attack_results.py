@@ -26,7 +26,7 @@ def collect(
         configuration: of the search.
         run: under which conditions.
     """
-    groups = [
+    groups: list[dict[str, Any]] = [
         item | {"structure": {name: response_today(value) for name, value in item["structure"].items()}}
         for item in found
         if "group" in item
