@@ -23,6 +23,7 @@ from invertible_attention.experiments.camouflage.predicting import predict_maps
 from invertible_attention.experiments.data.photographs import PHOTOGRAPHS
 from invertible_attention.experiments.data.source import open_image
 from invertible_attention.experiments.report import image_grid
+from invertible_attention.experiments.variants import slug
 
 SIDE = 128
 
@@ -35,7 +36,8 @@ def photographs() -> list[Pair]:
             continue  # the other picture of the same scene
         package, _, inside = path.partition("/")
         spec = find_spec(package)
-        assert spec is not None and spec.submodule_search_locations
+        assert spec is not None
+        assert spec.submodule_search_locations
         file = Path(spec.submodule_search_locations[0]) / inside
         found.append(Pair(file.stem, file, None))
     return found
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = photographs()
     lines = [("image", np.stack([square(open_image(pair.image)) for pair in pairs]))]
     for name, model in MODELS.items():
-        checkpoints = sorted(given.run.glob(f"cells/{name}-[0-9]*/model.safetensors"))
+        checkpoints = sorted(given.run.glob(f"cells/{slug(name, 0)[:-1]}[0-9]*/model.safetensors"))
         if checkpoints:
             network, description = load_detector(checkpoints[0])
             maps = predict_maps(network, pairs, size=description.size, device=torch.device("cpu"))
