@@ -14,20 +14,20 @@ from safetensors.torch import load_file
 
 from invertible_attention import Certified
 from invertible_attention.experiments.audit import campaign as module
-from invertible_attention.experiments.audit.campaign import Campaign, run_campaign
-from invertible_attention.experiments.audit.search import Budget
+from invertible_attention.experiments.audit.campaign import run_campaign
+from invertible_attention.experiments.audit.settings import Campaign
 from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.files import read_json
 from invertible_attention.experiments.study import Workers
 
-BUDGET = Budget(size=4, inputs=1, ascents=4, steps=2, network_steps=1)
+SMALL: Any = {"group_size": 4, "inputs": 1, "ascents": 4, "steps": 2}
 
 
 def run(
     folder: Path, configurations: int = 16, networks: int = 1, **options: Any
 ) -> tuple[dict[str, Any], str]:
     stream = io.StringIO()
-    campaign = Campaign(configurations, networks, seed=3, budget=BUDGET)
+    campaign = Campaign(configurations, networks, seed=3, **SMALL)
     console = Console(file=stream, width=120)
     results = run_campaign(campaign, output=folder, console=console, **options)
     assert results is not None
@@ -115,7 +115,7 @@ def test_violations_are_reported_with_their_weights(tmp_path, monkeypatch):
 def test_different_seed_or_foreign_state_is_refused(tmp_path):
     run(tmp_path, 4, 0)
     with pytest.raises(ExperimentError, match="seed was 3, now 4"):
-        run_campaign(Campaign(4, 0, seed=4, budget=BUDGET), output=tmp_path, resume=True)
+        run_campaign(Campaign(4, 0, seed=4, **SMALL), output=tmp_path, resume=True)
     with pytest.raises(ExperimentError, match="already holds this run"):
         run(tmp_path, 4, 0)
     before = (tmp_path / "results.json").read_bytes()
@@ -127,7 +127,7 @@ def test_different_seed_or_foreign_state_is_refused(tmp_path):
 
 @pytest.mark.parametrize("arguments", [{"configurations": -1}, {"networks": -2}, {"seed": -3}])
 def test_out_of_range_settings_are_refused(arguments):
-    with pytest.raises(ValueError, match=f"must not be negative, got {next(iter(arguments.values()))}"):
+    with pytest.raises(ValueError, match=f"must be at least 0, got {next(iter(arguments.values()))}"):
         Campaign(**arguments)
 
 

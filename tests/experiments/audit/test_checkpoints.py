@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from invertible_attention.experiments.audit.audit_results import headline
 from invertible_attention.experiments.audit.checkpoint_audit import audit_checkpoint
 from invertible_attention.experiments.audit.checkpoints import open_checkpoint
+from invertible_attention.experiments.audit.settings import Audit
 from invertible_attention.experiments.density.configuration import Configuration as Density
 from invertible_attention.experiments.density.data import load_data
 from invertible_attention.experiments.density.network import build_model
@@ -62,17 +63,18 @@ def write_density(root: Path, configuration: Density) -> Path:
     return root
 
 
-def run(checkpoint: Path, output: Path, **options: Any) -> tuple[dict[str, Any], str]:
+def run(checkpoint: Path, output: Path, attack_steps: int = 0) -> tuple[dict[str, Any], str]:
     stream = io.StringIO()
     console = Console(file=stream, width=100)
-    return audit_checkpoint(checkpoint, output=output, console=console, **options), stream.getvalue()
+    settings = Audit(samples=1, attack_steps=attack_steps)
+    return audit_checkpoint(checkpoint, settings, output=output, console=console), stream.getvalue()
 
 
 @pytest.mark.slow
 def test_reconstruction_networks_are_audited_on_their_stored_images(
     reconstructed: Path, tmp_path: Path
 ) -> None:
-    results, printed = run(reconstructed, tmp_path / "audit", samples=1)
+    results, printed = run(reconstructed, tmp_path / "audit")
     assert results == read_json(tmp_path / "audit" / "results.json")
     rows = {row["network"]: row for row in results["blocks"]}
     assert list(rows) == sorted(map(str, CELLS))
@@ -107,14 +109,14 @@ def test_reconstruction_networks_are_audited_on_their_stored_images(
 @pytest.mark.slow
 def test_a_single_network_can_be_audited(reconstructed: Path, tmp_path: Path) -> None:
     folder = reconstructed / "cells" / CELLS[0].folder
-    results, printed = run(folder, tmp_path / "audit", samples=1, attack_steps=8)
+    results, printed = run(folder, tmp_path / "audit", attack_steps=8)
     (row,) = results["blocks"]
     for kind in ("input", "weights"):
         assert row["attack"][kind]["ascents"] == 1
         assert row["lipschitz_estimate"] / row["certificate"] - 1e-6 <= row["attack"][kind]["ratio"] <= 1
     assert "ratio: input" in printed
     assert "no certificate was exceeded" in printed
-    same, _ = run(folder / "model.safetensors", tmp_path / "file", samples=1, attack_steps=8)
+    same, _ = run(folder / "model.safetensors", tmp_path / "file", attack_steps=8)
     assert same["blocks"] == results["blocks"]
 
 
@@ -134,7 +136,7 @@ def test_wrong_certificate_is_detected(
     for kind in (InvertibleAttention, AttentionBranch):
         monkeypatch.setattr(kind, "lipschitz_bound", lambda self: torch.tensor(0.1))
     folder = reconstructed / "cells" / CELLS[0].folder
-    results, printed = run(folder, tmp_path / "audit", samples=1, attack_steps=2)
+    results, printed = run(folder, tmp_path / "audit", attack_steps=2)
     assert results["blocks"][0]["exceeds_certificate"] == 1
     assert not results["blocks"][0]["passed"]
     assert "1 CERTIFICATES WERE EXCEEDED" in printed
@@ -142,7 +144,7 @@ def test_wrong_certificate_is_detected(
 
 @pytest.mark.slow
 def test_every_block_of_a_density_is_audited(density: Path, tmp_path: Path) -> None:
-    results, _ = run(density, tmp_path / "audit", samples=1, attack_steps=2)
+    results, _ = run(density, tmp_path / "audit", attack_steps=2)
     rows = results["blocks"]
     assert [row["block"] for row in rows] == [block.name for block in open_checkpoint(density)[0].blocks]
     # Two convolutional blocks, and the attention after the first scale.

@@ -9,6 +9,8 @@ import pytest
 
 from invertible_attention.cli import main
 from invertible_attention.experiments.audit import campaign, checkpoint_audit
+from invertible_attention.experiments.audit.settings import Audit, Campaign
+from invertible_attention.experiments.files import read_json
 from invertible_attention.experiments.study import Workers
 
 
@@ -21,7 +23,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(
         checkpoint_audit,
         "audit_checkpoint",
-        lambda path, **options: calls.append({"checkpoint": path} | options),
+        lambda path, settings, **options: calls.append({"checkpoint": path, "settings": settings} | options),
     )
     return calls
 
@@ -42,10 +44,10 @@ def test_search_command(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     assert main(["audit", "--attack", *arguments, "--resume", "-o", str(tmp_path)]) == 0
     (call,) = asked
     search = call["campaign"]
-    assert (search.configurations, search.networks, search.seed) == (1000, 3, 7)
+    assert search == Campaign(1000, 3, steps=20, seed=7)
     assert search.groups == 10
     # The same total distance in half as many steps.
-    assert (search.budget.steps, search.budget.lr, search.budget.network_steps) == (20, 0.1, 20)
+    assert search.learning_rate == 0.1
     assert (call["workers"], call["resume"], call["output"]) == (Workers(2), True, tmp_path)
 
 
@@ -53,8 +55,7 @@ def test_checkpoint_command(asked: list[dict[str, Any]], tmp_path: Path) -> None
     assert main(["audit", str(tmp_path / "run"), "--samples", "3", "-o", str(tmp_path)]) == 0
     assert main(["audit", str(tmp_path / "run"), "--attack", "--quick", "-o", str(tmp_path)]) == 0
     assert [call["checkpoint"] for call in asked] == [tmp_path / "run"] * 2
-    assert [call["attack_steps"] for call in asked] == [0, 40]
-    assert [call["samples"] for call in asked] == [3, 2]
+    assert [call["settings"] for call in asked] == [Audit(samples=3), Audit(samples=2, attack_steps=40)]
 
 
 @pytest.mark.parametrize(
@@ -62,10 +63,14 @@ def test_checkpoint_command(asked: list[dict[str, Any]], tmp_path: Path) -> None
     [
         ([], "give a CHECKPOINT to audit, or --attack"),
         (["--attack", "--resume", "--overwrite"], "Mutually exclusive arguments: {--resume, --overwrite}"),
-        (["run", "--workers", "2"], "are for --attack without a CHECKPOINT"),
-        (["run", "--configurations", "5"], "are for --attack without a CHECKPOINT"),
+        (["run", "--workers", "2"], "only for --attack without a CHECKPOINT: --workers"),
+        (
+            ["run", "--group-size", "5", "--steps", "2", "--resume"],
+            "only for --attack without a CHECKPOINT: --group-size, --resume",
+        ),
+        (["--attack", "--samples", "5"], "are for a CHECKPOINT, not for random layers"),
         (["--attack", "--configurations", "0", "--networks", "0"], "nothing to search"),
-        (["--attack", "--configurations", "-1"], "Must be >= 0."),
+        (["--attack", "--configurations", "-1"], "It must be at least 0."),
         (["--attack", "--seed", "x"], 'unable to convert "x" into int'),
     ],
 )
@@ -82,3 +87,14 @@ def test_invalid_arguments_are_refused(
 def test_missing_checkpoint_error_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["audit", str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")]) == 1
     assert "there is no checkpoint" in capsys.readouterr().err
+
+
+def test_stored_settings_are_those_of_earlier_versions() -> None:
+    results = Path(__file__).parents[3] / "results" / "audit"
+    stored = read_json(results / "attack" / "results.json")["configuration"]
+    assert Campaign(steps=20).shared() == stored
+    assert list(Campaign(steps=20).shared()["budget"]) == list(stored["budget"])
+    for path in (results / "trained").glob("*/results.json"):
+        stored = read_json(path)["configuration"]
+        del stored["checkpoint"]
+        assert Audit.from_json(stored).to_json() == stored

@@ -18,9 +18,10 @@ from invertible_attention.experiments.audit.configurations import (
     draw_population,
     draw_structure,
 )
-from invertible_attention.experiments.audit.search import EDGES, Budget, Measure, histogram, search_group
+from invertible_attention.experiments.audit.search import EDGES, Measure, histogram, search_group
+from invertible_attention.experiments.audit.settings import Campaign
 
-SMALL = Budget(size=16, inputs=2, ascents=4, steps=5)
+SMALL = Campaign(group_size=16, ascents=4, steps=5, seed=1)
 
 
 def layer_of(structure, parameters, index):
@@ -72,7 +73,7 @@ def test_scales_span_twelve_orders_of_magnitude():
 
 @pytest.mark.parametrize("group", [0, 1, 2])
 def test_groups_are_reproducible_and_stay_below_their_bounds(group):
-    found, again = (search_group(7, group, SMALL) for _ in range(2))
+    found, again = (search_group(dataclasses.replace(SMALL, seed=7), group) for _ in range(2))
     assert found.to_json() == again.to_json()
     assert found.violations == []
     assert found.not_finite == 0
@@ -84,7 +85,7 @@ def test_groups_are_reproducible_and_stay_below_their_bounds(group):
 def test_gradient_ascent_tightens_the_ratio():
     structures = {group: draw_structure(1, group) for group in range(40)}
     group = next(g for g, s in structures.items() if s.dtype == "float64" and s.tokens > 1)
-    found = search_group(1, group, dataclasses.replace(SMALL, steps=30))
+    found = search_group(dataclasses.replace(SMALL, steps=30), group)
     assert found.ascended > 0.99
     assert 1 - found.ascended < (1 - found.random) / 2
 
@@ -94,7 +95,7 @@ def test_wrong_bound_is_detected(dtype, monkeypatch):
     group = next(group for group in range(100) if draw_structure(1, group).dtype == dtype)
     promise = Certified.lipschitz_bound
     monkeypatch.setattr(Certified, "lipschitz_bound", lambda self, log_bound: promise(self, log_bound) * 0.9)
-    found = search_group(1, group, SMALL)
+    found = search_group(SMALL, group)
     assert found.violations
     assert all(1 < ratio < 1.2 for _, ratio in found.violations)
     assert found.ascended == max(ratio for _, ratio in found.violations)
@@ -110,7 +111,7 @@ def test_nonfinite_ratios_are_counted_separately_from_the_maximum(monkeypatch):
         return torch.where((100 * log_bound).floor() % 2 == 0, promise(self, log_bound), torch.nan)
 
     monkeypatch.setattr(Certified, "lipschitz_bound", broken)
-    found = search_group(1, 0, SMALL)
+    found = search_group(SMALL, 0)
     assert 0 < found.not_finite < 16
     assert sum(found.histogram) == 16 - found.not_finite
     assert 0 < found.ascended <= 1

@@ -4,71 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..errors import ExperimentError, UsageError
+from ..errors import ExperimentError
 from ..files import read_json, write_json, write_tensors
 from ..metadata import run_metadata
 from ..study import CELLS, RESULT, Cell, Report, RunProgress, Study, Workers
 from .attack_figure import draw_attack
 from .attack_results import collect
 from .networks import search_network
-from .search import Budget, search_group
+from .search import search_group
+from .settings import Campaign
 
-__all__ = ["Campaign", "run_campaign"]
+__all__ = ["run_campaign"]
 
 STATE = "search.json"
 """Where earlier versions kept everything that was found."""
 
 OWNED = (STATE, "violations", "results.json", "report.html", "figures")
-
-
-@dataclass(frozen=True)
-class Campaign:
-    """What is searched.
-
-    Args:
-        configurations: layers; rounded up to whole groups.
-        networks: whole residual networks.
-        seed: of everything drawn.
-        budget: what is spent on a group.
-
-    Raises:
-        UsageError: for a negative number, or nothing to search.
-    """
-
-    configurations: int = 2000
-    networks: int = 10
-    seed: int = 0
-    budget: Budget = field(default_factory=Budget)
-
-    def __post_init__(self) -> None:
-        for name in ("configurations", "networks", "seed"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.configurations + self.networks == 0:
-            raise UsageError("configurations and networks are both 0: there is nothing to search")
-
-    @property
-    def groups(self) -> int:
-        """Number of groups."""
-        return -(-self.configurations // self.budget.size)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what decides the result, as JSON values. More of the same may be added later."""
-        return {"seed": self.seed, "budget": asdict(self.budget)}
-
-    def cells(self) -> Iterator[Cell]:
-        """Yield every group and network."""
-        for kind, count in (("group", self.groups), ("network", self.networks)):
-            for number in range(count):
-                settings = self.to_json() | {kind: number}
-                yield Cell(cell_name(kind, number), settings, (kind, number), f"{kind} {number}")
 
 
 def run_campaign(
@@ -98,7 +55,7 @@ def run_campaign(
     """
     study = Study(
         output,
-        campaign.to_json(),
+        campaign.shared(),
         owned=OWNED,
         resume=resume,
         overwrite=overwrite,
@@ -110,14 +67,22 @@ def run_campaign(
     with study:
         adopt(output)
     return study.run(
-        campaign.cells(),
+        cells(campaign),
         partial(search_cell, campaign),
         Report(
-            collect=lambda found: collect(list(found.values()), campaign.to_json(), run_metadata()),
+            collect=lambda found: collect(list(found.values()), campaign.shared(), run_metadata()),
             draw=lambda results: [draw_attack(results)],
             shown=["violations", "ranges", "cases"],
         ),
     )
+
+
+def cells(campaign: Campaign) -> Iterator[Cell]:
+    """Yield every group and network."""
+    for kind, count in (("group", campaign.groups), ("network", campaign.networks)):
+        for number in range(count):
+            settings = campaign.shared() | {kind: number}
+            yield Cell(cell_name(kind, number), settings, (kind, number), f"{kind} {number}")
 
 
 def search_cell(
@@ -127,9 +92,9 @@ def search_cell(
     kind, number = what
     start = time.process_time()
     if kind == "network":
-        found = search_network(campaign.seed, number, steps=campaign.budget.network_steps)
+        found = search_network(campaign.seed, number, steps=campaign.steps)
     else:
-        found = search_group(campaign.seed, number, campaign.budget)
+        found = search_group(campaign, number)
         if found.violations:
             write_tensors(folder.parents[1] / "violations" / f"{number}.safetensors", found.worst)
     return found.to_json() | {"processor_seconds": time.process_time() - start}

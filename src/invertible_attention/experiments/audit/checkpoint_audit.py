@@ -24,6 +24,7 @@ from .audit_figure import draw_audit
 from .blocks import Block, exact_branch
 from .checkpoints import Subject, open_checkpoint
 from .search import ALLOWANCE
+from .settings import Audit
 from .tables import AUDIT
 
 __all__ = ["audit_block", "audit_checkpoint"]
@@ -37,12 +38,10 @@ RATE = 0.05
 
 def audit_checkpoint(
     checkpoint: Path,
+    settings: Audit,
     *,
     output: Path,
-    samples: int = 8,
     data_dir: Path | None = None,
-    seed: int = 0,
-    attack_steps: int = 0,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -50,12 +49,10 @@ def audit_checkpoint(
 
     Args:
         checkpoint: file or folder; see :func:`.checkpoints.open_checkpoint`.
+        settings: how many inputs, the seed of the random directions of the estimates, and whether each block is
+            attacked, in input, and in input and weights.
         output: folder for everything written.
-        samples: inputs per network.
         data_dir: local data, for networks whose inputs are not stored next to them.
-        seed: of the random directions of the estimates.
-        attack_steps: steps of gradient ascent on each block's local Lipschitz constant, in input, and in input and
-            weights; 0 for no attack.
         overwrite: delete an earlier audit in ``output`` first.
         console: where progress and the table are shown; the terminal by default.
 
@@ -66,23 +63,18 @@ def audit_checkpoint(
         ExperimentError: when the checkpoint or the folder cannot be used.
     """
     console = console or Console()
-    configuration = {
-        "checkpoint": checkpoint.name,
-        "samples": samples,
-        "seed": seed,
-        "attack_steps": attack_steps,
-    }
+    configuration = {"checkpoint": checkpoint.name, **settings.to_json()}
     with (
         OutputFolder(output, configuration, overwrite=overwrite, owned=OWNED),
         RunProgress(1, console, unit="audit") as progress,
     ):
         progress.stage("opening", None)
-        subjects = open_checkpoint(checkpoint, samples=samples, data_dir=data_dir)
+        subjects = open_checkpoint(checkpoint, samples=settings.samples, data_dir=data_dir)
         advance = progress.stage("auditing blocks", sum(len(subject.blocks) for subject in subjects))
         rows: list[dict[str, Any]] = []
         for subject in subjects:
             for block in subject.blocks:
-                rows.append(_row(subject, block, seed, attack_steps))
+                rows.append(_row(subject, block, settings))
                 advance(len(rows))
         results = {
             "schema": AUDIT.schema,
@@ -130,19 +122,19 @@ def audit_block(block: Block, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _row(subject: Subject, block: Block, seed: int, attack_steps: int) -> dict[str, Any]:
+def _row(subject: Subject, block: Block, settings: Audit) -> dict[str, Any]:
     row: dict[str, Any] = {
         "network": subject.name,
         "kind": subject.kind,
         "inputs": subject.inputs,
         "block": block.name,
     }
-    row |= audit_block(block, seed=seed)
-    row["attack"] = _attack(block, attack_steps, seed) if attack_steps and row["certificate"] else None
+    row |= audit_block(block, seed=settings.seed)
+    row["attack"] = _attack(block, settings) if settings.attack_steps and row["certificate"] else None
     return row
 
 
-def _attack(block: Block, steps: int, seed: int) -> dict[str, Any]:
+def _attack(block: Block, settings: Audit) -> dict[str, Any]:
     """Ascend the local Lipschitz constant in the input alone, and in the weights as well; keep the largest ratio."""
     limit = torch.tensor(float(block.module.lipschitz_bound().detach()), dtype=torch.float64)
     free: Any = copy.deepcopy(block.module.branch).double()
@@ -162,11 +154,11 @@ def _attack(block: Block, steps: int, seed: int) -> dict[str, Any]:
                 adversarial_lipschitz(
                     branch,
                     x,
-                    steps=steps,
+                    steps=settings.attack_steps,
                     lr=RATE * scale,
                     parameters=parameters,
                     bound=bound,
-                    generator=torch.Generator().manual_seed(seed),
+                    generator=torch.Generator().manual_seed(settings.seed),
                 )
             )
         worst = max(ascents, key=lambda result: result.ratio if result.ratio == result.ratio else math.inf)

@@ -7,12 +7,19 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ...cli.options import DataDir, Output, Overwrite, Quick, Resume, Seed, Work, flag, number
+from ...cli.options import DataDir, Options, Output, Overwrite, Quick, Resume, Work, flag
 from ..errors import UsageError
+from .settings import QUICK, QUICK_AUDIT, Audit, Campaign
 
 __all__ = ["audit"]
 
-QUICK = {"configurations": 500, "networks": 3}
+
+class Audited(Options, of=Audit, only=("samples",), otherwise={"with --quick": QUICK_AUDIT}):
+    """The settings of an audit as options, besides those that a search has, too."""
+
+
+class Searched(Options, of=Campaign, otherwise={"with --quick": QUICK}):
+    """The settings of a search as options."""
 
 
 def audit(
@@ -23,17 +30,10 @@ def audit(
     *,
     output: Output = Path("runs/audit"),
     attack: Annotated[bool, flag("Search for a local Lipschitz constant above its bound.")] = False,
-    configurations: Annotated[
-        int | None, number("Random layers to attack.", 0, show_default="10000; with --quick: 500")
-    ] = None,
-    networks: Annotated[
-        int | None, number("Random residual networks to attack.", 0, show_default="20; with --quick: 3")
-    ] = None,
-    steps: Annotated[int, number("Steps of each gradient ascent of an attack.")] = 40,
-    samples: Annotated[int, number("Inputs per trained network.")] = 8,
+    searched: Searched = Searched(),
+    audited: Audited = Audited(),
     data_dir: DataDir = None,
     work: Work = Work(),
-    seed: Seed = 0,
     quick: Quick = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -49,33 +49,24 @@ def audit(
 
     The output folder gets results.json, report.html and the figures.
     """
-    if checkpoint is None and not attack:
-        raise UsageError("give a CHECKPOINT to audit, or --attack to search random layers")
-    if checkpoint is not None:
-        if configurations is not None or networks is not None or resume or work != Work():
-            raise UsageError(
-                "--configurations, --networks, --workers, --cluster and --resume are for --attack without a CHECKPOINT"
-            )
-        from .checkpoint_audit import audit_checkpoint
+    given = searched.given()
+    campaign = Campaign.from_json((QUICK if quick else {}) | given)
+    if checkpoint is None:
+        if not attack:
+            raise UsageError("give a CHECKPOINT to audit, or --attack to search random layers")
+        if audited.given() or data_dir is not None:
+            raise UsageError("--samples and --data-dir are for a CHECKPOINT, not for random layers")
+        from .campaign import run_campaign
 
-        audit_checkpoint(
-            checkpoint,
-            output=output,
-            samples=min(samples, 2) if quick else samples,
-            data_dir=data_dir,
-            seed=seed,
-            attack_steps=steps if attack else 0,
-            overwrite=overwrite,
-        )
+        run_campaign(campaign, output=output, workers=work.pool(), resume=resume, overwrite=overwrite)
         return
-    from .campaign import Campaign, run_campaign
-    from .search import Budget
+    others = given | vars(work) | {"resume": resume or None}
+    alone = [name for name, value in others.items() if value is not None and name not in ("steps", "seed")]
+    if alone:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in alone)
+        raise UsageError(f"only for --attack without a CHECKPOINT: {names}")
+    from .checkpoint_audit import audit_checkpoint
 
-    fewer = QUICK if quick else {}
-    campaign = Campaign(
-        fewer.get("configurations", 10_000) if configurations is None else configurations,
-        fewer.get("networks", 20) if networks is None else networks,
-        seed,
-        Budget.of_steps(steps),
-    )
-    run_campaign(campaign, output=output, workers=work.pool(), resume=resume, overwrite=overwrite)
+    shared = {"seed": campaign.seed, "attack_steps": campaign.steps if attack else 0}
+    settings = Audit.from_json((QUICK_AUDIT if quick else {}) | audited.given() | shared)
+    audit_checkpoint(checkpoint, settings, output=output, data_dir=data_dir, overwrite=overwrite)

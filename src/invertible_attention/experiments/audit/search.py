@@ -12,8 +12,9 @@ from torch.func import functional_call, jacrev, vmap
 
 from ...attention import AttentionBranch, InvertibleAttention
 from .configurations import DTYPES, Structure, draw_population, draw_structure
+from .settings import Campaign
 
-__all__ = ["ALLOWANCE", "EDGES", "RANGES", "Budget", "Group", "Measure", "histogram", "search_group"]
+__all__ = ["ALLOWANCE", "EDGES", "RANGES", "Group", "Measure", "histogram", "search_group"]
 
 ALLOWANCE = 1e-12
 """Relative excess put down to rounding of the Jacobian and its norm, which are computed in float64 throughout."""
@@ -25,33 +26,6 @@ RANGES = (0.1, 1.0, 5.0)
 """Limits between ranges of scores: equal weights, nearly equal, as trained layers have them, and sharp."""
 
 Parameters = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is spent on a group.
-
-    Args:
-        size: layers.
-        inputs: inputs each of them is measured at.
-        ascents: layers that are then changed to come closer to their bound, as many in each part of
-            :data:`RANGES`.
-        steps: steps of each ascent.
-        lr: learning rate, relative to the scale of what is changed.
-        network_steps: steps of each ascent on a block of a network.
-    """
-
-    size: int = 100
-    inputs: int = 2
-    ascents: int = 8
-    steps: int = 40
-    lr: float = 0.05
-    network_steps: int = 40
-
-    @classmethod
-    def of_steps(cls, steps: int) -> Budget:
-        """Return a budget with as many steps per ascent, which together go as far as the default's do."""
-        return cls(steps=steps, lr=cls.lr * cls.steps / steps, network_steps=steps)
 
 
 @dataclass
@@ -189,16 +163,16 @@ def _norms(jacobians: Float[Tensor, "layers rows columns"]) -> Float[Tensor, " l
     return torch.where(finite, norms, torch.nan)
 
 
-def search_group(seed: int, group: int, budget: Budget) -> Group:
+def search_group(campaign: Campaign, group: int) -> Group:
     """Draw a group, measure every layer, ascend from the most promising, and return what was found.
 
     Args:
-        seed: of the search.
+        campaign: the search's seed, and what is spent on a group.
         group: number of the group; the same seed and number give the same group.
-        budget: what is spent on it.
     """
+    seed, size = campaign.seed, campaign.group_size
     structure = draw_structure(seed, group)
-    population = draw_population(structure, seed, group, size=budget.size, inputs=budget.inputs)
+    population = draw_population(structure, seed, group, size=size, inputs=campaign.inputs)
     measure = Measure(structure)
     with torch.no_grad():
         limits = measure.bounds(population.parameters)
@@ -210,7 +184,7 @@ def search_group(seed: int, group: int, budget: Budget) -> Group:
     found = Group(
         group,
         structure,
-        configurations=budget.size,
+        configurations=size,
         histogram=histogram(ratios[finite]),
         tightest=[0.0] * (len(RANGES) + 1),
         random=float(ratios.max()),
@@ -221,14 +195,12 @@ def search_group(seed: int, group: int, budget: Budget) -> Group:
         violations=[],
         not_finite=int((~finite).sum()),
     )
-    start = population.inputs[torch.arange(budget.size), at]
-    found.note(
-        torch.arange(budget.size), ratios, ranges, constants, limits, population.parameters | {"x": start}
-    )
-    chosen = _choose(ratios, ranges, budget.ascents)
+    start = population.inputs[torch.arange(size), at]
+    found.note(torch.arange(size), ratios, ranges, constants, limits, population.parameters | {"x": start})
+    chosen = _choose(ratios, ranges, campaign.ascents)
     if len(chosen):
         origin = {name: value[chosen] for name, value in population.parameters.items()} | {"x": start[chosen]}
-        _ascend(found, measure, chosen, origin, ranges[chosen], budget)
+        _ascend(found, measure, chosen, origin, ranges[chosen], campaign)
     return found
 
 
@@ -249,7 +221,7 @@ def _ratios(constants: Tensor, limits: Tensor) -> Tensor:
 
 
 def _ascend(
-    found: Group, measure: Measure, members: Tensor, origin: Parameters, ranges: Tensor, budget: Budget
+    found: Group, measure: Measure, members: Tensor, origin: Parameters, ranges: Tensor, campaign: Campaign
 ) -> None:
     """Ascend the logarithm of the ratio in input and parameters, and note what is met in ``found``.
 
@@ -263,8 +235,8 @@ def _ascend(
             value[keep] = 0.0
     # Relative steps: scales are from 1e-6 to 1e6.
     change = {name: torch.zeros_like(value, requires_grad=True) for name, value in origin.items()}
-    optimizer = torch.optim.Adam(change.values(), lr=budget.lr)
-    for step in range(budget.steps + 1):
+    optimizer = torch.optim.Adam(change.values(), lr=campaign.learning_rate)
+    for step in range(campaign.steps + 1):
         state = {name: origin[name] + scale[name] * change[name] for name in origin}
         parameters = {name: value for name, value in state.items() if name != "x"}
         constants, limits = measure.constants(parameters, state["x"]), measure.bounds(parameters)
@@ -274,7 +246,7 @@ def _ascend(
             found.note(
                 members, ratios, measure.score_ranges(parameters), constants.detach(), limits.detach(), state
             )
-        if step == budget.steps or not bool(alive.any()):
+        if step == campaign.steps or not bool(alive.any()):
             break
         optimizer.zero_grad()
         (limits[alive].log() - constants[alive].log()).sum().backward()
