@@ -16,13 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invertible_attention.cli.application import build
+from invertible_attention.experiments.audit.settings import Audit, Campaign
+from invertible_attention.experiments.benchmark.configuration import Configuration as Benchmark
 from invertible_attention.experiments.camouflage.configuration import Configuration as Camouflage
 from invertible_attention.experiments.density.configuration import Configuration as Density
 from invertible_attention.experiments.errors import UsageError
 from invertible_attention.experiments.reconstruct.configuration import Configuration as Reconstruct
 from invertible_attention.experiments.settings import Settings
 
-COMMANDS = {Camouflage: ("camouflage", "train"), Density: ("density", "train"), Reconstruct: ("reconstruct",)}
+TRAINING = {Camouflage: ("camouflage", "train"), Density: ("density", "train"), Reconstruct: ("reconstruct",)}
+COMMANDS: dict[type[Settings], tuple[str, ...]] = {
+    **TRAINING,
+    Campaign: ("audit",),
+    Benchmark: ("benchmark",),
+}
 RESULTS = Path(__file__).parent.parent.parent / "results"
 
 
@@ -52,13 +59,13 @@ def test_study_shares_the_options_of_training(command: tuple[str, str]) -> None:
     assert {name: one[name] for name in shared} == {name: many[name] for name in shared}
 
 
-@pytest.mark.parametrize("settings", COMMANDS)
+@pytest.mark.parametrize("settings", [*COMMANDS, Audit])
 def test_every_help_is_a_sentence(settings: type[Settings]) -> None:
     for declared in fields(settings):
         assert re.fullmatch(r"[A-Z].*\.", declared.metadata["help"]), declared.name
 
 
-@pytest.mark.parametrize("settings", COMMANDS)
+@pytest.mark.parametrize("settings", TRAINING)
 def test_unknown_names_and_wrong_types_are_refused(settings: type[Settings]) -> None:
     with pytest.raises(UsageError, match="there is no setting epcohs, zeal"):
         settings.from_json({"batch_size": 1, "epcohs": 3, "zeal": 1})
@@ -74,7 +81,7 @@ def test_valid_settings_round_trip_and_invalid_ones_are_refused(
     batch_size: int, learning_rate: float
 ) -> None:
     values = {"batch_size": batch_size, "learning_rate": learning_rate}
-    for settings in COMMANDS:
+    for settings in TRAINING:
         if batch_size >= 1 and learning_rate > 0:
             made = settings.from_json(values)
             assert settings.from_json(json.loads(json.dumps(made.to_json()))) == made

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from invertible_attention.experiments.benchmark import implementations
 from invertible_attention.experiments.benchmark import run as run_module
+from invertible_attention.experiments.benchmark.configuration import QUICK, Configuration
 from invertible_attention.experiments.benchmark.implementations import IMPLEMENTATIONS, RESPONSES, work
 from invertible_attention.experiments.benchmark.memory import STATUS, peak_memory
 from invertible_attention.experiments.benchmark.released import measure_released
-from invertible_attention.experiments.benchmark.settings import Settings
 from invertible_attention.experiments.benchmark.summary import claims, growth
 from invertible_attention.experiments.benchmark.timing import exponent, interleaved
 from invertible_attention.experiments.errors import ExperimentError
@@ -139,19 +139,46 @@ def test_missing_checkout_error_shows_the_path(tmp_path: Path):
         measure_released(tmp_path, "gaussian", (3, 3), repeats=1)
 
 
-def test_run_writes_results_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    tiny = Settings(
+def test_run_writes_results_and_figure(tmp_path: Path):
+    tiny = Configuration(
         tokens=(32, 64), most_backward_tokens=32, memory_tokens=(), repeats=3, seconds=0.1, batch=1
     )
-    monkeypatch.setattr(run_module, "QUICK", tiny)
     printed = io.StringIO()
-    results = run_module.run(tmp_path, quick=True, console=Console(file=printed, width=120))
+    results = run_module.run(tiny, output=tmp_path, console=Console(file=printed, width=120))
     assert results is not None
     assert read_json(tmp_path / "benchmark.json") == results
     assert (tmp_path / "attention.png").stat().st_size > 10_000
     assert len(results["times"]) == len(RESPONSES) * len(IMPLEMENTATIONS) * 3
     assert "gaussian, 32 tokens, with gradients: auto " in printed.getvalue()
     assert "times faster" in printed.getvalue()
-    again = run_module.run(tmp_path, quick=True, resume=True, console=Console(file=io.StringIO()))
+    again = run_module.run(tiny, output=tmp_path, resume=True, console=Console(file=io.StringIO()))
     assert again is not None
     assert again["times"] == results["times"], "what is measured is kept"
+
+
+def test_stored_settings_are_those_of_earlier_versions():
+    sizes = [64, 256, 1024, 4096, 9701, 16384, 32768, 65536]
+    full = {
+        "tokens": sizes,
+        "most_backward_tokens": 16384,
+        "memory_tokens": [1024, 4096, 9701, 16384, 65536],
+        "repeats": 15,
+        "seconds": 15.0,
+        "matrix_bytes": 2**30,
+        "batch": 64,
+    }
+    quick = {"tokens": [64, 256, 1024, 2048], "memory_tokens": [2048], "most_backward_tokens": 2048}
+    assert Configuration().to_json() == full
+    assert Configuration.from_json(QUICK).to_json() == full | quick | {
+        "repeats": 5,
+        "seconds": 1.0,
+        "batch": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("tokens", "claimed"), [((64, 2048), 2048), ((64, 16384), 64), ((16384, 32768), 16384)]
+)
+def test_claims_are_made_at_a_measured_size(tokens: tuple[int, ...], claimed: int):
+    assert Configuration().claimed_tokens == 9701
+    assert Configuration(tokens=tokens).claimed_tokens == claimed

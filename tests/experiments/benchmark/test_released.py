@@ -10,10 +10,15 @@ import pytest
 from invertible_attention.cli import main
 from invertible_attention.experiments.benchmark import measure as measuring
 from invertible_attention.experiments.benchmark import memory, run
+from invertible_attention.experiments.benchmark.configuration import (
+    PAPER_SIZE,
+    PAPER_TOKENS,
+    QUICK,
+    Configuration,
+)
 from invertible_attention.experiments.benchmark.figure import draw
 from invertible_attention.experiments.benchmark.implementations import RESPONSES
 from invertible_attention.experiments.benchmark.released import CLASSES, measure_released
-from invertible_attention.experiments.benchmark.settings import PAPER_SIZE, PAPER_TOKENS
 from invertible_attention.experiments.benchmark.summary import claims, growth
 from invertible_attention.experiments.benchmark.timing import interleaved
 from invertible_attention.experiments.errors import ExperimentError
@@ -99,9 +104,10 @@ def test_command_defaults_to_the_cpu(
     asked: str, used: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(run, "run", lambda output, **options: calls.append({"output": output} | options))
-    arguments = ["benchmark", "--quick", "--device", asked, "--output", str(tmp_path)]
+    monkeypatch.setattr(run, "run", lambda made, **options: calls.append({"configuration": made} | options))
+    arguments = ["benchmark", "--quick", "--tokens", "32,64", "--device", asked, "--output", str(tmp_path)]
     assert main([*arguments, "--authors-code", str(tmp_path / "theirs")]) == 0
     (call,) = calls
-    assert (call["device"], call["quick"], call["output"]) == (used, True, tmp_path)
+    assert (call["device"], call["output"]) == (used, tmp_path)
+    assert call["configuration"] == Configuration.from_json(QUICK | {"tokens": (32, 64)})
     assert call["authors_code"] == tmp_path / "theirs"

@@ -7,14 +7,20 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ...cli.options import Device, Output, Overwrite, Quick, Resume
+from ...cli.options import Device, Options, Output, Overwrite, Quick, Resume
+from .configuration import QUICK, Configuration
 
 __all__ = ["benchmark"]
+
+
+class Given(Options, of=Configuration, otherwise={"with --quick": QUICK}):
+    """How much is measured, as options."""
 
 
 def benchmark(
     *,
     output: Output = Path("runs/benchmark"),
+    given: Given = Given(),
     authors_code: Annotated[
         Path | None, Parameter(help="Checkout of the authors' code, to time as well.")
     ] = None,
@@ -25,14 +31,15 @@ def benchmark(
 ) -> None:
     """Measure time and memory of attention against the N×N matrix and PyTorch's fused attention in the same run.
 
-    The four responses at 64 to 65,536 tokens. The output folder gets benchmark.json, report.html and attention.png.
+    All four responses are measured. The output folder gets benchmark.json, report.html and attention.png.
     """
+    configuration = Configuration.from_json((QUICK if quick else {}) | given.given())
     from ..training import choose_device
     from .run import run
 
     run(
-        output,
-        quick=quick,
+        configuration,
+        output=output,
         device="cpu" if device == "auto" else str(choose_device(device)),
         authors_code=authors_code,
         resume=resume,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..study import RunProgress
+from .configuration import PAPER_SIZE, PAPER_TOKENS, Configuration
 from .implementations import IMPLEMENTATIONS, work
 from .memory import peak_memory
 from .released import measure_released
-from .settings import PAPER_SIZE, PAPER_TOKENS, Settings
 from .timing import interleaved, median
 
 __all__ = ["measure"]
@@ -23,7 +23,7 @@ def measure(
     folder: Path,
     progress: RunProgress,
     *,
-    settings: Settings,
+    configuration: Configuration,
     device: str,
     authors_code: Path | None,
 ) -> dict[str, list[Record]]:
@@ -33,7 +33,7 @@ def measure(
         response: of the attention.
         folder: of these measurements.
         progress: shows a line about each step.
-        settings: sizes and repeats.
+        configuration: sizes and repeats.
         device: where.
         authors_code: checkout of the released code, or ``None``.
 
@@ -42,31 +42,33 @@ def measure(
     """
     say = progress.say
     times = [
-        record for tokens in settings.tokens for record in _times(response, tokens, settings, device, say)
+        record
+        for tokens in configuration.tokens
+        for record in _times(response, tokens, configuration, device, say)
     ]
-    memory = [] if device != "cpu" else _memory(response, settings, say)
+    memory = [] if device != "cpu" else _memory(response, configuration, say)
     released = [] if authors_code is None else [_released(response, authors_code, say)]
     return {"times": times, "memory": memory, "released": released}
 
 
-def fits(implementation: str, tokens: int, settings: Settings) -> bool:
-    """Return whether an implementation's largest tensor is within the settings."""
-    return implementation != "reference" or 4 * tokens**2 <= settings.matrix_bytes
+def fits(implementation: str, tokens: int, configuration: Configuration) -> bool:
+    """Return whether an implementation's largest tensor is within the configuration."""
+    return implementation != "reference" or 4 * tokens**2 <= configuration.matrix_bytes
 
 
 def _times(
-    response: str, tokens: int, settings: Settings, device: str, say: Callable[[str], None]
+    response: str, tokens: int, configuration: Configuration, device: str, say: Callable[[str], None]
 ) -> list[Record]:
     records = []
     for backward in (False, True):
-        if backward and tokens > settings.most_backward_tokens:
+        if backward and tokens > configuration.most_backward_tokens:
             continue
         functions = {
             implementation: work(response, implementation, tokens, backward=backward, device=device)
             for implementation in IMPLEMENTATIONS
-            if fits(implementation, tokens, settings)
+            if fits(implementation, tokens, configuration)
         }
-        times = interleaved(functions, repeats=settings.repeats, seconds=settings.seconds)
+        times = interleaved(functions, repeats=configuration.repeats, seconds=configuration.seconds)
         for implementation, taken in times.items():
             records.append(
                 {
@@ -85,17 +87,17 @@ def _times(
     return records
 
 
-def _memory(response: str, settings: Settings, say: Callable[[str], None]) -> list[Record]:
+def _memory(response: str, configuration: Configuration, say: Callable[[str], None]) -> list[Record]:
     cases = [
         (implementation, tokens, 1, backward)
-        for tokens in settings.memory_tokens
+        for tokens in configuration.memory_tokens
         for implementation in IMPLEMENTATIONS
         for backward in (False, True)
-        if fits(implementation, tokens, settings)
-        and not (backward and tokens > settings.most_backward_tokens)
+        if fits(implementation, tokens, configuration)
+        and not (backward and tokens > configuration.most_backward_tokens)
     ]
     if response == "concatenation":
-        cases.append(("auto", min(PAPER_TOKENS, max(settings.tokens)), settings.batch, False))
+        cases.append(("auto", configuration.claimed_tokens, configuration.batch, False))
     records = []
     for implementation, tokens, batch, backward in cases:
         size = peak_memory(response, implementation, tokens, batch=batch, backward=backward)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from rich.console import Console
 
 from ..metadata import run_metadata
 from ..study import Cell, Report, Study
+from .configuration import Configuration
 from .figure import draw
 from .implementations import RESPONSES
 from .measure import measure
-from .settings import FULL, PAPER_TOKENS, QUICK
 from .summary import claims, growth
 from .tables import BENCHMARK
 
@@ -24,9 +23,9 @@ OWNED = ("benchmark.json", "attention.png", "report.html")
 
 
 def run(
-    output: Path,
+    configuration: Configuration,
     *,
-    quick: bool = False,
+    output: Path,
     device: str = "cpu",
     authors_code: Path | None = None,
     resume: bool = False,
@@ -36,8 +35,8 @@ def run(
     """Measure, print the tables and the claims, and write ``benchmark.json``, ``attention.png`` and the page.
 
     Args:
+        configuration: how much is measured.
         output: folder for the files.
-        quick: whether to measure small sizes only, in about a minute.
         device: where to measure time; memory is measured on a CPU.
         authors_code: checkout of the authors' released code to time as well.
         resume: keep what an interrupted benchmark has measured.
@@ -47,10 +46,9 @@ def run(
     Returns:
         What was written to ``benchmark.json``.
     """
-    settings = QUICK if quick else FULL
     study = Study(
         output,
-        {"device": device, "settings": asdict(settings)},
+        {"device": device, "settings": configuration.to_json()},
         owned=OWNED,
         resume=resume,
         overwrite=overwrite,
@@ -61,9 +59,9 @@ def run(
         pass
     return study.run(
         [Cell(response, {"response": response}, response, response) for response in RESPONSES],
-        partial(measure, settings=settings, device=device, authors_code=authors_code),
+        partial(measure, configuration=configuration, device=device, authors_code=authors_code),
         Report(
-            collect=lambda found: _collect(found, device, min(PAPER_TOKENS, max(settings.tokens))),
+            collect=lambda found: _collect(found, device, configuration.claimed_tokens),
             draw=lambda results: [draw(results)],
             shown=["times", "growth", "claims"],
             line=lambda found: f"{len(found['times']) + len(found['memory'])} measurements",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .configuration import PAPER_TOKENS
 from .implementations import IMPLEMENTATIONS, RESPONSES
-from .settings import PAPER_TOKENS
 from .timing import exponent
 
 __all__ = ["claims", "growth"]

@@ -19,9 +19,9 @@ from ..report import (
     format_number,
     tabulate,
 )
+from .configuration import PAPER_TOKENS
 from .figure import draw
 from .implementations import IMPLEMENTATIONS
-from .settings import PAPER_TOKENS
 
 __all__ = ["BENCHMARK", "DEFINITION"]
 
