@@ -201,7 +201,9 @@ class Work:
     ] = None
     cluster: Annotated[
         str | None,
-        Parameter(help="Dask cluster, dask://HOST:PORT, whose workers share the output folder."),
+        Parameter(
+            help="Dask or Ray cluster, dask://HOST:PORT or ray://HOST:PORT, whose workers share the output folder."
+        ),
     ] = None
 
     def pool(self) -> Workers:

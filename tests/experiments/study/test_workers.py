@@ -1,8 +1,12 @@
-"""Workers: refused settings, and a real Dask cluster."""
+"""Workers: refused settings, and real clusters of Dask and of Ray."""
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,7 @@ def test_one_worker_runs_in_this_process() -> None:
     ("count", "cluster", "message"),
     [
         (0, None, "at least 1, got 0"),
-        (None, "tcp://localhost:8786", r"dask://HOST:PORT, got 'tcp://localhost:8786'"),
+        (None, "tcp://localhost:8786", r"dask://HOST:PORT or ray://HOST:PORT, got 'tcp://localhost:8786'"),
     ],
 )
 def test_invalid_worker_settings_are_refused(count: int | None, cluster: str | None, message: str) -> None:
@@ -36,9 +40,7 @@ def test_invalid_worker_settings_are_refused(count: int | None, cluster: str | N
         Workers(count, cluster)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """A scheduler and two workers in processes of their own."""
+def dask_cluster() -> Iterator[str]:
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp"
@@ -46,8 +48,43 @@ def cluster() -> Iterator[str]:
         yield cluster.scheduler_address.replace("tcp://", "dask://")
 
 
+# In a separate process: Ray leaves files open, and warnings are errors.
+RAY = """
+import sys
+from ray.cluster_utils import Cluster
+head = {"num_cpus": 2, "include_dashboard": False, "ray_client_server_port": int(sys.argv[1])}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+print("ready", flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+def ray_cluster() -> Iterator[str]:
+    pytest.importorskip("ray", reason="needs Ray: pip install invertible-attention[ray]")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # otherwise a token is written to the home folder
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "120")  # the machine may be busy
+        command = [sys.executable, "-c", RAY, str(port)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as head:
+            assert head.stdout is not None
+            assert any(line == "ready\n" for line in head.stdout)
+            yield f"ray://localhost:{port}"
+            head.communicate()
+
+
+@pytest.fixture(scope="module", params=[dask_cluster, ray_cluster])
+def cluster(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A scheduler and two workers in separate processes."""
+    yield from request.param()
+
+
 @pytest.mark.slow
-def test_dask_cluster_computes_the_cells(cluster: str, tmp_path: Path) -> None:
+def test_cluster_computes_the_cells(cluster: str, tmp_path: Path) -> None:
     def where(number: int) -> tuple[int, int]:
         (tmp_path / str(number)).write_text(str(number))
         return number * number, os.getpid()
@@ -59,7 +96,7 @@ def test_dask_cluster_computes_the_cells(cluster: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_study_on_a_dask_cluster(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_study_on_a_cluster(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_cell(what: str, folder: Path, progress: Any) -> dict[str, Any]:
         if what == "b":
             raise ZeroDivisionError("nothing left")
@@ -78,8 +115,28 @@ def test_study_on_a_dask_cluster(cluster: str, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
+def test_killed_worker_is_one_clear_error(cluster: str) -> None:
+    if cluster.startswith("dask://"):
+        pytest.skip("Dask starts a killed worker again")
+
+    def die(number: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ExperimentError, match="a worker's process was killed"):
+        list(Workers(None, cluster).map(die, [(1,)]))
+
+
+@pytest.mark.slow
 def test_unreachable_cluster_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
     monkeypatch.setattr(workers, "PATIENCE", 1)
     with pytest.raises(ExperimentError, match=r"no Dask scheduler at localhost:1 "):
         list(Workers(None, "dask://localhost:1").map(len, [("a",)]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Ray Client connection timed out")
+def test_unreachable_ray_cluster_is_one_clear_error() -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install invertible-attention[ray]")
+    with pytest.raises(ExperimentError, match="no Ray cluster answers at ray://localhost:1 "):
+        list(Workers(None, "ray://localhost:1").map(len, [("a",)]))
