@@ -115,11 +115,9 @@ def test_study_on_a_cluster(cluster: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_killed_worker_is_one_clear_error(cluster: str) -> None:
-    if cluster.startswith("dask://"):
-        pytest.skip("Dask starts a killed worker again")
-
-    def die(number: int) -> None:
+@pytest.mark.parametrize("cluster", [ray_cluster], indirect=True)
+def test_killed_worker_of_ray_is_one_clear_error(cluster: str) -> None:
+    def die(_: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(ExperimentError, match="a worker's process was killed"):
