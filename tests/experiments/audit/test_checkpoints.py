@@ -63,11 +63,14 @@ def write_density(root: Path, configuration: Density) -> Path:
     return root
 
 
-def run(checkpoint: Path, output: Path, attack_steps: int = 0) -> tuple[dict[str, Any], str]:
+def run(
+    checkpoint: Path, output: Path, attack_steps: int = 0, overwrite: bool = False
+) -> tuple[dict[str, Any], str]:
     stream = io.StringIO()
     console = Console(file=stream, width=100)
     settings = Audit(samples=1, attack_steps=attack_steps)
-    return audit_checkpoint(checkpoint, settings, output=output, console=console), stream.getvalue()
+    results = audit_checkpoint(checkpoint, settings, output=output, overwrite=overwrite, console=console)
+    return results, stream.getvalue()
 
 
 @pytest.mark.slow
@@ -206,7 +209,7 @@ def test_non_checkpoint_is_refused(reconstructed: Path, tmp_path: Path) -> None:
 
 def test_audit_is_not_overwritten_without_the_flag(reconstructed: Path, tmp_path: Path) -> None:
     folder = reconstructed / "cells" / CELLS[0].folder
-    run(folder, tmp_path, samples=1)
+    run(folder, tmp_path)
     with pytest.raises(ExperimentError, match="already holds this run"):
-        run(folder, tmp_path, samples=1)
-    run(folder, tmp_path, samples=1, overwrite=True)
+        run(folder, tmp_path)
+    run(folder, tmp_path, overwrite=True)
