@@ -124,7 +124,7 @@ def kind_of(content: Any) -> Kind | None:
     """Return the kind of a results file's content; ``None`` for anything else.
 
     Example:
-        >>> kind_of({"schema": "invertible-attention/reconstruct/1"}).title, kind_of({"schema": "other"}), kind_of([])
+        >>> kind_of({"schema": "invertible-attention/reconstruct/2"}).title, kind_of({"schema": "other"}), kind_of([])
         ('reconstruction (Tables 2 and 5)', None, None)
     """
     schema = content.get("schema") if isinstance(content, dict) else None
