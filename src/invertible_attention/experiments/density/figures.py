@@ -54,14 +54,16 @@ def draw_curve(runs: list[dict[str, Any]]) -> Figure:
     with plot_style():
         canvas = Canvas(figsize=(8, 3.2))
         left, right = canvas.subplots(1, 2, sharey=True)
-        names = list(dict.fromkeys(run["name"] for run in runs))
-        for run in runs:
+        # Of a study the variants, which tell settings apart that a network's name does not have.
+        called = [run.get("variant", run["name"]) for run in runs]
+        names = list(dict.fromkeys(called))
+        for index, (run, name) in enumerate(zip(runs, called, strict=True)):
             # More runs than colors: the next ones are dashed, then dotted.
-            cycle, place = divmod(names.index(run["name"]), len(COLORS))
+            cycle, place = divmod(names.index(name), len(COLORS))
             style: dict[str, Any] = {"color": COLORS[place], "linestyle": DASHES[cycle % len(DASHES)]}
             points = [point for point in run["curve"] if point["test"] is not None]
             values = [point["test"] for point in points]
-            label = run["name"] if run is next(r for r in runs if r["name"] == run["name"]) else None
+            label = name if index == called.index(name) else None
             left.plot([point["step"] for point in points], values, **style, label=label)
             right.plot([point["processor_seconds"] / 60 for point in points], values, **style)
         leave_out_diverged(left, runs)
