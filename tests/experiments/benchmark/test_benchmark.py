@@ -104,9 +104,9 @@ def test_fitted_exponent_of_a_power_law():
 
 @pytest.mark.skipif(not STATUS.exists(), reason="the system does not tell a process's peak memory")
 def test_memory_measurement_includes_the_matrix():
-    matrix = 4 * 3000**2
-    whole = peak_memory("gaussian", "reference", 3000)
-    ours = peak_memory("gaussian", "auto", 3000)
+    matrix = 4 * 6000**2
+    whole = peak_memory("gaussian", "reference", 6000)
+    ours = peak_memory("gaussian", "auto", 6000)
     assert whole is not None
     assert ours is not None
     assert ours < matrix < whole
