@@ -330,3 +330,12 @@ def test_preconditioning_saves_evaluations_forward_and_transposed(
     built = like_trained(constraint, response, solver)
     x = 0.3 * torch.rand(8, 6, 8, 8, dtype=torch.float64)
     check_savings(built, x, monkeypatch)
+
+
+def test_the_projection_of_huge_tokens_is_known_as_exactly_as_that_of_others():
+    direction = torch.nn.functional.normalize(torch.randn(2, 5, 7), dim=1)
+    for length in (1e-3, 3.0, 1e25):
+        projection = Projection.at(length * direction, torch.tensor(2.0))
+        expected = torch.full((2, 1, 7), min(1.0, 2.0 / length))
+        torch.testing.assert_close(projection.scale, expected, rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(projection.normal, direction * (length > 2))

@@ -15,7 +15,7 @@ from invertible_attention.attention.constraints import Constraint
 from invertible_attention.attention.context import Context, ContextTerms
 from invertible_attention.attention.functional import attend
 from invertible_attention.attention.mask import AttentionMask, Spread
-from invertible_attention.attention.mean_field import LinearPart, Projection
+from invertible_attention.attention.mean_field import LinearPart, Projection, ball_scale
 from invertible_attention.attention.position import Factors, PositionPrior
 from invertible_attention.attention.responses import Response
 from invertible_attention.lipschitz.bind import Bindable
@@ -287,11 +287,7 @@ class Evaluation(Bindable, ABC):
 
 def project_on_ball(tokens: Float[Tensor, "*batch channels"], radius: Float[Tensor, ""]) -> Tensor:
     r"""Project every token on the ball, :math:`\hat x_i = x_i \min(1, \rho / \|x_i\|)`; 1-Lipschitz."""
-    scaled = tokens / radius
-    # Squares of huge tokens would overflow. The result does not depend on the peak, so neither does its gradient.
-    peak = scaled.detach().abs().amax(-1, keepdim=True).clamp_min(1.0)
-    square = (scaled / peak).square().sum(-1, keepdim=True)
-    return tokens * (square.clamp_min(1.0).rsqrt() / peak)
+    return tokens * ball_scale(tokens, radius, -1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -29,13 +29,29 @@ from torch import Tensor
 from invertible_attention._mapped import plain
 from invertible_attention.solvers.gmres import gmres
 
-__all__ = ["Basis", "Fourier", "LinearPart", "Mean", "ProjectedConvolution", "Projection"]
+__all__ = ["Basis", "Fourier", "LinearPart", "Mean", "ProjectedConvolution", "Projection", "ball_scale"]
 
 Image = Float[Tensor, "batch channels *spatial"]
 
 # Of solvers' steps, which shrink a residual by this much at most where the derivative is known so well.
 _STEP_TOLERANCE = 1e-3
 _MOST_PRODUCTS = 20
+
+
+def ball_scale(tokens: Tensor, radius: Float[Tensor, ""], dim: int) -> Tensor:
+    r"""Return :math:`\min(1, \rho / \|x_i\|)`, the factor that projects every token on the ball.
+
+    Args:
+        tokens: Vectors along ``dim``.
+        radius: :math:`\rho`.
+        dim: Which axis; it is kept, with one entry.
+    """
+    scaled = tokens / radius
+    # Squares of huge tokens would overflow. The result does not depend on the peak, so neither does its gradient.
+    peak = scaled.detach().abs().amax(dim, keepdim=True).clamp_min(1.0)
+    # Not by vector_norm: along an axis that is not the last one it takes many times as long.
+    square = (scaled / peak).square().sum(dim, keepdim=True)
+    return square.clamp_min(1.0).rsqrt() / peak
 
 
 @dataclass(frozen=True)
@@ -53,11 +69,8 @@ class Projection:
     @classmethod
     def at(cls, tokens: Float[Tensor, "batch channels tokens"], radius: Float[Tensor, ""]) -> Projection:
         """Return the derivative at the given tokens."""
-        scaled = tokens / radius
-        # Not by vector_norm: along an axis that is not the last one it takes many times as long.
-        square = scaled.square().sum(1, keepdim=True)
-        scale = square.clamp_min(1.0).rsqrt()
-        return cls(scale, torch.where(square > 1.0, scaled * scale, 0.0))
+        scale = ball_scale(tokens, radius, 1)
+        return cls(scale, torch.where(scale < 1.0, tokens / radius * scale, 0.0))
 
     def apply(self, v: Float[Tensor, "batch channels tokens"]) -> Float[Tensor, "batch channels tokens"]:
         """Multiply a vector per token; the derivative is symmetric."""

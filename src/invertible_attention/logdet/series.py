@@ -3,6 +3,7 @@ r"""The power series of :math:`\log\det(I + J)` with stochastic traces, and its 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
@@ -127,60 +128,30 @@ def estimate(
         args: Further arguments of the branch.
         parameters: See :class:`LogDetEstimator`.
         draw: Draws a probe like its argument.
-        expansions: The series, one entry per probe.
+        expansions: The series, one entry per probe; without any, the determinant of the linear part alone.
         gradient: ``"autograd"`` or ``"neumann"``.
         memory_saving: Whether the Neumann gradient recomputes the branch.
         control_variate: Whether to use the linear part of a branch that has one.
         choose: Chooses, given the batch, the samples of the series, or ``None`` for all; by default all.
     """
     branch, x, args = promote(branch, x, args)
-
-    def on(
-        x: Tensor, args: Sequence[Tensor | None], expansions: Sequence[Expand]
-    ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        return _estimate(
+    offers = choose is not None and control_variate and hasattr(branch, "linear_part")
+    rows = choose(x) if choose is not None and offers else None
+    if rows is not None and _has_linear_part(branch, x, args):
+        on = partial(
+            estimate,
             branch,
-            x,
-            args,
-            parameters,
-            draw,
-            expansions,
+            parameters=parameters,
+            draw=draw,
             gradient=gradient,
             memory_saving=memory_saving,
             control_variate=control_variate,
         )
-
-    offers = choose is not None and control_variate and hasattr(branch, "linear_part")
-    rows = choose(x) if choose is not None and offers else None
-    if rows is None or not _has_linear_part(branch, x, args):
-        return on(x, args, expansions)
-    value, known = on(x, args, ())
-    _, found = on(x[rows], [None if arg is None else arg[rows] for arg in args], expansions)
-    # The same determinants in both, so that what counts is the series alone.
-    known = known.to(found.dtype)
-    return value, known.index_add(0, rows, (found - known[rows]) * (len(x) / len(rows)))
-
-
-@torch.no_grad()
-def _has_linear_part(branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | None]) -> bool:
-    first = [None if arg is None else arg[:1] for arg in args]
-    with full_precision(x):
-        return linear_part_of(branch, x[:1], first) is not None
-
-
-def _estimate(
-    branch: Callable[..., Tensor],
-    x: Tensor,
-    args: Sequence[Tensor | None],
-    parameters: Sequence[Tensor],
-    draw: Callable[[Tensor], Tensor],
-    expansions: Sequence[Expand],
-    *,
-    gradient: Gradient,
-    memory_saving: bool,
-    control_variate: bool,
-) -> tuple[Tensor, Float[Tensor, " batch"]]:
-    """Estimate for every sample; without expansions, the determinant of the linear part alone."""
+        value, known = on(x, args, expansions=())
+        _, found = on(x[rows], [None if arg is None else arg[rows] for arg in args], expansions=expansions)
+        # The same determinants in both, so that what counts is the series alone.
+        known = known.to(found.dtype)
+        return value, known.index_add(0, rows, (found - known[rows]) * (len(x) / len(rows)))
 
     def part_at(point: Tensor) -> LinearPart | None:
         return linear_part_of(branch, point, args) if control_variate else None
@@ -222,3 +193,10 @@ def _estimate(
             right=probes,
             determinant=part is not None,
         )
+
+
+@torch.no_grad()
+def _has_linear_part(branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | None]) -> bool:
+    first = [None if arg is None else arg[:1] for arg in args]
+    with full_precision(x):
+        return linear_part_of(branch, x[:1], first) is not None
