@@ -105,14 +105,14 @@ def run_one(
         ExperimentError: when the data, the device or the folder cannot be used, or training diverges.
     """
     console = console or Console(quiet=not is_first_process())
-    if resume and is_first_process():
-        adopt(output)
     settings = _settings(cell, configuration)
     owned = (*OWNED, *REPORT, GENERATED, CACHE)
-    folder = OutputFolder(output, settings, resume=resume, overwrite=overwrite, owned=owned)
+    folder = OutputFolder(output, settings, resume=resume, overwrite=overwrite, owned=owned, today=_today)
     compute = _compute(configuration, output, device, parallel, decoders)
     found = None if configuration.generated else load_data(folders, configuration, output, console)
     with folder if is_first_process() else nullcontext():
+        if is_first_process():
+            adopt(output)
         data = found or load_data(folders, configuration, output, console)
         done = output / RESULT
         with RunProgress(1, console) as progress:
@@ -226,8 +226,14 @@ def adopt(output: Path) -> None:
     for folder in (output, *(output / CELLS).glob("*/")):
         for path in (folder / CONFIGURATION, folder / RESULT):
             stored = read_json(path) if path.is_file() else {}
-            if (model := stored.get("model")) in EARLIER:
-                write_json(path, stored | {"model": EARLIER[model]})
+            if _today(stored) != stored:
+                write_json(path, _today(stored))
+
+
+def _today(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return what is stored of a network, perhaps by an earlier version, with today's name of its row."""
+    model = stored.get("model")
+    return stored | {"model": EARLIER[model]} if model in EARLIER else stored
 
 
 def _settings(cell: Cell, configuration: Configuration) -> dict[str, Any]:

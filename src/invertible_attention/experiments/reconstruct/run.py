@@ -13,9 +13,9 @@ from rich.console import Console
 
 from ...flows import Sequential
 from ..data import Images, draw_images, fit_counts, whole_test_images
-from ..files import read_json, read_tensors, write_json, write_tensors
+from ..files import read_json, read_tensors, write_tensors
 from ..metadata import run_metadata
-from ..study import CELLS, CONFIGURATION, RESULT, Report, RunProgress, Study, Workers
+from ..study import CELLS, RESULT, Report, RunProgress, Study, Workers
 from ..study import Cell as StudyCell
 from ..study.folder import rename_cells
 from ..training import choose_device
@@ -67,13 +67,11 @@ def run(
     Raises:
         ExperimentError: when the data, the device or the folder cannot be used, or a network fails.
     """
-    stored = output / CONFIGURATION
-    if resume and stored.is_file() and (known := read_json(stored)) != today(known):
-        write_json(stored, today(known))
     study = Study(
         output,
         configuration.to_json(),
         growing=("variants", "repeats"),
+        today=today,
         owned=OWNED,
         resume=resume,
         overwrite=overwrite,

@@ -114,6 +114,7 @@ class Study:
         workers: where cells are computed.
         console: where progress and tables are shown; the terminal by default.
         unit: what cells are called.
+        today: returns stored settings, perhaps of an earlier version, as this version writes them.
 
     Raises:
         ExperimentError: when entering a folder that cannot be written, or holds something else.
@@ -131,6 +132,7 @@ class Study:
         workers: Workers | None = None,
         console: Console | None = None,
         unit: str = "networks",
+        today: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ):
         self.output = output
         self.workers = workers or Workers()
@@ -144,6 +146,7 @@ class Study:
             owned=(CELLS, *owned),
             growing=growing,
             shared=True,
+            today=today,
         )
 
     @property

@@ -41,6 +41,7 @@ class OutputFolder:
         owned: names of the files and folders a run writes.
         growing: names of settings that may differ, lists and numbers of things: the folder gets all of both.
         shared: whether several processes work in the folder, each on the cells that it has claimed.
+        today: returns a stored configuration, perhaps of an earlier version, as this version writes it.
 
     Raises:
         KeyboardInterrupt: when leaving because of one, with what to do as its message.
@@ -57,6 +58,7 @@ class OutputFolder:
         owned: Sequence[str] = (),
         growing: Sequence[str] = (),
         shared: bool = False,
+        today: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ):
         self.path = path
         self.configuration = configuration
@@ -65,6 +67,7 @@ class OutputFolder:
         self.owned = (*owned, CONFIGURATION)
         self.growing = growing
         self.shared = shared
+        self.today = today
         self._lock = FileLock(path / LOCK, timeout=PATIENCE if shared else 0)
         self._new = False
 
@@ -116,8 +119,9 @@ class OutputFolder:
         # What a cell's folder holds belongs to the process that has claimed the cell.
         remove_unfinished(self.path, leave=CELLS if self.shared else None)
 
-    def _compare(self, known: dict[str, Any]) -> None:
+    def _compare(self, stored: dict[str, Any]) -> None:
         """Refuse another configuration; add what this one has more of."""
+        known = self.today(stored)
         both = {
             name: _together(known[name], self.configuration[name]) for name in self.growing if name in known
         }
@@ -130,7 +134,7 @@ class OutputFolder:
             raise ExperimentError(
                 f"{self.path} already holds this run: --resume continues it, --overwrite starts again"
             )
-        if both and both != {name: known[name] for name in both}:
+        if known | both != stored:
             write_json(self.path / CONFIGURATION, known | both)
         self.configuration |= both
 
