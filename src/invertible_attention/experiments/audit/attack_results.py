@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..report.migrate import response_today
 from .search import ALLOWANCE, EDGES, RANGES
 
-__all__ = ["RANGE_NAMES", "SCHEMA", "collect", "describe", "headline"]
+__all__ = ["RANGE_NAMES", "SCHEMA", "collect", "describe", "headline", "response_today"]
 
 SCHEMA = "invertible-attention/attack/2"
 SHOWN = 20
 RANGE_NAMES = ("up to 0.1", "0.1 to 1", "1 to 5", "above 5")
 """Parts of the range of scores over the ball, the logarithm of the largest ratio of two weights."""
+
+
+def response_today(value: Any) -> Any:
+    """Return a response, or what is stored by response, with the words that earlier versions divided by commas.
+
+    Example:
+        >>> response_today("dot_product, softplus"), response_today({"gaussian": 1}), response_today(2)
+        ('dot_product/softplus', {'gaussian': 1}, 2)
+    """
+    if isinstance(value, dict):
+        return {response_today(name): inner for name, inner in value.items()}
+    return value.replace(", ", "/") if isinstance(value, str) else value
 
 
 def collect(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
+from ..camouflage.models import folder_today
+from ..reconstruct.configuration import Cell as Reconstruction
 from ..report import (
     Column,
     Definition,
@@ -22,7 +24,8 @@ from ..report import (
     stored_pictures,
     tabulate,
 )
-from .attack_results import describe
+from ..variants import Normalization
+from .attack_results import describe, response_today
 from .attack_results import headline as attack_headline
 from .audit_results import headline as audit_headline
 
@@ -290,11 +293,25 @@ def _number(name: str, digits: int = 3, missing: str = "–") -> Cell:
     return lambda record: format_number(record[name], digits, missing=missing)
 
 
+def _network_today(name: str) -> str:
+    """Return what an audit calls a network that it called by its folder.
+
+    Example:
+        >>> _network_today("certified-row-dot_product-1"), _network_today("certified-dot-product-1")
+        ('dot_product/certified/row, repeat 1', 'dot-product-certified-1')
+    """
+    constraint, normalization, response, repeat = (*name.split("-"), "", "", "")[:4]
+    if normalization in get_args(Normalization):
+        return str(Reconstruction(response, constraint, normalization, int(repeat)))
+    return folder_today(name)
+
+
 AUDIT = Kind(
     "audit",
     "audit of trained networks",
     "invertible-attention audit CHECKPOINT",
     version=2,
+    changed=("network", _network_today),
     unshown={"blocks.*.lipschitz_estimates": "drawn: lipschitz; the largest is shown"},
 )
 ATTACK = Kind(
@@ -302,6 +319,7 @@ ATTACK = Kind(
     "search for a layer above its bound",
     "invertible-attention audit --attack",
     version=2,
+    changed=("response", response_today),
     unshown={
         "histogram": "drawn: attack",
         "score_ranges.limits": "the names say them",

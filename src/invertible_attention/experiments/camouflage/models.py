@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..published import RESPONSES
 from ..variants import slug, variant
 
-__all__ = ["EARLIER", "MODELS", "STUDY", "Model", "folder_today"]
+__all__ = ["EARLIER", "MODELS", "STUDY", "Model", "folder_today", "row_today"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ STUDY = (
     "embedded_gaussian/relaxed",
 )
 """The ten rows of the study: the paper's nine, and ours."""
+
+
+def row_today(name: str) -> str:
+    """Return the variant of a row, given that or the name it had in earlier versions."""
+    return EARLIER.get(name, name)
 
 
 def folder_today(folder: str) -> str:

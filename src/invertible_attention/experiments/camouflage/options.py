@@ -13,7 +13,7 @@ from cyclopts import Parameter, Token
 from ...cli.options import Options, flag, many, number, read
 from ..errors import ExperimentError
 from .configuration import GENERATED, QUICK, Configuration
-from .models import EARLIER, MODELS
+from .models import EARLIER, MODELS, row_today
 
 __all__ = [
     "DataFolders",
@@ -39,7 +39,7 @@ def read_models(kind: Any, tokens: Sequence[Token]) -> Any:
     items = [(token, item) for token in tokens for item in token.value.split(",") if item]
     if unknown := next((item for _, item in items if item not in MODELS | EARLIER), None):
         raise ValueError(f"{unknown} is not one of them. Choose from: {', '.join(MODELS)}.")
-    return read(kind, [token.evolve(value=EARLIER.get(item, item)) for token, item in items])
+    return read(kind, [token.evolve(value=row_today(item)) for token, item in items])
 
 
 ROWS = (

@@ -34,7 +34,7 @@ from .cell import MAPS, OWNED, Cell, run_cell
 from .configuration import Configuration
 from .data import DetectionData, generate_data, open_data
 from .figures import draw_figures
-from .models import EARLIER, folder_today
+from .models import folder_today, row_today
 from .options import DataFolders
 from .results import SCHEMA, collect
 
@@ -232,8 +232,7 @@ def adopt(output: Path) -> None:
 
 def _today(stored: dict[str, Any]) -> dict[str, Any]:
     """Return what is stored of a network, perhaps by an earlier version, with today's name of its row."""
-    model = stored.get("model")
-    return stored | {"model": EARLIER[model]} if model in EARLIER else stored
+    return stored | {"model": row_today(stored["model"])} if "model" in stored else stored
 
 
 def _settings(cell: Cell, configuration: Configuration) -> dict[str, Any]:

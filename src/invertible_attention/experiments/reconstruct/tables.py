@@ -29,7 +29,7 @@ from .columns import (
     training_table,
     weights_table,
 )
-from .configuration import Configuration
+from .configuration import Configuration, today
 from .figures import FIGURES
 from .findings import findings, headline
 from .overview import draw_errors
@@ -200,6 +200,7 @@ DEFINITION = Definition(
             "reconstruction (Tables 2 and 5)",
             COMMAND,
             version=2,
+            changed=("configuration", today),
             unshown={
                 "summary": "means over the cells, computed again from them",
                 "run": "that of the cells is shown",

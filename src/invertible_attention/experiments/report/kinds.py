@@ -33,6 +33,8 @@ class Kind:
         title: what the kind is called in lists.
         command: what writes such files.
         version: of the schema; grows when the meaning of a field changes.
+        changed: what the second version has otherwise than the first, if anything: the name of a field, wherever it is
+            in a file, and how its value comes from the earlier one.
         unshown: fields that no table shows, as paths with ``*`` for every item, and why. A path includes everything
             below it. Every other field is shown, which a test verifies by changing it.
     """
@@ -41,6 +43,7 @@ class Kind:
     title: str
     command: str
     version: int = 1
+    changed: tuple[str, Callable[[Any], Any]] | None = None
     unshown: Mapping[str, str] = field(default_factory=dict)
 
     @property

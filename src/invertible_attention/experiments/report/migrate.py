@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from ..camouflage.models import EARLIER, folder_today
 from ..errors import ExperimentError
 from ..files import read_json, write_json
-from ..reconstruct.configuration import Cell, today
-from ..variants import Normalization
-from .kinds import PREFIX
+from .kinds import PREFIX, kinds
 
-__all__ = ["migrate", "migrated", "response_today"]
+__all__ = ["migrate", "migrated"]
 
 UNNAMED = (
     ("density/1", {"name", "configuration", "evaluation", "curve", "run"}),
@@ -22,41 +19,6 @@ UNNAMED = (
     ("benchmark/1", {"times", "memory", "growth", "claims", "metadata"}),
 )
 """Schemas of files that were written without one, and the keys they are known by."""
-
-
-def response_today(value: Any) -> Any:
-    """Return a response, or what is stored by response, with the words that earlier versions divided by commas.
-
-    Example:
-        >>> response_today("dot_product, softplus"), response_today({"gaussian": 1}), response_today(2)
-        ('dot_product/softplus', {'gaussian': 1}, 2)
-    """
-    if isinstance(value, dict):
-        return {response_today(name): inner for name, inner in value.items()}
-    return value.replace(", ", "/") if isinstance(value, str) else value
-
-
-def _network(name: str) -> str:
-    """Return what an audit calls a network that it called by its folder.
-
-    Example:
-        >>> _network("certified-row-dot_product-1"), _network("certified-dot-product-1")
-        ('dot_product/certified/row, repeat 1', 'dot-product-certified-1')
-    """
-    constraint, normalization, response, repeat = (*name.split("-"), "", "", "")[:4]
-    if normalization in get_args(Normalization):
-        return str(Cell(response, constraint, normalization, int(repeat)))
-    return folder_today(name)
-
-
-CHANGED: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "attack": ("response", response_today),
-    "audit": ("network", _network),
-    "camouflage": ("model", lambda name: EARLIER.get(name, name)),
-    "camouflage-measure": ("model", lambda name: EARLIER.get(name, name)),
-    "reconstruct": ("configuration", today),
-}
-"""The kinds whose second schema has other values of a key: which, and how they come from the first one's."""
 
 
 def _changed(value: Any, key: str, change: Callable[[Any], Any]) -> Any:
@@ -81,10 +43,11 @@ def migrated(content: Any) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         return None
     if "schema" in content:
-        kind, _, version = str(content["schema"]).removeprefix(PREFIX).partition("/")
-        if version != "1" or kind not in CHANGED:
+        name, _, version = str(content["schema"]).rpartition("/")
+        kind = kinds().get(f"{name}/2") if version == "1" else None
+        if kind is None or kind.changed is None:
             return None
-        return _changed(content, *CHANGED[kind]) | {"schema": f"{PREFIX}{kind}/2"}
+        return _changed(content, *kind.changed) | {"schema": kind.schema}
     name = next((name for name, keys in UNNAMED if keys <= content.keys()), None)
     if name is None:
         return None

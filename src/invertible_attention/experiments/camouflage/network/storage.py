@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...errors import ExperimentError
 from ...files import write_tensors
-from ..models import EARLIER, MODELS
+from ..models import MODELS, row_today
 from .backbones import backbone_from
 from .detector import Detector
 
@@ -73,7 +73,7 @@ def load_detector(path: Path) -> tuple[Detector, NetworkDescription]:
         raise ExperimentError(f"{path} is damaged or not a file of weights ({error})") from error
     try:
         stored = json.loads(metadata[KEY])
-        read = {"model": EARLIER.get(stored["model"], stored["model"]), "levels": tuple(stored["levels"])}
+        read = {"model": row_today(stored["model"]), "levels": tuple(stored["levels"])}
         description = NetworkDescription(**stored | read)
         with torch.random.fork_rng(devices=[]):
             detector = description.build()
