@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,35 +16,20 @@ import torch
 from PIL import Image
 
 from invertible_attention.experiments.camouflage.data import Pair
+from invertible_attention.experiments.camouflage.figures import square
 from invertible_attention.experiments.camouflage.models import MODELS
 from invertible_attention.experiments.camouflage.network import load_detector
 from invertible_attention.experiments.camouflage.predicting import predict_maps
-from invertible_attention.experiments.data.photographs import PHOTOGRAPHS
+from invertible_attention.experiments.data.photographs import PHOTOGRAPHS, bundled_file
 from invertible_attention.experiments.data.source import open_image
 from invertible_attention.experiments.report import image_grid
 from invertible_attention.experiments.variants import slug
 
-SIDE = 128
-
 
 def photographs() -> list[Pair]:
-    """Return the bundled photographs, without masks."""
-    found = []
-    for path in (*PHOTOGRAPHS["test"], *PHOTOGRAPHS["train"]):
-        if path.endswith("motorcycle_right.png"):
-            continue  # the other picture of the same scene
-        package, _, inside = path.partition("/")
-        spec = find_spec(package)
-        assert spec is not None
-        assert spec.submodule_search_locations
-        file = Path(spec.submodule_search_locations[0]) / inside
-        found.append(Pair(file.stem, file, None))
-    return found
-
-
-def square(image: Image.Image) -> np.ndarray:
-    """Return an image scaled to a square, in color."""
-    return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    """Return the bundled photographs, without masks; of two pictures of one scene, one."""
+    paths = [path for path in (*PHOTOGRAPHS["test"], *PHOTOGRAPHS["train"]) if "right" not in path]
+    return [Pair(Path(path).stem, bundled_file(path), None) for path in paths]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from .metrics import THRESHOLDS
 from .models import MODELS
 from .results import Row, datasets, rows
 
-__all__ = ["FIGURES", "draw_figures"]
+__all__ = ["FIGURES", "draw_figures", "square"]
 
 RESPONSE_COLORS = {
     None: "#000000",
@@ -123,8 +123,8 @@ def _losses(found: list[Row]) -> Figure:
 def _examples(found: list[Row], maps: dict[Any, Path], collection: Collection) -> Figure:
     chosen = spread(collection.pairs, SHOWN)
     lines = [
-        ("image", np.stack([_square(open_image(pair.image)) for pair in chosen])),
-        ("mask", np.stack([_square(mask_image(read_mask(pair.mask))) for pair in chosen if pair.mask])),
+        ("image", np.stack([square(open_image(pair.image)) for pair in chosen])),
+        ("mask", np.stack([square(mask_image(read_mask(pair.mask))) for pair in chosen if pair.mask])),
     ]
     for row in found:
         seed = row.scored[0]["seed"]
@@ -135,7 +135,7 @@ def _examples(found: list[Row], maps: dict[Any, Path], collection: Collection) -
             continue
         files = [folder / collection.name / f"{pair.name}.png" for pair in chosen]
         try:
-            pictures = [_square(open_image(file)) for file in files]
+            pictures = [square(open_image(file)) for file in files]
         except ExperimentError:
             # Maps may be deleted to save space; scores stay.
             continue
@@ -144,7 +144,7 @@ def _examples(found: list[Row], maps: dict[Any, Path], collection: Collection) -
     return EXAMPLES.of(png, name=f"examples-{collection.name}")
 
 
-def _square(image: Image.Image) -> np.ndarray:
+def square(image: Image.Image) -> np.ndarray:
     """Scale an image into a square of white."""
     image = image.convert("RGB")
     image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)

@@ -11,7 +11,7 @@ from ..._install import install_line
 from ..errors import ExperimentError
 from .source import ImageSource, open_image
 
-__all__ = ["PHOTOGRAPHS", "BundledPhotographs", "bundled_photograph"]
+__all__ = ["PHOTOGRAPHS", "BundledPhotographs", "bundled_file", "bundled_photograph"]
 
 # The two motorcycle pictures are one scene from two sides and stay in one split. The packages' other
 # pictures are gray, drawings, or seen through microscopes and telescopes.
@@ -31,13 +31,29 @@ PHOTOGRAPHS = {
 }
 
 
+def bundled_file(path: str) -> Path:
+    """Return the file of a photograph inside an installed package.
+
+    Args:
+        path: ``package/path/inside/it``, as in :data:`PHOTOGRAPHS`.
+
+    Raises:
+        ExperimentError: when the package is not installed.
+    """
+    package, _, inside = path.partition("/")
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ExperimentError(f"the photographs need the package {package}: {install_line('experiments')}")
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
 def bundled_photograph(path: str) -> Image.Image:
     """Read a photograph from inside an installed package.
 
     The file is opened directly: ``skimage.data`` would download what it does not find.
 
     Args:
-        path: ``package/path/inside/it``, as in :data:`PHOTOGRAPHS`.
+        path: see :func:`bundled_file`.
 
     Raises:
         ExperimentError: when the package, or the photograph in it, is not installed.
@@ -46,11 +62,7 @@ def bundled_photograph(path: str) -> Image.Image:
         >>> bundled_photograph("skimage/data/chelsea.png").size
         (451, 300)
     """
-    package, _, inside = path.partition("/")
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ExperimentError(f"the photographs need the package {package}: {install_line('experiments')}")
-    return open_image(Path(spec.submodule_search_locations[0]) / inside)
+    return open_image(bundled_file(path))
 
 
 class BundledPhotographs(ImageSource):
