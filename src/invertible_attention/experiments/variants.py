@@ -26,12 +26,24 @@ MEANING = (
 def divide(text: str) -> tuple[dict[str, str], list[str]]:
     """Return what a variant says of response, constraint and normalization, and its other words.
 
+    Raises:
+        ValueError: for two words about one of the three.
+
     Example:
         >>> divide("concatenation/relaxed/row/heads=2")
         ({'response': 'concatenation', 'constraint': 'relaxed', 'normalization': 'row'}, ['heads=2'])
     """
-    words = text.split("/")
-    return {MEANING[w]: w for w in words if w in MEANING}, [w for w in words if w not in MEANING]
+    found: dict[str, str] = {}
+    others = []
+    for word in text.split("/"):
+        meaning = MEANING.get(word)
+        if meaning is None:
+            others.append(word)
+        elif meaning in found:
+            raise ValueError(f"variant {text!r} has two words for its {meaning}: {found[meaning]} and {word}")
+        else:
+            found[meaning] = word
+    return found, others
 
 
 def variant(response: str, constraint: str, normalization: str = "column") -> str:
