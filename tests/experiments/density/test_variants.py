@@ -51,6 +51,8 @@ def test_triangular_alone_means_embedded_gaussian_attention_with_four_heads() ->
         ("fourier", "word 'fourier', which means nothing"),
         ("gaussian/certified/dot_product", "two words for its response: gaussian and dot_product"),
         ("none/gaussian", "two words for its response"),
+        ("glow/realnvp", "gives model twice"),
+        ("gaussian/heads=2/heads=4", "gives heads twice"),
         ("gaussian/row/all", "two words for its normalization: row and all"),
         ("none/dataset=svhn", "'dataset' cannot be varied"),
         ("none/heads=two", "heads must be a number, got 'two'"),

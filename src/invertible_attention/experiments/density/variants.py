@@ -80,17 +80,20 @@ def parse_variant(text: str, base: Configuration) -> Configuration:
     for word in words:
         name, equals, value = word.partition("=")
         if equals:
-            changes |= _setting(name, value, base)
+            said = _setting(name, value, base)
         elif word in get_args(Model):
-            changes["model"] = word
-            if word not in RESIDUAL:
-                changes.setdefault("attention", "none")
+            said = {"model": word}
         elif word == "position":
-            changes["position_prior"] = True
+            said = {"position_prior": True}
         elif word == "affine":
-            changes["affine"] = True
+            said = {"affine": True}
         else:
             raise ValueError(f"variant {text!r} has the word {word!r}, which means nothing here")
+        if twice := changes.keys() & said.keys():
+            raise ValueError(f"variant {text!r} gives {', '.join(twice)} twice")
+        changes |= said
+    if changes.get("model", RESIDUAL[0]) not in RESIDUAL:
+        changes = {"attention": "none"} | changes
     if changes.get("constraint") == "triangular":
         changes = {"attention": "embedded_gaussian", "heads": 4} | changes
     return replace(base, **changes)
