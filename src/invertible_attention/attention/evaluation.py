@@ -15,9 +15,10 @@ from invertible_attention.attention.constraints import Constraint
 from invertible_attention.attention.context import Context, ContextTerms
 from invertible_attention.attention.functional import attend
 from invertible_attention.attention.mask import AttentionMask, Spread
-from invertible_attention.attention.mean_field import LinearPart, Projection, ball_scale
+from invertible_attention.attention.mean_field import LinearPart, ball_scale
 from invertible_attention.attention.position import Factors, PositionPrior
 from invertible_attention.attention.responses import Response
+from invertible_attention.attention.uniform import Uniform
 from invertible_attention.lipschitz.bind import Bindable
 from invertible_attention.lipschitz.certificate import (
     Normalization,
@@ -150,37 +151,59 @@ class Evaluation(Bindable, ABC):
             context: As in the forward pass.
             mask: Likewise.
         """
+        with exact_arithmetic(x):
+            uniform = self._uniform(x, context, mask)
+            return None if uniform is None else uniform.linear_part()
+
+    def first_guess(
+        self, z: Image, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> Image | None:
+        r"""Return the solution of :math:`x + g(x) = z` for uniform attention weights, exact inside the ball.
+
+        Where tokens of :math:`z` lie outside, it is one Newton step from :math:`z`. Either way it is as near as one
+        evaluation of :math:`g` and a preconditioned step lead. ``None`` where nothing is certified: weights may then be
+        anything.
+
+        Args:
+            z: The right-hand side.
+            context: As in the forward pass.
+            mask: Likewise.
+        """
+        with exact_arithmetic(z):
+            uniform = None if self.scale.norms is None else self._uniform(z, context, mask)
+            return None if uniform is None else z - uniform.linear_part().precondition(uniform.value())
+
+    def _uniform(self, x: Image, context: Tensor | None, mask: Tensor | None) -> Uniform | None:
         if self.causal or self.normalization == "count":
             return None
         scale = self.scale
         dtype = torch.promote_types(working_dtype(x.dtype), self.value_weight.dtype)
-        with exact_arithmetic(x):
-            mask = None if mask is None else flat_mask(mask, x)
-            terms = self._context_terms(context, x.shape[0], dtype)
-            attention_mask = self._attention_mask(x, mask, terms)
-            log_prior = None if attention_mask.complete else self._log_prior(x, attention_mask, dtype)
-            gain = torch.as_tensor(self._gain(scale, attention_mask, log_prior), dtype=dtype, device=x.device)
-            # Context tokens take part of what a row, or the whole, sums to.
-            if self.normalization != "column" and attention_mask.sources:
-                gain = gain / torch.as_tensor(attention_mask.row_mass(), dtype=dtype, device=x.device)
-            if self.normalization == "all":
-                gain = gain / (attention_mask.tokens if mask is None else mask.sum(1).clamp_min(1))
-            out, value = self.out_weight.to(dtype), self.value_weight.to(dtype)
-            prior = self.position_prior
-            kernel = None if prior is None or mask is not None else prior.kernel(x.shape[2:])
-            projection = None
-            if scale.radius is not None:
-                tokens = self._tokens(x, mask, dtype)
-                moved = tokens if terms.value is None else tokens + terms.value
-                projection = Projection.at(moved.mT, scale.radius)
-            if kernel is None:
-                return LinearPart.average(out @ value, gain, mask, projection)
-            kernel = kernel.to(dtype).expand(self.heads, *x.shape[2:])
-            into, onto = (
-                value.unflatten(0, (self.heads, -1)),
-                out.unflatten(1, (self.heads, -1)).transpose(0, 1),
-            )
-            return LinearPart.convolution(kernel, onto @ into, gain, projection)
+        mask = None if mask is None else flat_mask(mask, x)
+        terms = self._context_terms(context, x.shape[0], dtype)
+        attention_mask = self._attention_mask(x, mask, terms)
+        log_prior = None if attention_mask.complete else self._log_prior(x, attention_mask, dtype)
+        gain = torch.as_tensor(self._gain(scale, attention_mask, log_prior), dtype=dtype, device=x.device)
+        # Context tokens take part of what a row, or the whole, sums to.
+        if self.normalization != "column" and attention_mask.sources:
+            gain = gain / torch.as_tensor(attention_mask.row_mass(), dtype=dtype, device=x.device)
+        if self.normalization == "all":
+            gain = gain / (attention_mask.tokens if mask is None else mask.sum(1).clamp_min(1))
+        prior = self.position_prior
+        tokens = self._tokens(x, mask, dtype)
+        return Uniform(
+            out_weight=self.out_weight.to(dtype),
+            out_bias=self.out_bias,
+            value_weight=self.value_weight.to(dtype),
+            value_bias=self.value_bias,
+            heads=self.heads,
+            gain=gain,
+            radius=scale.radius,
+            kernel=None if prior is None or mask is not None else prior.kernel(x.shape[2:]),
+            tokens=tokens if terms.value is None else tokens + terms.value,
+            spatial=x.shape[2:],
+            seen=attention_mask,
+            terms=terms,
+        )
 
     def _tokens(
         self, x: Image, mask: Tensor | None, dtype: torch.dtype

@@ -143,21 +143,20 @@ class AttentionMask:
 
     def log_count(self) -> Tensor | float:
         r"""Logarithm of :math:`N`, or of :math:`(N+1)/2` in causal order, per sample where there is a mask."""
-        if self.mask is None:
-            return math.log((self.tokens + 1) / 2 if self.causal else self.tokens)
-        count = self._valid()
-        return ((count + 1) / 2 if self.causal else count).log()
+        count = self.count()
+        count = (count + 1) / 2 if self.causal else count
+        return count.log() if isinstance(count, Tensor) else math.log(count)
 
     def row_mass(self) -> Float[Tensor, " batch"] | float:
         """Number of keys for each query, ``1 + sources / tokens``, per sample where there is a mask."""
         sources = self.sources
         if self.source_mask is not None:
             sources = _count(self.source_mask)
-        return 1 + sources / (self.tokens if self.mask is None else self._valid())
+        return 1 + sources / self.count()
 
-    def _valid(self) -> Float[Tensor, " batch"]:
-        assert self.mask is not None
-        return _count(self.mask).clamp_min(1)
+    def count(self) -> Float[Tensor, " batch"] | int:
+        """Number of valid tokens, at least 1, per sample where there is a mask."""
+        return self.tokens if self.mask is None else _count(self.mask).clamp_min(1)
 
 
 def _inverse(

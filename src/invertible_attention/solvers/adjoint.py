@@ -121,6 +121,8 @@ class _Preconditioned:
         """Return about ``(I + J)⁻ᵀ v``."""
         return self._about(v, samples, transposed=True)
 
+    first_guess = precondition
+
 
 def _pullback(branch: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[Tensor], Tensor]:
     """Return ``u ↦ Jᵀu`` at ``point``."""

@@ -128,10 +128,11 @@ class Anderson(Solver):
         wide = {"dtype": wide_dtype(z.device), "device": z.device}
         count = torch.zeros(batch, dtype=torch.int64, device=z.device)
         return _State(
-            x_differences=z.new_zeros(batch, self.memory, features),
-            residual_differences=z.new_zeros(batch, self.memory, features),
-            gram=torch.eye(self.memory, **wide).repeat(batch, 1, 1),
-            valid=torch.zeros(batch, self.memory, dtype=torch.bool, device=z.device),
+            # There is room for no difference yet: many systems are solved before there are two.
+            x_differences=z.new_empty(batch, 0, features),
+            residual_differences=z.new_empty(batch, 0, features),
+            gram=torch.empty(batch, 0, 0, **wide),
+            valid=torch.empty(batch, 0, dtype=torch.bool, device=z.device),
             cursor=0,
             started=False,
             x=z,
@@ -221,8 +222,8 @@ class Anderson(Solver):
         trust = torch.where(fallback, (trust - 1).clamp(min=0), trust)
         return replace(state, trust=trust), fallback
 
-    def _remember(self, state: _State, progress: Progress) -> tuple[_State, Float[Tensor, "active memory"]]:
-        """Put the newest difference in place of the oldest; return the products of all with the newest residual."""
+    def _remember(self, state: _State, progress: Progress) -> tuple[_State, Float[Tensor, "active kept"]]:
+        """Add the newest difference, in place of the oldest; return the products of all with the newest residual."""
         difference = progress.residual - state.residual
         norm = sample_norm(difference)
         usable = (norm > 0) & (norm < math.inf) & (state.best < math.inf)
@@ -230,6 +231,8 @@ class Anderson(Solver):
         scale = norm[:, None].masked_fill(absent, 1.0).to(difference.dtype)
         newest = (difference / scale).masked_fill_(absent, 0.0)
         cursor = state.cursor
+        if state.gram.shape[1] < self.memory:
+            state = _with_room(state)
         # The history is large: it is the one thing that is updated in place.
         state.x_differences[:, cursor] = ((progress.x - state.x) / scale).masked_fill_(absent, 0.0)
         state.residual_differences[:, cursor] = newest
@@ -240,6 +243,18 @@ class Anderson(Solver):
         column[:, cursor] += self.regularization
         state.gram[:, cursor] = state.gram[:, :, cursor] = column
         return replace(state, cursor=(cursor + 1) % self.memory), products[:, :, 1]
+
+
+def _with_room(state: _State) -> _State:
+    """Return the state with room for one more difference."""
+    more = torch.nn.functional.pad
+    return replace(
+        state,
+        x_differences=more(state.x_differences, (0, 0, 0, 1)),
+        residual_differences=more(state.residual_differences, (0, 0, 0, 1)),
+        gram=more(state.gram, (0, 1, 0, 1)),
+        valid=more(state.valid, (0, 1)),
+    )
 
 
 def _fall_back(

@@ -31,9 +31,10 @@ class Solver(ABC):
     r"""Solves :math:`x + g(x) = z` for each sample of a batch on its own.
 
     A solver is a frozen description of a method: it holds no state between calls, and one object may serve
-    many layers. Every sample starts at :math:`x = z`, is tested before each step so that no evaluation is
-    wasted, and leaves the batch when it is done; the branch then sees the remaining samples only. Arithmetic
-    is that of :math:`z`'s dtype, ``float32`` for half precisions, and autocast is switched off.
+    many layers. Every sample starts at what the branch guesses, as certified attention does, else at :math:`x = z`. It
+    is tested before each step so that no evaluation is wasted, and leaves the batch when it is done; the branch then
+    sees the remaining samples only. Arithmetic is that of :math:`z`'s dtype, ``float32`` for half precisions, and
+    autocast is switched off.
 
     Implementers provide :meth:`start` and :meth:`step`, which see the active samples only.
 
@@ -73,6 +74,10 @@ class Solver(ABC):
             progress: the newest and the best iterate.
             budget: evaluations left per sample, at least 1: the one at the returned iterate.
         """
+
+    def first_guess(self, problem: Problem) -> Float[Tensor, "active features"]:
+        """Return the first iterate: what the branch knows of the solution, else :math:`z`."""
+        return problem.first_guess()
 
     def solve(
         self,

@@ -52,6 +52,10 @@ class Method(Protocol):
         """Return the next iterate."""
         ...
 
+    def first_guess(self, problem: Problem) -> Float[Tensor, "active features"]:
+        """Return the first iterate."""
+        ...
+
     def evaluation_limit(
         self, residual: Float[Tensor, " active"], problem: Problem
     ) -> Int[Tensor, " active"]:
@@ -180,7 +184,7 @@ def drive(
     zero, none = torch.zeros_like(active), torch.zeros_like(active, dtype=torch.bool)
     status = _Status(zero, zero, zero, scale, residual=scale, floor=scale, solved=none, done=none)
     run = _Run(solver, record, active, problem, Progress.start(problem.z), status, solver.start(problem))
-    x = problem.z.clone()
+    x = solver.first_guess(problem)
     while run.active.numel() > 0:
         run.evaluate(x)
         x = run.release(x)

@@ -50,6 +50,10 @@ class FixedPoint(Solver):
         """Return the empty state."""
         return _NoState()
 
+    def first_guess(self, problem: Problem) -> Float[Tensor, "active features"]:
+        """Return :math:`z`, as the algorithm has it."""
+        return problem.z.clone()
+
     def step(
         self, problem: Problem, state: _NoState, progress: Progress, budget: Int[Tensor, " active"]
     ) -> Step:

@@ -23,6 +23,7 @@ Branch = Callable[..., Tensor]
 It may have a method ``linear_part(x, *args)``; or a method ``precondition(residual, *args)`` that returns about
 ``(I + J)^-1 residual``, linear in the residual and cheap compared with an evaluation, or about ``(I + J)^-T residual``
 if called with ``transposed=True``. It must be invertible; solvers judge the steps it leads to, so it need not be good.
+A method ``first_guess(z, *args)`` returns about the solution, or ``None``.
 """
 
 State = TypeVar("State")
@@ -77,6 +78,15 @@ class Problem:
                 f"the branch must return the shape of its input: {tuple(shaped.shape)}, got {tuple(output.shape)}"
             )
         return output.reshape(x.shape).to(x.dtype)
+
+    def first_guess(self) -> Float[Tensor, "active features"]:
+        """Return what the branch knows of the solution, and ``z`` where it knows nothing."""
+        guess = getattr(self.branch, "first_guess", None)
+        found = None if guess is None else guess(self.z.reshape(-1, *self.event_shape), *self.args)
+        if found is None:
+            return self.z.clone()
+        found = found.reshape(self.z.shape).to(self.z.dtype)
+        return choose(torch.isfinite(found).all(dim=1), found, self.z)
 
     def residual(self, x: Float[Tensor, "active features"]) -> Float[Tensor, "active features"]:
         """Return ``x + branch(x) - z``."""

@@ -30,7 +30,7 @@ class Solution:
             :math:`z` itself is not finite.
         converged: whether ``residual <= tolerance``. The residual is always one that was evaluated at
             the returned value, never predicted.
-        iterations: steps taken from the first guess :math:`x = z`.
+        iterations: steps taken from the first guess.
         evaluations: calls of the branch spent on the sample; a Jacobian–vector product counts as one.
         residual: :math:`(\|x + g(x) - z\| + \frac{\epsilon}{2}\|x - z\|) / (1 + \|z\|)`, with Euclidean norms over
             the flattened sample. The second term is the rounding of :math:`g(x)` to the working

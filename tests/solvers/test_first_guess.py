@@ -1,0 +1,128 @@
+"""Where solvers start: at what the branch knows of its solution, if it knows anything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import invertible_attention as ia
+from invertible_attention.attention.evaluation import Evaluation
+from invertible_attention.solvers import FixedPoint, implicit_gradient
+from invertible_attention.solvers.adjoint import VectorJacobian
+
+SOLVERS = [ia.Anderson(), ia.NewtonKrylov()]
+
+
+class Multiple:
+    """A multiple of its input, with a multiple of the solution for a guess."""
+
+    def __init__(self, factor: float | None) -> None:
+        self.factor, self.seen = factor, []
+
+    def __call__(self, x: Tensor, slope: Tensor) -> Tensor:
+        self.seen.append(x.clone())
+        return slope[:, None] * x
+
+    def first_guess(self, z: Tensor, slope: Tensor) -> Tensor | None:
+        return None if self.factor is None else self.factor * z / (1 + slope[:, None])
+
+
+def problem() -> tuple[Tensor, Tensor]:
+    return torch.tensor([[3.0, -1.0], [2.0, 0.5]], dtype=torch.float64), torch.tensor([0.5, 0.25]).double()
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=["anderson", "newton-krylov"])
+def test_a_right_guess_takes_one_evaluation(solver):
+    z, slope = problem()
+    solution = solver.solve(Multiple(1.0), z, (slope,), lipschitz=0.5)
+    assert solution.converged.all()
+    assert solution.evaluations.tolist() == [1, 1]
+    assert solution.iterations.tolist() == [0, 0]
+    torch.testing.assert_close(solution.value, z / (1 + slope[:, None]))
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=["anderson", "newton-krylov"])
+@pytest.mark.parametrize("factor", [-1e6, 0.0, 0.9, 1e6])
+def test_a_wrong_guess_is_solved_from(solver, factor: float):
+    z, slope = problem()
+    solution = solver.solve(Multiple(factor), z, (slope,), lipschitz=0.5)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value, z / (1 + slope[:, None]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, FixedPoint()], ids=["anderson", "newton-krylov", "fixed-point"])
+@pytest.mark.parametrize("factor", [None, torch.nan, torch.inf])
+def test_without_a_guess_or_with_one_that_is_not_finite_solvers_start_at_z(solver, factor: float | None):
+    z, slope = problem()
+    branch = Multiple(factor)
+    assert solver.solve(branch, z, (slope,), lipschitz=0.5).converged.all()
+    torch.testing.assert_close(branch.seen[0], z, rtol=0, atol=0)
+
+
+def test_the_published_iteration_starts_at_z():
+    z, slope = problem()
+    branch = Multiple(1.0)
+    FixedPoint().solve(branch, z, (slope,), lipschitz=0.5)
+    torch.testing.assert_close(branch.seen[0], z, rtol=0, atol=0)
+
+
+def trained_like(constraint: ia.Certified | ia.Relaxed) -> ia.InvertibleAttention:
+    torch.manual_seed(0)
+    layer = ia.InvertibleAttention(6, constraint=constraint).double()
+    layer.initialize(torch.rand(4, 6, 8, 8, dtype=torch.float64))
+    return layer
+
+
+def bound(layer: ia.InvertibleAttention) -> Evaluation:
+    found = layer.branch.bind()
+    assert isinstance(found, Evaluation)
+    return found
+
+
+def first_residual(layer: ia.InvertibleAttention, z: Tensor) -> Tensor:
+    trace = layer.solve_inverse(z).trace
+    assert trace is not None
+    return trace[0]
+
+
+def test_certified_attention_starts_at_its_mean_field():
+    layer = trained_like(ia.Certified(0.9))
+    z = layer(torch.rand(4, 6, 8, 8, dtype=torch.float64)).detach()
+    branch = bound(layer)
+    first = first_residual(layer, z)
+    before = branch(z).flatten(1).norm(dim=1) / (1 + z.flatten(1).norm(dim=1))
+    assert (first < 0.1 * before).all()
+    from_z = FixedPoint(tolerance=1e-12).solve(branch, z, lipschitz=0.9)
+    torch.testing.assert_close(layer.inverse(z), from_z.value, rtol=0, atol=1e-10)
+
+
+def test_what_is_not_certified_starts_at_z():
+    layer = trained_like(ia.Relaxed(0.9))
+    z = layer(torch.rand(4, 6, 8, 8, dtype=torch.float64)).detach()
+    before = bound(layer)(z).flatten(1).norm(dim=1) / (1 + z.flatten(1).norm(dim=1))
+    torch.testing.assert_close(first_residual(layer, z), before)
+
+
+def test_implicit_gradients_start_at_what_is_known_of_the_adjoint(monkeypatch: pytest.MonkeyPatch):
+    layer = trained_like(ia.Certified(0.9))
+    z = layer(torch.rand(4, 6, 8, 8, dtype=torch.float64)).detach().requires_grad_()
+    products = []
+    product = VectorJacobian.__call__
+
+    def counted(self, u: Tensor, samples: Tensor) -> Tensor:
+        products.append(u.clone())
+        return product(self, u, samples)
+
+    monkeypatch.setattr(VectorJacobian, "__call__", counted)
+    branch = bound(layer)
+    value = implicit_gradient(branch, layer.solve_inverse(z.detach()).value, z, solver=ia.Anderson())
+    upstream = torch.randn_like(value)
+    (gradient,) = torch.autograd.grad(value, z, upstream)
+    unit = upstream / upstream.flatten(1).norm(dim=1)[:, None, None, None]
+    part = branch.linear_part(value.detach())
+    assert part is not None
+    expected = part.solve(unit, transposed=True)
+    torch.testing.assert_close(products[0], expected, rtol=0, atol=1e-10)
+    _, back = torch.autograd.functional.vjp(lambda x: x + branch(x), value.detach(), gradient)
+    torch.testing.assert_close(back, upstream, rtol=0, atol=1e-9)
