@@ -147,20 +147,26 @@ class _Run:
         done = self.status.done.nonzero().flatten()
         if done.numel() == 0:
             return x
-        progress, status = select(self.progress, done), select(self.status, done)
+        if done.numel() == self.active.numel():
+            self._finish(self.active, self.progress, self.status)
+            self.active = self.active[:0]
+            return x[:0]
+        self._finish(self.active[done], select(self.progress, done), select(self.status, done))
+        keep = (~self.status.done).nonzero().flatten()
+        self.active, self.problem = self.active[keep], self.problem.select(keep)
+        self.progress, self.status = select(self.progress, keep), select(self.status, keep)
+        self.state = select(self.state, keep)
+        return x[keep]
+
+    def _finish(self, samples: Int[Tensor, " done"], progress: Progress, status: _Status) -> None:
         self.record.finish(
-            self.active[done],
+            samples,
             progress,
             converged=status.solved,
             residual=status.residual,
             evaluations=status.evaluations,
             iterations=status.iterations,
         )
-        keep = (~self.status.done).nonzero().flatten()
-        self.active, self.problem = self.active[keep], self.problem.select(keep)
-        self.progress, self.status = select(self.progress, keep), select(self.status, keep)
-        self.state = select(self.state, keep)
-        return x[keep]
 
 
 def drive(
