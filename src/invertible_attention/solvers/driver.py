@@ -73,7 +73,6 @@ class _Status:
         limit: most evaluations.
         scale: ``1 + ‖z‖``, what residuals are relative to.
         residual: relative residual at the newest iterate.
-        floor: residual norm at which rounding dominates, at the best iterate.
         solved: samples whose newest iterate is a solution.
         done: samples to let go, solved or not.
     """
@@ -83,7 +82,6 @@ class _Status:
     limit: Int[Tensor, " active"]
     scale: Float[Tensor, " active"]
     residual: Float[Tensor, " active"]
-    floor: Float[Tensor, " active"]
     solved: Bool[Tensor, " active"]
     done: Bool[Tensor, " active"]
 
@@ -99,7 +97,7 @@ class _Run:
     progress: Progress
     status: _Status
     state: Any
-    started: bool = False
+    rounds: int = 0
 
     def evaluate(self, x: Float[Tensor, "active features"]) -> None:
         """Evaluate the branch at ``x`` and judge every sample by its residual."""
@@ -108,25 +106,30 @@ class _Run:
         distance = sample_norm(x - problem.z)
         residual = relative_residual(progress.norm, distance, status.scale, x.dtype)
         evaluations = status.evaluations + 1
-        limit = status.limit if self.started else self.solver.evaluation_limit(residual, problem)
-        self.started = True
-        floor = 4 * torch.finfo(x.dtype).eps * (distance + 2 * status.scale)
-        floor = torch.where(progress.stalled == 0, floor, status.floor)
+        limit = status.limit if self.rounds else self.solver.evaluation_limit(residual, problem)
+        self.rounds += 1
         solved = residual <= problem.tolerance
         done = (evaluations >= limit) | progress.best_norm.isinf()
         if problem.tolerance > 0:
-            # Once rounding dominates, more evaluations only draw other roundings of the same point.
-            done |= solved | (progress.best_norm <= floor) & (progress.stalled >= _STALLED_EVALUATIONS)
+            done |= solved
+            if self.rounds > _STALLED_EVALUATIONS:
+                done |= self._rounding_dominates()
         self.status = replace(
             status,
             evaluations=evaluations,
             limit=limit,
             residual=residual,
-            floor=floor,
             solved=solved,
             done=done,
         )
         self.record.trace(self.active, evaluations, residual)
+
+    def _rounding_dominates(self) -> Bool[Tensor, " active"]:
+        """Return for which samples more evaluations would only draw other roundings of the same point."""
+        progress, scale = self.progress, self.status.scale
+        distance = sample_norm(progress.best_x - self.problem.z)
+        floor = 4 * torch.finfo(progress.best_x.dtype).eps * (distance + 2 * scale)
+        return (progress.best_norm <= floor) & (progress.stalled >= _STALLED_EVALUATIONS)
 
     def step(self) -> Tensor:
         """Let the solver propose the next iterate, and return it for the samples that are not stuck."""
@@ -188,7 +191,7 @@ def drive(
     problem = Problem(branch, flat, args, tuple(z.shape[1:]), contraction, tolerance).select(active)
     scale = 1 + sample_norm(problem.z)
     zero, none = torch.zeros_like(active), torch.zeros_like(active, dtype=torch.bool)
-    status = _Status(zero, zero, zero, scale, residual=scale, floor=scale, solved=none, done=none)
+    status = _Status(zero, zero, zero, scale, residual=scale, solved=none, done=none)
     run = _Run(solver, record, active, problem, Progress.start(problem.z), status, solver.start(problem))
     x = solver.first_guess(problem)
     while run.active.numel() > 0:
