@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import Tensor
 
 import invertible_attention as ia
+from invertible_attention.attention.branch import AttentionBranch
 from invertible_attention.attention.evaluation import Evaluation
+from invertible_attention.attention.frozen import FrozenAttentionBranch
 from invertible_attention.solvers import FixedPoint, implicit_gradient
 from invertible_attention.solvers.adjoint import VectorJacobian
 
@@ -43,8 +47,8 @@ def test_a_right_guess_takes_one_evaluation(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=["anderson", "newton-krylov"])
-@pytest.mark.parametrize("factor", [-1e6, 0.0, 0.9, 1e6])
-def test_a_wrong_guess_is_solved_from(solver, factor: float):
+@pytest.mark.parametrize("factor", [-1e300, -1e6, 0.0, 0.9, 1e6])
+def test_a_wrong_guess_does_no_harm(solver, factor: float):
     z, slope = problem()
     solution = solver.solve(Multiple(factor), z, (slope,), lipschitz=0.5)
     assert solution.converged.all()
@@ -75,7 +79,7 @@ def trained_like(constraint: ia.Certified | ia.Relaxed) -> ia.InvertibleAttentio
 
 
 def bound(layer: ia.InvertibleAttention) -> Evaluation:
-    found = layer.branch.bind()
+    found = cast(Any, layer.branch).bind()
     assert isinstance(found, Evaluation)
     return found
 
@@ -126,3 +130,104 @@ def test_implicit_gradients_start_at_what_is_known_of_the_adjoint(monkeypatch: p
     torch.testing.assert_close(products[0], expected, rtol=0, atol=1e-10)
     _, back = torch.autograd.functional.vjp(lambda x: x + branch(x), value.detach(), gradient)
     torch.testing.assert_close(back, upstream, rtol=0, atol=1e-9)
+
+
+class Bounded(Multiple):
+    """Not finite far from zero, as the guess is."""
+
+    def __call__(self, x: Tensor, slope: Tensor) -> Tensor:
+        return torch.where(x.abs() < 100, super().__call__(x, slope), torch.nan)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=["anderson", "newton-krylov"])
+def test_a_guess_where_the_branch_is_not_finite_does_no_harm(solver):
+    z, slope = problem()
+    solution = solver.solve(Bounded(1e3), z, (slope,), lipschitz=0.5)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value, z / (1 + slope[:, None]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e6])
+def test_a_guess_is_within_the_budget(factor: float):
+    z, slope = problem()
+    branch = Multiple(factor)
+    solution = ia.Anderson(max_evaluations=1).solve(branch, z, (slope,), lipschitz=0.5)
+    assert len(branch.seen) == 1
+    assert solution.evaluations.tolist() == [1, 1]
+    assert solution.converged.all() == (factor == 1.0)
+
+
+def test_a_guess_of_another_shape_is_refused():
+    class Turned(Multiple):
+        def first_guess(self, z: Tensor, slope: Tensor) -> Tensor:
+            return z.mT
+
+    z, slope = torch.ones(2, 3).double(), torch.tensor([0.5, 0.25]).double()
+    with pytest.raises(ValueError, match=r"shape of z: \(2, 3\), got \(3, 2\)"):
+        ia.Anderson().solve(Turned(1.0), z, (slope,))
+
+
+def test_samples_of_no_value_are_not_guessed():
+    assert ia.Anderson().solve(Multiple(1.0), torch.ones(2, 0), (torch.ones(2) / 2,)).converged.all()
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_a_batch_without_a_finite_sample(prior: bool):
+    layer = ia.InvertibleAttention(6, position_prior=ia.TorusPrior() if prior else None)
+    layer.initialize(torch.rand(2, 6, 4, 4))
+    solution = layer.solve_inverse(torch.full((2, 6, 4, 4), torch.nan))
+    assert not solution.converged.any()
+    assert solution.value.isnan().all()
+    z = layer(torch.rand(2, 6, 4, 4)).detach().requires_grad_()
+    (layer.inverse(z).sum() * torch.nan).backward()
+    assert z.grad is not None
+    assert z.grad.isnan().all()
+
+
+class Preconditioned:
+    """A linear map that is no contraction, with a preconditioner that is far from its inverse."""
+
+    def __init__(self, matrix: Tensor, factor: float) -> None:
+        self.matrix, self.factor = matrix, factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.mT
+
+    def precondition(self, residual: Tensor, *, transposed: bool = False) -> Tensor:
+        return self.factor * residual
+
+
+@pytest.mark.parametrize("factor", [1e4, 1e8, 1e12])
+def test_gradients_survive_a_preconditioner_that_is_far_off(factor: float):
+    torch.manual_seed(0)
+    matrix = torch.randn(30, 30).double()
+    branch = Preconditioned(1.5 * matrix / torch.linalg.matrix_norm(matrix, 2), factor)
+    system = torch.eye(30).double() + branch.matrix
+    z = torch.randn(2, 30).double().requires_grad_()
+    value = implicit_gradient(branch, torch.linalg.solve(system, z.detach().mT).mT, z, solver=ia.Anderson())
+    upstream = torch.randn_like(z)
+    (gradient,) = torch.autograd.grad(value, z, upstream)
+    torch.testing.assert_close(gradient, torch.linalg.solve(system.mT, upstream.mT).mT, rtol=0, atol=1e-8)
+
+
+def test_frozen_layers_start_at_their_mean_field():
+    layer = trained_like(ia.Certified(0.9))
+    z = layer(torch.rand(4, 6, 8, 8, dtype=torch.float64)).detach()
+    assert isinstance(layer.branch, AttentionBranch)
+    frozen = FrozenAttentionBranch(layer.branch).bind()
+    torch.testing.assert_close(frozen.first_guess(z), bound(layer).first_guess(z))
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_an_ensemble_is_told_what_to_do(prior: bool):
+    layer = ia.InvertibleAttention(6, position_prior=ia.TorusPrior() if prior else None)
+    x = torch.rand(2, 6, 4, 4)
+    layer.initialize(x / 2)
+    weights = {name: torch.stack([value, value]) for name, value in layer.branch.state_dict().items()}
+
+    def solve(weights: dict[str, Tensor]) -> Tensor:
+        with torch.nn.utils.stateless._reparametrize_module(layer.branch, weights):
+            return ia.Anderson().solve(bound(layer), x).value
+
+    with pytest.raises(RuntimeError, match="one by one"):
+        torch.func.vmap(solve)(weights)

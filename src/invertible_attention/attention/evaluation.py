@@ -170,7 +170,7 @@ class Evaluation(Bindable, ABC):
             mask: Likewise.
         """
         with exact_arithmetic(z):
-            uniform = None if self.scale.norms is None else self._uniform(z, context, mask)
+            uniform = None if self.scale.radius is None else self._uniform(z, context, mask)
             return None if uniform is None else z - uniform.linear_part().precondition(uniform.value())
 
     def _uniform(self, x: Image, context: Tensor | None, mask: Tensor | None) -> Uniform | None:

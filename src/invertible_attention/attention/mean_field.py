@@ -136,7 +136,7 @@ class Mean(Basis):
 
     def synthesize(self, coefficients: Tensor, like: Image, transposed: bool) -> Image:
         """Give every valid token the mean, and zero to the others."""
-        tokens = coefficients.mT.expand(-1, -1, like[0, 0].numel())
+        tokens = coefficients.mT.expand(-1, -1, like.shape[2:].numel())
         if self.projection is not None and transposed:
             tokens = self.projection.apply(tokens)
         if self.mask is not None:

@@ -29,9 +29,11 @@ class _State:
     """What Anderson remembers of each active sample.
 
     Args:
-        x_differences: differences of successive iterates, each divided by the norm of its residual difference.
+        x_differences: differences of successive iterates, each divided by the norm of its residual difference;
+            ``None`` before the first.
         residual_differences: differences of successive residuals, scaled to norm 1: the least-squares problem
             is then well scaled however far the residuals have fallen.
+        used: how many of the places for differences were written to, the same for all samples.
         gram: inner products of the residual differences, regularized; those in use are apart from the others.
         valid: which of the differences are in use.
         cursor: where the next difference goes, the same for all samples.
@@ -46,8 +48,9 @@ class _State:
         picard_steps: Picard steps taken from the present best iterate.
     """
 
-    x_differences: Float[Tensor, "active memory features"]
-    residual_differences: Float[Tensor, "active memory features"]
+    x_differences: Float[Tensor, "active memory features"] | None
+    residual_differences: Float[Tensor, "active memory features"] | None
+    used: int
     gram: Float[Tensor, "active memory memory"]
     valid: Bool[Tensor, "active memory"]
     cursor: int
@@ -124,15 +127,15 @@ class Anderson(Solver):
     def start(self, problem: Problem) -> _State:
         """Return an empty history."""
         z = problem.z
-        batch, features = z.shape
+        batch = len(z)
         wide = {"dtype": wide_dtype(z.device), "device": z.device}
         count = torch.zeros(batch, dtype=torch.int64, device=z.device)
         return _State(
-            # There is room for no difference yet: many systems are solved before there are two.
-            x_differences=z.new_empty(batch, 0, features),
-            residual_differences=z.new_empty(batch, 0, features),
-            gram=torch.empty(batch, 0, 0, **wide),
-            valid=torch.empty(batch, 0, dtype=torch.bool, device=z.device),
+            x_differences=None,
+            residual_differences=None,
+            used=0,
+            gram=torch.eye(self.memory, **wide).repeat(batch, 1, 1),
+            valid=torch.zeros(batch, self.memory, dtype=torch.bool, device=z.device),
             cursor=0,
             started=False,
             x=z,
@@ -152,7 +155,10 @@ class Anderson(Solver):
             return self._first_step(problem, state, progress)
         state, products = self._remember(state, progress)
         state, fallback = self._judge(state, progress, problem)
-        gamma, _ = torch.linalg.solve_ex(state.gram, products)
+        used = state.used
+        assert state.x_differences is not None
+        assert state.residual_differences is not None
+        gamma, _ = torch.linalg.solve_ex(state.gram[:, :used, :used], products)
         # With regularization=0 the system can be singular: then the sample takes a plain Picard step.
         gamma = torch.nan_to_num(gamma, nan=0.0, posinf=0.0, neginf=0.0).to(problem.z.dtype)[:, None]
         if problem.has_preconditioner:
@@ -160,9 +166,9 @@ class Anderson(Solver):
             fast = (progress.norm <= _FAST * state.best) | (state.valid.sum(1) < 2)
             slow = ~((state.trust > 0) & fast)
             gamma = gamma * slow[:, None, None]
-        explained = torch.bmm(gamma, state.residual_differences)[:, 0]
+        explained = torch.bmm(gamma, state.residual_differences[:, :used])[:, 0]
         x = progress.x - progress.residual
-        x -= torch.bmm(gamma, state.x_differences)[:, 0] - explained
+        x -= torch.bmm(gamma, state.x_differences[:, :used])[:, 0] - explained
         if problem.has_preconditioner:
             remainder = progress.residual - explained
             preconditioned = problem.preconditioner(progress.x)(remainder)
@@ -222,7 +228,7 @@ class Anderson(Solver):
         trust = torch.where(fallback, (trust - 1).clamp(min=0), trust)
         return replace(state, trust=trust), fallback
 
-    def _remember(self, state: _State, progress: Progress) -> tuple[_State, Float[Tensor, "active kept"]]:
+    def _remember(self, state: _State, progress: Progress) -> tuple[_State, Float[Tensor, "active used"]]:
         """Add the newest difference, in place of the oldest; return the products of all with the newest residual."""
         difference = progress.residual - state.residual
         norm = sample_norm(difference)
@@ -231,30 +237,32 @@ class Anderson(Solver):
         scale = norm[:, None].masked_fill(absent, 1.0).to(difference.dtype)
         newest = (difference / scale).masked_fill_(absent, 0.0)
         cursor = state.cursor
-        if state.gram.shape[1] < self.memory:
-            state = _with_room(state)
+        if state.x_differences is None or state.residual_differences is None:
+            # Memory that is not written to costs nothing: many solves end before it is full.
+            x_differences = newest.new_empty(len(newest), self.memory, newest.shape[1])
+            residual_differences = torch.empty_like(x_differences)
+        else:
+            x_differences, residual_differences = state.x_differences, state.residual_differences
+        used = max(state.used, cursor + 1)
         # The history is large: it is the one thing that is updated in place.
-        state.x_differences[:, cursor] = ((progress.x - state.x) / scale).masked_fill_(absent, 0.0)
-        state.residual_differences[:, cursor] = newest
+        x_differences[:, cursor] = ((progress.x - state.x) / scale).masked_fill_(absent, 0.0)
+        residual_differences[:, cursor] = newest
         state.valid[:, cursor] = usable
-        products = inner_products(state.residual_differences, torch.stack([newest, progress.residual], dim=1))
-        products *= state.valid[:, :, None]
+        products = inner_products(
+            residual_differences[:, :used], torch.stack([newest, progress.residual], dim=1)
+        )
+        products *= state.valid[:, :used, None]
         column = products[:, :, 0]
         column[:, cursor] += self.regularization
-        state.gram[:, cursor] = state.gram[:, :, cursor] = column
-        return replace(state, cursor=(cursor + 1) % self.memory), products[:, :, 1]
-
-
-def _with_room(state: _State) -> _State:
-    """Return the state with room for one more difference."""
-    more = torch.nn.functional.pad
-    return replace(
-        state,
-        x_differences=more(state.x_differences, (0, 0, 0, 1)),
-        residual_differences=more(state.residual_differences, (0, 0, 0, 1)),
-        gram=more(state.gram, (0, 1, 0, 1)),
-        valid=more(state.valid, (0, 1)),
-    )
+        state.gram[:, cursor, :used] = state.gram[:, :used, cursor] = column
+        state = replace(
+            state,
+            x_differences=x_differences,
+            residual_differences=residual_differences,
+            used=used,
+            cursor=(cursor + 1) % self.memory,
+        )
+        return state, products[:, :, 1]
 
 
 def _fall_back(

@@ -31,10 +31,10 @@ class Solver(ABC):
     r"""Solves :math:`x + g(x) = z` for each sample of a batch on its own.
 
     A solver is a frozen description of a method: it holds no state between calls, and one object may serve
-    many layers. Every sample starts at what the branch guesses, as certified attention does, else at :math:`x = z`. It
-    is tested before each step so that no evaluation is wasted, and leaves the batch when it is done; the branch then
-    sees the remaining samples only. Arithmetic is that of :math:`z`'s dtype, ``float32`` for half precisions, and
-    autocast is switched off.
+    many layers. Every sample starts at :math:`x = z`, or where the branch guesses its solution, as certified attention
+    does, unless that is no use. It is tested before each step so that no evaluation is wasted, and leaves the batch
+    when it is done; the branch then sees the remaining samples only. Arithmetic is that of :math:`z`'s dtype,
+    ``float32`` for half precisions, and autocast is switched off.
 
     Implementers provide :meth:`start` and :meth:`step`, which see the active samples only.
 
@@ -62,7 +62,10 @@ class Solver(ABC):
 
     @abstractmethod
     def start(self, problem: Problem) -> Any:
-        """Return the state before the first evaluation: a dataclass of tensors, one entry per sample."""
+        """Return the state before the first evaluation: a dataclass of tensors, one entry per sample.
+
+        That evaluation need not be at :math:`z`: see :meth:`first_guess`.
+        """
 
     @abstractmethod
     def step(self, problem: Problem, state: Any, progress: Progress, budget: Int[Tensor, " active"]) -> Step:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from invertible_attention._precision import working_dtype
-from invertible_attention.solvers.batched import sample_norm
+from invertible_attention.solvers.batched import choose, sample_norm
 from invertible_attention.solvers.problem import Branch, Problem, Progress, select
 from invertible_attention.solvers.record import Record, relative_residual
 from invertible_attention.solvers.solution import Solution
@@ -124,6 +124,15 @@ class _Run:
         )
         self.record.trace(self.active, evaluations, residual)
 
+    def judge_guess(self, x: Float[Tensor, "active features"]) -> Float[Tensor, "active features"]:
+        """Return where the samples are after another start at ``z`` for those whose guess is no use."""
+        poor = ~(self.status.residual <= 1) & (self.status.evaluations < self.status.limit)
+        if not bool(poor.any()):
+            return x
+        x = choose(poor, self.problem.z, x)
+        self.evaluate(x)
+        return x
+
     def _rounding_dominates(self) -> Bool[Tensor, " active"]:
         """Return for which samples more evaluations would only draw other roundings of the same point."""
         progress, scale = self.progress, self.status.scale
@@ -194,8 +203,12 @@ def drive(
     status = _Status(zero, zero, zero, scale, residual=scale, solved=none, done=none)
     run = _Run(solver, record, active, problem, Progress.start(problem.z), status, solver.start(problem))
     x = solver.first_guess(problem)
+    guessed = x is not problem.z
+    x = x if guessed else x.clone()
     while run.active.numel() > 0:
         run.evaluate(x)
+        if guessed:
+            guessed, x = False, run.judge_guess(x)
         x = run.release(x)
         if run.active.numel() > 0:
             x = run.step()

@@ -52,7 +52,7 @@ class FixedPoint(Solver):
 
     def first_guess(self, problem: Problem) -> Float[Tensor, "active features"]:
         """Return :math:`z`, as the algorithm has it."""
-        return problem.z.clone()
+        return problem.z
 
     def step(
         self, problem: Problem, state: _NoState, progress: Progress, budget: Int[Tensor, " active"]

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from invertible_attention._differentiation import functional_transforms_active
 from invertible_attention._mapped import is_mapped
@@ -23,7 +23,7 @@ Branch = Callable[..., Tensor]
 It may have a method ``linear_part(x, *args)``; or a method ``precondition(residual, *args)`` that returns about
 ``(I + J)^-1 residual``, linear in the residual and cheap compared with an evaluation, or about ``(I + J)^-T residual``
 if called with ``transposed=True``. It must be invertible; solvers judge the steps it leads to, so it need not be good.
-A method ``first_guess(z, *args)`` returns about the solution, or ``None``.
+A method ``first_guess(z, *args)`` returns about the solution, or ``None``; where it is no use, solvers start at ``z``.
 """
 
 State = TypeVar("State")
@@ -80,13 +80,30 @@ class Problem:
         return output.reshape(x.shape).to(x.dtype)
 
     def first_guess(self) -> Float[Tensor, "active features"]:
-        """Return what the branch knows of the solution, and ``z`` where it knows nothing."""
+        """Return what the branch knows of the solution, and ``z`` where it knows nothing.
+
+        Raises:
+            ValueError: the guess has another shape than what it was given.
+        """
         guess = getattr(self.branch, "first_guess", None)
-        found = None if guess is None else guess(self.z.reshape(-1, *self.event_shape), *self.args)
+        if guess is None or len(self.z) == 0 or self._is_ensemble():
+            return self.z
+        shaped = self.z.reshape(len(self.z), *self.event_shape)
+        found = guess(shaped, *self.args)
         if found is None:
-            return self.z.clone()
+            return self.z
+        if found.shape != shaped.shape:
+            raise ValueError(
+                f"the first guess must have the shape of z: {tuple(shaped.shape)}, got {tuple(found.shape)}"
+            )
         found = found.reshape(self.z.shape).to(self.z.dtype)
         return choose(torch.isfinite(found).all(dim=1), found, self.z)
+
+    def _is_ensemble(self) -> bool:
+        """Whether the weights are mapped over, which the first evaluation refuses."""
+        if not functional_transforms_active() or not isinstance(self.branch, nn.Module):
+            return False
+        return is_mapped((*self.branch.parameters(), *self.branch.buffers()))
 
     def residual(self, x: Float[Tensor, "active features"]) -> Float[Tensor, "active features"]:
         """Return ``x + branch(x) - z``."""

@@ -35,11 +35,13 @@ def jacobian_norm(layer: nn.Module, x: Float[Tensor, "batch *event"]) -> Float[T
     """Exact spectral norm of the branch's Jacobian at every sample, from the dense matrix."""
     size = x[0].numel()
     # One sample per row: a batch costs less than mapping over rows.
-    rows = x.repeat_interleave(size, 0)
-    rows = rows if rows.requires_grad else rows.requires_grad_()
-    unit = torch.eye(size, dtype=x.dtype, device=x.device).repeat(len(x), 1).view_as(rows)
-    output = layer.branch(rows)  # pyright: ignore[reportCallIssue]
-    (jacobian,) = torch.autograd.grad(output, rows, unit, create_graph=True, materialize_grads=True)
+    unit = torch.eye(size, dtype=x.dtype, device=x.device).repeat(len(x), 1).reshape(-1, *x.shape[1:])
+    with torch.enable_grad():
+        rows = x.repeat_interleave(size, 0)
+        rows = rows if rows.requires_grad else rows.requires_grad_()
+        # The second term for a branch that does not depend on its input.
+        output = layer.branch(rows) + 0.0 * rows  # pyright: ignore[reportCallIssue]
+        (jacobian,) = torch.autograd.grad(output, rows, unit, create_graph=True)
     return torch.linalg.matrix_norm(jacobian.reshape(-1, size, size), ord=2)
 
 
