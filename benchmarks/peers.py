@@ -1,4 +1,4 @@
-"""Claim: a certified residual block costs no more than its peers', and what they promise of theirs does not hold.
+"""What a certified residual block costs beside those of other libraries, and whether their promises hold.
 
 The same convolutions, and the same linear layers over vectors, in :class:`invertible_attention.flows.Residual`, in
 normflows' ``Residual`` (``LipschitzCNN``, ``LipschitzMLP``) and in FrEIA's ``IResNetLayer``: time and peak memory of a
