@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import invertible_attention as ia
-from invertible_attention.attention.evaluation import Evaluation, project_on_ball
-from invertible_attention.attention.mean_field import LinearPart, Projection
+from invertible_attention.attention.ball import Projection, project_on_ball
+from invertible_attention.attention.evaluation import Evaluation
+from invertible_attention.attention.mean_field import LinearPart
 from invertible_attention.attention.position import PositionPrior
 
 CONSTRAINTS = [ia.Certified(0.9), ia.Relaxed(0.9, column_sum=0.8)]

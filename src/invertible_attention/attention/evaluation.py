@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from invertible_attention._mask import flat_mask
 from invertible_attention._precision import raised, working_dtype
+from invertible_attention.attention.ball import project_on_ball
 from invertible_attention.attention.constraints import Constraint
 from invertible_attention.attention.context import Context, ContextTerms
 from invertible_attention.attention.functional import attend
 from invertible_attention.attention.mask import AttentionMask, Spread
-from invertible_attention.attention.mean_field import LinearPart, ball_scale
+from invertible_attention.attention.mean_field import LinearPart
 from invertible_attention.attention.position import Factors, PositionPrior
 from invertible_attention.attention.responses import Response
 from invertible_attention.attention.uniform import Uniform
@@ -30,7 +31,7 @@ from invertible_attention.lipschitz.certificate import (
 from invertible_attention.lipschitz.gram import exact_arithmetic
 from invertible_attention.lipschitz.known import doubt
 
-__all__ = ["Evaluation", "Norms", "Scale", "linear", "project_on_ball"]
+__all__ = ["Evaluation", "Norms", "Scale", "linear"]
 
 Image = Float[Tensor, "batch channels *spatial"]
 
@@ -306,11 +307,6 @@ class Evaluation(Bindable, ABC):
         if self.normalization == "all":
             log_bound = log_bound - attention_mask.log_count()
         return self.constraint.gain(log_bound)
-
-
-def project_on_ball(tokens: Float[Tensor, "*batch channels"], radius: Float[Tensor, ""]) -> Tensor:
-    r"""Project every token on the ball, :math:`\hat x_i = x_i \min(1, \rho / \|x_i\|)`; 1-Lipschitz."""
-    return tokens * ball_scale(tokens, radius, -1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

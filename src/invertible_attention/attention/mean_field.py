@@ -27,72 +27,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from invertible_attention._mapped import plain
+from invertible_attention.attention.ball import Projection
 from invertible_attention.solvers.gmres import gmres
 
-__all__ = ["Basis", "Fourier", "LinearPart", "Mean", "ProjectedConvolution", "Projection", "ball_scale"]
+__all__ = ["Basis", "Fourier", "LinearPart", "Mean", "ProjectedConvolution"]
 
 Image = Float[Tensor, "batch channels *spatial"]
 
 # Of solvers' steps, which shrink a residual by this much at most where the derivative is known so well.
 _STEP_TOLERANCE = 1e-3
 _MOST_PRODUCTS = 20
-
-
-def ball_scale(tokens: Tensor, radius: Float[Tensor, ""], dim: int) -> Tensor:
-    r"""Return :math:`\min(1, \rho / \|x_i\|)`, the factor that projects every token on the ball.
-
-    Args:
-        tokens: Vectors along ``dim``.
-        radius: :math:`\rho`.
-        dim: Which axis; it is kept, with one entry.
-    """
-    scaled = tokens / radius
-    # Squares of huge tokens would overflow. The result does not depend on the peak, so neither does its gradient.
-    peak = scaled.detach().abs().amax(dim, keepdim=True).clamp_min(1.0)
-    # Not by vector_norm: along an axis that is not the last one it takes many times as long.
-    square = (scaled / peak).square().sum(dim, keepdim=True)
-    return square.clamp_min(1.0).rsqrt() / peak
-
-
-@dataclass(frozen=True)
-class Projection:
-    r"""The derivative of the projection on a ball, of each token: :math:`\frac{\rho}{\|x\|} (I - n n^\top)` outside it.
-
-    Args:
-        scale: :math:`\min(1, \rho / \|x\|)`.
-        normal: :math:`n = x / \|x\|` outside the ball, zero inside.
-    """
-
-    scale: Float[Tensor, "batch 1 tokens"]
-    normal: Float[Tensor, "batch channels tokens"]
-
-    @classmethod
-    def at(cls, tokens: Float[Tensor, "batch channels tokens"], radius: Float[Tensor, ""]) -> Projection:
-        """Return the derivative at the given tokens."""
-        scale = ball_scale(tokens, radius, 1)
-        return cls(scale, torch.where(scale < 1.0, tokens / radius * scale, 0.0))
-
-    def apply(self, v: Float[Tensor, "batch channels tokens"]) -> Float[Tensor, "batch channels tokens"]:
-        """Multiply a vector per token; the derivative is symmetric."""
-        return self.scale * (v - self.normal * (self.normal * v).sum(1, keepdim=True))
-
-    @property
-    def outside(self) -> Bool[Tensor, " batch"]:
-        """Which samples have a token outside the ball."""
-        return (self.normal != 0).flatten(1).any(1)
-
-    def select(self, samples: Tensor) -> Projection:
-        """Return the derivative of some of the samples."""
-        return Projection(self.scale[samples], self.normal[samples])
-
-    def average(
-        self, mask: Bool[Tensor, "batch tokens"] | None = None
-    ) -> Float[Tensor, "batch channels channels"]:
-        """Return the mean derivative of the (valid) tokens, a symmetric matrix."""
-        scale = self.scale if mask is None else self.scale.masked_fill(~mask[:, None], 0.0)
-        count = scale.shape[2] if mask is None else mask.sum(1)[:, None, None].clamp_min(1)
-        identity = torch.eye(self.normal.shape[1], dtype=scale.dtype, device=scale.device)
-        return (scale.sum(2)[..., None] * identity - (scale * self.normal) @ self.normal.mT) / count
 
 
 class Basis(ABC):

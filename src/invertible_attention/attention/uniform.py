@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
+from invertible_attention.attention.ball import Projection, project_on_ball
 from invertible_attention.attention.context import ContextTerms
 from invertible_attention.attention.mask import AttentionMask
-from invertible_attention.attention.mean_field import LinearPart, Projection, ball_scale
+from invertible_attention.attention.mean_field import LinearPart
 
 __all__ = ["Uniform"]
 
@@ -61,7 +62,7 @@ class Uniform:
         return value if self.seen.mask is None else value * self.seen.mask.view(-1, 1, *self.spatial)
 
     def _project(self, tokens: Tensor) -> Tensor:
-        return tokens if self.radius is None else tokens * ball_scale(tokens, self.radius, -1)
+        return tokens if self.radius is None else project_on_ball(tokens, self.radius)
 
     def _part(self, projection: Projection | None) -> LinearPart:
         if self.kernel is None:

@@ -29,8 +29,7 @@ class _State:
     """What Anderson remembers of each active sample.
 
     Args:
-        x_differences: differences of successive iterates, each divided by the norm of its residual difference;
-            ``None`` before the first.
+        x_differences: differences of successive iterates, each divided by the norm of its residual difference.
         residual_differences: differences of successive residuals, scaled to norm 1: the least-squares problem
             is then well scaled however far the residuals have fallen.
         used: how many of the places for differences were written to, the same for all samples.
@@ -48,8 +47,8 @@ class _State:
         picard_steps: Picard steps taken from the present best iterate.
     """
 
-    x_differences: Float[Tensor, "active memory features"] | None
-    residual_differences: Float[Tensor, "active memory features"] | None
+    x_differences: Float[Tensor, "active memory features"]
+    residual_differences: Float[Tensor, "active memory features"]
     used: int
     gram: Float[Tensor, "active memory memory"]
     valid: Bool[Tensor, "active memory"]
@@ -127,12 +126,13 @@ class Anderson(Solver):
     def start(self, problem: Problem) -> _State:
         """Return an empty history."""
         z = problem.z
-        batch = len(z)
+        batch, features = z.shape
         wide = {"dtype": wide_dtype(z.device), "device": z.device}
         count = torch.zeros(batch, dtype=torch.int64, device=z.device)
         return _State(
-            x_differences=None,
-            residual_differences=None,
+            # Memory that is not written to costs nothing, and many solves end before there is a difference.
+            x_differences=z.new_empty(batch, self.memory, features),
+            residual_differences=z.new_empty(batch, self.memory, features),
             used=0,
             gram=torch.eye(self.memory, **wide).repeat(batch, 1, 1),
             valid=torch.zeros(batch, self.memory, dtype=torch.bool, device=z.device),
@@ -156,8 +156,6 @@ class Anderson(Solver):
         state, products = self._remember(state, progress)
         state, fallback = self._judge(state, progress, problem)
         used = state.used
-        assert state.x_differences is not None
-        assert state.residual_differences is not None
         gamma, _ = torch.linalg.solve_ex(state.gram[:, :used, :used], products)
         # With regularization=0 the system can be singular: then the sample takes a plain Picard step.
         gamma = torch.nan_to_num(gamma, nan=0.0, posinf=0.0, neginf=0.0).to(problem.z.dtype)[:, None]
@@ -237,32 +235,19 @@ class Anderson(Solver):
         scale = norm[:, None].masked_fill(absent, 1.0).to(difference.dtype)
         newest = (difference / scale).masked_fill_(absent, 0.0)
         cursor = state.cursor
-        if state.x_differences is None or state.residual_differences is None:
-            # Memory that is not written to costs nothing: many solves end before it is full.
-            x_differences = newest.new_empty(len(newest), self.memory, newest.shape[1])
-            residual_differences = torch.empty_like(x_differences)
-        else:
-            x_differences, residual_differences = state.x_differences, state.residual_differences
         used = max(state.used, cursor + 1)
         # The history is large: it is the one thing that is updated in place.
-        x_differences[:, cursor] = ((progress.x - state.x) / scale).masked_fill_(absent, 0.0)
-        residual_differences[:, cursor] = newest
+        state.x_differences[:, cursor] = ((progress.x - state.x) / scale).masked_fill_(absent, 0.0)
+        state.residual_differences[:, cursor] = newest
         state.valid[:, cursor] = usable
         products = inner_products(
-            residual_differences[:, :used], torch.stack([newest, progress.residual], dim=1)
+            state.residual_differences[:, :used], torch.stack([newest, progress.residual], dim=1)
         )
         products *= state.valid[:, :used, None]
         column = products[:, :, 0]
         column[:, cursor] += self.regularization
         state.gram[:, cursor, :used] = state.gram[:, :used, cursor] = column
-        state = replace(
-            state,
-            x_differences=x_differences,
-            residual_differences=residual_differences,
-            used=used,
-            cursor=(cursor + 1) % self.memory,
-        )
-        return state, products[:, :, 1]
+        return replace(state, used=used, cursor=(cursor + 1) % self.memory), products[:, :, 1]
 
 
 def _fall_back(

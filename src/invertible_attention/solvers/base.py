@@ -78,8 +78,8 @@ class Solver(ABC):
             budget: evaluations left per sample, at least 1: the one at the returned iterate.
         """
 
-    def first_guess(self, problem: Problem) -> Float[Tensor, "active features"]:
-        """Return the first iterate: what the branch knows of the solution, else :math:`z`."""
+    def first_guess(self, problem: Problem) -> Float[Tensor, "active features"] | None:
+        """Return the first iterate: what the branch knows of the solution; ``None`` for :math:`z`."""
         return problem.first_guess()
 
     def solve(

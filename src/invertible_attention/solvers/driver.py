@@ -52,8 +52,8 @@ class Method(Protocol):
         """Return the next iterate."""
         ...
 
-    def first_guess(self, problem: Problem) -> Float[Tensor, "active features"]:
-        """Return the first iterate."""
+    def first_guess(self, problem: Problem) -> Float[Tensor, "active features"] | None:
+        """Return the first iterate; ``None`` for :math:`z`."""
         ...
 
     def evaluation_limit(
@@ -202,13 +202,12 @@ def drive(
     zero, none = torch.zeros_like(active), torch.zeros_like(active, dtype=torch.bool)
     status = _Status(zero, zero, zero, scale, residual=scale, solved=none, done=none)
     run = _Run(solver, record, active, problem, Progress.start(problem.z), status, solver.start(problem))
-    x = solver.first_guess(problem)
-    guessed = x is not problem.z
-    x = x if guessed else x.clone()
+    guess = solver.first_guess(problem)
+    x = problem.z.clone() if guess is None else guess
     while run.active.numel() > 0:
         run.evaluate(x)
-        if guessed:
-            guessed, x = False, run.judge_guess(x)
+        if guess is not None:
+            guess, x = None, run.judge_guess(x)
         x = run.release(x)
         if run.active.numel() > 0:
             x = run.step()

@@ -50,9 +50,8 @@ class FixedPoint(Solver):
         """Return the empty state."""
         return _NoState()
 
-    def first_guess(self, problem: Problem) -> Float[Tensor, "active features"]:
-        """Return :math:`z`, as the algorithm has it."""
-        return problem.z
+    def first_guess(self, problem: Problem) -> None:
+        """Start at :math:`z`, as the algorithm does."""
 
     def step(
         self, problem: Problem, state: _NoState, progress: Progress, budget: Int[Tensor, " active"]

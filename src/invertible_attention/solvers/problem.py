@@ -79,19 +79,19 @@ class Problem:
             )
         return output.reshape(x.shape).to(x.dtype)
 
-    def first_guess(self) -> Float[Tensor, "active features"]:
-        """Return what the branch knows of the solution, and ``z`` where it knows nothing.
+    def first_guess(self) -> Float[Tensor, "active features"] | None:
+        """Return what the branch knows of the solution, ``z`` for samples of which that is not finite.
 
         Raises:
             ValueError: the guess has another shape than what it was given.
         """
         guess = getattr(self.branch, "first_guess", None)
         if guess is None or len(self.z) == 0 or self._is_ensemble():
-            return self.z
+            return None
         shaped = self.z.reshape(len(self.z), *self.event_shape)
         found = guess(shaped, *self.args)
         if found is None:
-            return self.z
+            return None
         if found.shape != shaped.shape:
             raise ValueError(
                 f"the first guess must have the shape of z: {tuple(shaped.shape)}, got {tuple(found.shape)}"

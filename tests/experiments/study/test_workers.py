@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,17 @@ def test_unreachable_ray_cluster_is_one_clear_error() -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install invertible-attention[ray]")
     with pytest.raises(ExperimentError, match="no Ray cluster answers at ray://localhost:1 "):
         list(Workers(None, "ray://localhost:1").map(len, [("a",)]))
+
+
+@pytest.mark.slow
+def test_a_worker_may_be_replaced_where_warnings_are_errors():
+    found = []
+    for value in Workers(2).map(lambda n: n, [(1,), (2,)]):
+        # What joblib says in the thread that keeps the workers.
+        warnings.warn(
+            "A worker stopped while some jobs were given to the executor.", UserWarning, stacklevel=1
+        )
+        found.append(value)
+    assert sorted(found) == [1, 2]
+    with pytest.raises(UserWarning, match="a warning after all"):
+        warnings.warn("a warning after all", UserWarning, stacklevel=1)

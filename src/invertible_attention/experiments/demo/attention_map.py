@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...attention import AttentionBranch, InvertibleAttention
-from ...attention.evaluation import project_on_ball
+from ...attention.ball import project_on_ball
 from ...attention.functional.form import Form
 from ...attention.functional.reference import response_matrix
 from ...flows import Sequential

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,9 @@ class Workers:
                 stack.enter_context(
                     parallel_config(backend="loky", n_jobs=self.count, inner_max_num_threads=1)
                 )
+                # Given in the thread that keeps the processes: as an error it would end that, and no result would come.
+                stack.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
             yield
 
 
