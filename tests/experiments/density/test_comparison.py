@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from invertible_attention.experiments.density.comparison import at_time, compare, guarantee
+from invertible_attention.experiments.density.comparison import compare, guarantee, read_curve
 from invertible_attention.experiments.density.configuration import Configuration
 from invertible_attention.experiments.density.figures import draw_differences, leave_out_diverged
 from invertible_attention.experiments.density.tables import STUDY
@@ -15,15 +15,26 @@ from invertible_attention.experiments.report.summary import run_markdown, write_
 
 
 def run(
-    variant: str, seed: int, bits: float | None, *, seconds: float = 10.0, test: float | None = None
+    variant: str,
+    seed: int,
+    bits: float | None,
+    *,
+    seconds: float = 10.0,
+    steps: int = 100,
+    minutes: float | None = None,
+    test: float | None = None,
 ) -> dict:
     return {
         "variant": variant,
         "name": variant,
         "parameters": 100 if variant in ("a", "none") else 101,
-        "configuration": {"seed": seed, "model": "maf" if variant == "maf" else "i-resnet"},
-        "training": {"processor_seconds": seconds, "skipped_steps": 1},
-        "curve": [{"processor_seconds": seconds, "test": bits if test is None else test}],
+        "configuration": {
+            "seed": seed,
+            "model": "maf" if variant == "maf" else "i-resnet",
+            "minutes": minutes,
+        },
+        "training": {"processor_seconds": seconds, "steps": steps, "skipped_steps": 1},
+        "curve": [{"step": steps, "processor_seconds": seconds, "test": bits if test is None else test}],
         "untrained": {"bits_per_dim": 8.0},
         "evaluation": {"bits_per_dim": bits, "exact": True},
         "samples": {"drawn": 4, "converged": 3},
@@ -39,7 +50,7 @@ def study(rows: list[dict], cells: list[dict] | None = None) -> dict:
         "data": {"title": "T", "train_images": 1, "test_images": 1, "shape": [1, 2, 2], "levels": 17},
         "seeds": 2,
         "rows": rows,
-        "cells": cells if cells is not None else [{"run": run_metadata(), "seed": 0, "variant": "another"}],
+        "cells": [cell_of(run(row["variant"], 0, None)) for row in rows] if cells is None else cells,
         "run": run_metadata(),
     }
 
@@ -51,7 +62,7 @@ def cell_of(run: dict) -> dict:
     return run | {
         "seed": run["configuration"]["seed"],
         "run": run_metadata(),
-        "training": run["training"] | {"steps": 1, "seconds": 1.0},
+        "training": run["training"] | {"seconds": 1.0},
         "untrained": score | run["untrained"],
         "evaluation": score | run["evaluation"],
         "samples": run["samples"] | {"walks": 0, "whole_walks": 0},
@@ -83,6 +94,22 @@ def test_equal_time_is_the_fastest_variants_time() -> None:
     # a quarter of the way from 8 to 2
     assert rows[1]["at_equal_time"]["mean"] == pytest.approx(6.5)
     assert rows[1]["difference_at_equal_time"]["mean"] == pytest.approx(3.5)
+
+
+def test_where_time_ends_training_curves_are_read_at_the_steps_of_the_slowest() -> None:
+    slow, fast = run("none", 0, 5.0, steps=10, minutes=1.0), run("maf", 0, 2.0, steps=40, minutes=1.0)
+    rows = compare([slow, fast])
+    assert rows[0]["at_equal_steps"]["mean"] == pytest.approx(5.0)
+    # a quarter of the way from 8 to 2
+    assert rows[1]["at_equal_steps"]["mean"] == pytest.approx(6.5)
+    assert rows[1]["difference_at_equal_steps"]["mean"] == pytest.approx(1.5)
+    assert "at_equal_time" not in rows[0]
+    content = study(rows, [cell_of(slow), cell_of(fast)])
+    content["base"] |= {"minutes": 1.0, "steps": 1_000_000}
+    text = run_markdown(content, Path("a folder"))
+    assert row_of(text, "maf")[1:6] == ["2.0000", "-3.0000", "6.5000", "+1.5000", "40"]
+    assert "1 CPU minutes of batches" in text
+    assert "1000000" not in text.partition("Settings")[0]
 
 
 def test_failed_variant_stays_in_the_table() -> None:
@@ -152,7 +179,7 @@ def test_flat_curves_do_not_penalize_slower_variants(points: int) -> None:
         return [{"processor_seconds": t, "test": 3 + 2 * math.exp(-t / 3)} for t in times]
 
     expected = 3 + 2 * math.exp(-10 / 3)
-    assert at_time(curve(11.0), 10.0) == pytest.approx(expected, abs=0.01)
+    assert read_curve(curve(11.0), "processor_seconds", 10.0) == pytest.approx(expected, abs=0.01)
 
 
 def test_curves_are_not_extrapolated() -> None:
@@ -161,10 +188,10 @@ def test_curves_are_not_extrapolated() -> None:
         {"processor_seconds": 3.0, "test": 4.0},
         {"processor_seconds": 4.0, "test": None},
     ]
-    assert at_time(curve, 2.0) == pytest.approx(4.5)
-    assert at_time(curve, 0.5) is None
-    assert at_time(curve, 3.5) is None
-    assert at_time(curve, 9.0) is None
+    assert read_curve(curve, "processor_seconds", 2.0) == pytest.approx(4.5)
+    assert read_curve(curve, "processor_seconds", 0.5) is None
+    assert read_curve(curve, "processor_seconds", 3.5) is None
+    assert read_curve(curve, "processor_seconds", 9.0) is None
     assert mean_and_error([2.0]) == (2.0, None)
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from invertible_attention.experiments.density.configuration import Configuration
+from invertible_attention.experiments.density.curve import is_due
 from invertible_attention.experiments.density.data import DensityData
 from invertible_attention.experiments.density.network import build_model
 from invertible_attention.experiments.density.training import DensityTraining, initialize, train
@@ -75,6 +76,11 @@ def test_stored_weights_are_the_average(tmp_path: Path) -> None:
     run(tmp_path / "average", averaged)
     run(tmp_path / "last", last, Configuration(**{**SETTINGS.to_json(), "average": 1e-9}))
     assert not same(averaged, last)
+
+
+def test_points_lie_ever_farther_apart_where_no_distance_is_given() -> None:
+    assert [step for step in range(1, 200) if is_due(step, 0)] == [10, 14, 20, 28, 40, 57, 80, 113, 160]
+    assert [step for step in range(1, 20) if is_due(step, 6)] == [6, 12, 18]
 
 
 def test_curve_and_log_have_the_documented_columns(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def test_each_word_changes_only_its_setting() -> None:
     assert (variant.attention_after, variant.normalization) == (("0:0", "1:-1"), "row")
     assert variant.steps == BASE.steps
     assert parse_variant("none", BASE) == BASE
+    assert parse_variant("glow/blocks=4+2", BASE).blocks == (4, 2)
     assert parse_variant("maf", Configuration.choose()).attention == "none"
 
 
@@ -56,6 +57,7 @@ def test_triangular_alone_means_embedded_gaussian_attention_with_four_heads() ->
         ("gaussian/row/all", "two words for its normalization: row and all"),
         ("none/dataset=svhn", "'dataset' cannot be varied"),
         ("none/heads=two", "heads must be a number, got 'two'"),
+        ("glow/blocks=4,4", "blocks must be numbers with \\+ between them, got '4,4'"),
         ("gaussian/heads=0", "heads must be at least 1, got 0"),
         ("gaussian/after=top", "got 'top'"),
     ],

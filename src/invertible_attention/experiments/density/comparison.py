@@ -10,11 +10,19 @@ from typing import Any
 from ..report import mean_and_error
 from .configuration import RESIDUAL
 
-__all__ = ["at_time", "compare", "guarantee", "is_likelihood"]
+__all__ = ["compare", "equal", "guarantee", "is_likelihood", "read_curve"]
+
+AXES = {"time": ("processor_seconds", "processor_seconds"), "steps": ("step", "steps")}
+"""What learning curves are read at, as their points and as a finished training call it."""
 
 
-def at_time(curve: Sequence[dict[str, Any]], seconds: float) -> float | None:
-    """Return test bits per dimension after so many processor seconds of training, interpolated.
+def equal(settings: dict[str, Any]) -> str:
+    """Return at what learning curves are compared: at equal time, or where time ends training, at equal steps."""
+    return "time" if settings["minutes"] is None else "steps"
+
+
+def read_curve(curve: Sequence[dict[str, Any]], axis: str, value: float) -> float | None:
+    """Return test bits per dimension at so many processor seconds of training, or steps, interpolated.
 
     By monotone cubics: a curve that flattens lies below its chords, and straight lines would put every slower
     variant at a disadvantage. ``None`` before the first point, after the last, and where a value was not finite.
@@ -22,13 +30,13 @@ def at_time(curve: Sequence[dict[str, Any]], seconds: float) -> float | None:
     from scipy.interpolate import PchipInterpolator
 
     for before, after in pairwise(curve):
-        if before["processor_seconds"] <= seconds <= after["processor_seconds"]:
+        if before[axis] <= value <= after[axis]:
             if before["test"] is None or after["test"] is None:
                 return None
-            known = {p["processor_seconds"]: p["test"] for p in curve if p["test"] is not None}
+            known = {point[axis]: point["test"] for point in curve if point["test"] is not None}
             if len(known) == 1:
                 return after["test"]
-            return float(PchipInterpolator(list(known), list(known.values()))(seconds))
+            return float(PchipInterpolator(list(known), list(known.values()))(value))
     return None
 
 
@@ -38,23 +46,25 @@ def compare(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Differences are paired: runs with the same seed share data, order of batches, noise, and the weights that
     both have. Equal time is the CPU time of the fastest run of a seed, at which the learning curves
     are read. Where the learning rate decays over the steps, a slower run is read before its own has, which
-    counts against it: limit the time of all instead to compare at equal time alone. Where a run is missing, the
-    others of its variant and its seed are compared.
+    counts against it: limit the time of all instead. Where that is done, the curves are read at equal steps, those
+    of the slowest run of a seed. Where a run is missing, the others of its variant and its seed are compared.
     """
     by_cell = {(run["variant"], run["configuration"]["seed"]): run for run in runs}
     variants = list(dict.fromkeys(variant for variant, _ in by_cell))
     seeds = {variant: sorted(seed for other, seed in by_cell if other == variant) for variant in variants}
+    limit = equal(runs[0]["configuration"])
+    axis, total = AXES[limit]
     shortest = {
-        seed: min(run["training"]["processor_seconds"] for (_, own), run in by_cell.items() if own == seed)
+        seed: min(run["training"][total] for (_, own), run in by_cell.items() if own == seed)
         for _, seed in by_cell
     }
 
     def final(run: dict[str, Any]) -> float | None:
         return run["evaluation"]["bits_per_dim"]
 
-    def timed(run: dict[str, Any]) -> float | None:
-        start = {"processor_seconds": 0.0, "test": run["untrained"]["bits_per_dim"]}
-        return at_time([start, *run["curve"]], shortest[run["configuration"]["seed"]])
+    def at_limit(run: dict[str, Any]) -> float | None:
+        start = {axis: 0, "test": run["untrained"]["bits_per_dim"]}
+        return read_curve([start, *run["curve"]], axis, shortest[run["configuration"]["seed"]])
 
     def difference(measure: Any, variant: str) -> dict[str, Any]:
         both = [seed for seed in seeds[variant] if seed in seeds[variants[0]]]
@@ -83,8 +93,8 @@ def compare(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "failed_samples": sum(r["samples"]["drawn"] - r["samples"]["converged"] for r in own),
                 "bits_per_dim": _summary([final(run) for run in own]),
                 "difference": difference(final, variant),
-                "at_equal_time": _summary([timed(run) for run in own]),
-                "difference_at_equal_time": difference(timed, variant),
+                f"at_equal_{limit}": _summary([at_limit(run) for run in own]),
+                f"difference_at_equal_{limit}": difference(at_limit, variant),
             }
         )
     return rows

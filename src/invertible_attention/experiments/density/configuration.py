@@ -115,7 +115,11 @@ class Configuration(Settings):
     average: float = setting(
         0.999, "Decay per step of the moving average of the weights, which is evaluated.", between(0, 1)
     )
-    evaluate_every: int = setting(2000, "Steps between points of the learning curve.", at_least(1))
+    evaluate_every: int = setting(
+        2000,
+        "Steps between points of the learning curve; 0: points at 10, 14, 20, 28, 40, … steps.",
+        at_least(0),
+    )
     curve_images: int = setting(256, "Test images per point of the learning curve.", at_least(1))
     seed: int = setting(0, "Random seed of weights, order and noise.", at_least(0))
 

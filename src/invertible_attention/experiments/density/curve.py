@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,19 @@ from ..averaging import WeightAverage
 from ..files import finite
 from .evaluation import evaluation_estimator, score
 
-__all__ = ["LearningCurve"]
+__all__ = ["LearningCurve", "is_due"]
+
+
+FIRST = 10
+"""Steps before the first point of a curve whose points lie ever farther apart."""
+
+
+def is_due(step: int, every: int) -> bool:
+    """Return whether a point is taken after ``step`` steps: every so many, or, for 0, at 10, 14, 20, 28, 40, …"""
+    if every:
+        return step % every == 0
+    doublings = round(2 * math.log2(step / FIRST)) / 2
+    return doublings >= 0 and step == round(FIRST * 2**doublings)
 
 
 class LearningCurve(lightning.Callback):
@@ -70,7 +83,7 @@ class LearningCurve(lightning.Callback):
         if settings.minutes is not None and self.processor_seconds > 60 * settings.minutes:
             trainer.should_stop = True
         last = step == settings.steps or trainer.should_stop
-        if trainer.is_global_zero and (last or step % settings.evaluate_every == 0):
+        if trainer.is_global_zero and (last or is_due(step, settings.evaluate_every)):
             self._evaluate(pl_module, step, outputs)
 
     def _evaluate(self, run: Any, step: int, outputs: Any) -> None:

@@ -17,6 +17,9 @@ DASHES = ("-", "--", ":", "-.")
 LONG = 40
 """Names of more characters than this do not fit side by side in a legend."""
 
+SPAN = 10
+"""Where one run has more than so many times the steps of another, their axis is logarithmic."""
+
 PICTURES = (
     FigureKind(
         "samples",
@@ -67,6 +70,9 @@ def draw_curve(runs: list[dict[str, Any]]) -> Figure:
             left.plot([point["step"] for point in points], values, **style, label=label)
             right.plot([point["processor_seconds"] / 60 for point in points], values, **style)
         leave_out_diverged(left, runs)
+        steps = [run["training"]["steps"] for run in runs]
+        if max(steps) > SPAN * min(steps):
+            left.set_xscale("log")
         _label(left, "steps", "test bits/dim")
         _label(right, "CPU minutes of training", None)
         if len(names) > 1:

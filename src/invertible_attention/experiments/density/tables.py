@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 from ..published import TABLE_3
@@ -23,7 +24,7 @@ from ..report import (
     stored_pictures,
     tabulate,
 )
-from .comparison import guarantee, is_likelihood
+from .comparison import equal, guarantee, is_likelihood
 from .configuration import RESIDUAL, Configuration
 from .figures import PICTURES, STUDY_FIGURES, draw_curve
 from .variants import parse_variant
@@ -79,9 +80,15 @@ def _beside(result: Result) -> list[Line]:
         record |= {"bits": _bits(record["evaluation"]), "steps": content["training"]["steps"]}
         return [(content["name"], record, _highlight(Configuration.from_json(content["configuration"])))]
     return [
-        (row["variant"], row | {"bits": _mean_bits(row), "steps": content["base"]["steps"]}, kind)
+        (row["variant"], row | {"bits": _mean_bits(row), "steps": _steps(content, row)}, kind)
         for row, kind in _rows(content)
     ]
+
+
+def _steps(study: dict[str, Any], row: dict[str, Any]) -> int:
+    """Return the steps of a row, the mean over its seeds."""
+    own = [cell["training"]["steps"] for cell in study["cells"] if cell["variant"] == row["variant"]]
+    return round(fmean(own))
 
 
 def _settings(result: Result) -> dict[str, Any]:
@@ -252,8 +259,11 @@ def _study(result: Result) -> Section:
             if cell["variant"] == row["variant"]
         ]
     stored = stored_pictures(result.folder, result.name, STUDY_FIGURES, source)
+    limit = (
+        f"{settings['steps']} steps" if equal(settings) == "time" else f"{settings['minutes']:g} CPU minutes"
+    )
     note = (
-        f"{settings['steps']} steps of batches of {settings['batch_size']}, {content['seeds']} seeds, "
+        f"{limit} of batches of {settings['batch_size']}, {content['seeds']} seeds, "
         f"{content['draws']} draws of the noise per test image."
     )
     return Section(
@@ -277,15 +287,23 @@ STUDY_METHOD = (
 )
 
 
+CURVES_READ = {
+    "time": "At equal time: learning curves read at the CPU time of the fastest variant",
+    "steps": "Time ends training; at equal steps: learning curves read at the steps of the slowest variant",
+}
+
+
 def _comparison(content: dict[str, Any], rows: list[tuple[dict[str, Any], str]], source: Source) -> Table:
     def difference(name: str) -> Callable[[dict[str, Any]], str]:
         return lambda row: _spread(row[name], sign=True) if is_likelihood(row) else "–"
 
+    limit = equal(content["base"])
     columns = (
         Column("bits/dim", _mean_bits),
         Column("difference", difference("difference")),
-        Column("at equal time", lambda row: _bracketed(_spread(row["at_equal_time"]), row)),
-        Column("difference at equal time", difference("difference_at_equal_time")),
+        Column(f"at equal {limit}", lambda row: _bracketed(_spread(row[f"at_equal_{limit}"]), row)),
+        Column(f"difference at equal {limit}", difference(f"difference_at_equal_{limit}")),
+        Column("steps", lambda row: f"{_steps(content, row):,}"),
         Column("CPU min", lambda row: f"{row['processor_seconds'] / 60:.1f}"),
         Column("parameters", lambda row: f"{row['parameters']:,} ({row['parameters_relative']:.3f})"),
         Column("determinants", lambda row: _determinants(row, row["model"])),
@@ -295,8 +313,8 @@ def _comparison(content: dict[str, Any], rows: list[tuple[dict[str, Any], str]],
     )
     caption = (
         "Bits per dimension of test images, mean ± standard error over seeds; lower is better. Differences are paired "
-        f"by seed, from {content['rows'][0]['variant']}; negative is better. At equal time: learning curves read at "
-        "the CPU time of the fastest variant, interpolated by monotone cubics"
+        f"by seed, from {content['rows'][0]['variant']}; negative is better. {CURVES_READ[limit]}, interpolated by "
+        "monotone cubics"
     )
     if content["base"]["decay"]:
         caption += "; the learning rate decays over the steps: a slower variant is read before the end of its schedule"
@@ -358,6 +376,8 @@ STUDY = Kind(
         "rows.*.difference.values": "drawn: differences",
         "rows.*.at_equal_time.values": "drawn: curve",
         "rows.*.difference_at_equal_time.values": "drawn: curve",
+        "rows.*.at_equal_steps.values": "drawn: curve",
+        "rows.*.difference_at_equal_steps.values": "drawn: curve",
         "cells.*.name": "the variant says it",
         "cells.*.curve": "drawn: curve",
     },

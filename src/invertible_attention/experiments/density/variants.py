@@ -42,27 +42,28 @@ ORDER_STUDY = (
 """Contraction against order as the reason to be invertible, and convolutions with as many more weights."""
 
 TABLE_3 = (
+    "none",
     "made",
     "maf",
     "cnf",
     "realnvp",
     "glow",
-    "none",
     "dot_product/certified",
     "concatenation/certified",
     "residual-flow/none",
     "triangular/affine/after=0:0+0:-1",
     "transformer-flow",
 )
-"""The paper's Table 3, what came after it (Residual Flow), and attention that is invertible by order."""
+"""i-ResNet first, the reference; the paper's Table 3, what came after it (Residual Flow), and attention by order."""
 
 
 def parse_variant(text: str, base: Configuration) -> Configuration:
     """Return ``base`` changed as a variant says.
 
     A variant is a list of words divided by ``/``: a model, a response or ``none``, a constraint, a normalization,
-    ``affine``, ``position`` for the positional prior, ``after=0:-1+1:-1`` for places, or ``setting=value`` for any
-    number among the settings. ``triangular`` alone means Embedded Gaussian attention with four heads.
+    ``affine``, ``position`` for the positional prior, ``after=0:-1+1:-1`` for places, ``blocks=4+4+4``, or
+    ``setting=value`` for any number among the settings. ``triangular`` alone means Embedded Gaussian attention with
+    four heads.
 
     Raises:
         ValueError: naming a word that means nothing, or a setting out of range.
@@ -103,10 +104,13 @@ def _setting(name: str, value: str, base: Configuration) -> dict[str, Any]:
     if name == "after":
         return {"attention_after": tuple(value.split("+"))}
     kinds = {field.name: type(getattr(base, field.name)) for field in fields(base)} | {"width": int}
-    if kinds.get(name) not in (int, float):
+    if kinds.get(name) not in (int, float) and name != "blocks":
         numbers = ", ".join(known for known, kind in kinds.items() if kind in (int, float))
         raise ValueError(f"{name!r} cannot be varied: choose among {numbers}")
     try:
+        if name == "blocks":
+            return {name: tuple(int(number) for number in value.split("+"))}
         return {name: kinds[name](value)}
     except ValueError:
-        raise ValueError(f"{name} must be a number, got {value!r}") from None
+        what = "numbers with + between them" if name == "blocks" else "a number"
+        raise ValueError(f"{name} must be {what}, got {value!r}") from None
