@@ -5,6 +5,7 @@ import json
 import pytest
 
 from invertible_attention.experiments.density.configuration import Configuration, parse_places
+from invertible_attention.experiments.density.variants import parse_variant
 
 
 def test_defaults_are_the_paper_s_for_cifar10() -> None:
@@ -54,15 +55,20 @@ def test_json_round_trip() -> None:
     ("given", "name"),
     [
         ({"attention": "none"}, "i-resnet"),
-        ({}, "i-resnet + concatenation, certified"),
+        ({}, "concatenation/certified"),
         (
             {"heads": 4, "position_prior": True, "attention_after": ("0:0", "1:-1"), "constraint": "relaxed"},
-            "i-resnet + concatenation, relaxed (4 heads, position, after 0:0 1:-1)",
+            "concatenation/relaxed/heads=4/position/after=0:0+1:-1",
         ),
+        ({"model": "residual-flow", "normalization": "row"}, "residual-flow/concatenation/certified/row"),
+        ({"attention": "embedded_gaussian", "constraint": "triangular", "heads": 4}, "triangular"),
+        ({"constraint": "triangular"}, "concatenation/triangular/heads=1"),
     ],
 )
-def test_variant_names_are_distinct(given: dict, name: str) -> None:
-    assert Configuration.choose(**given).name == name
+def test_name_is_the_variant_that_builds_the_model(given: dict, name: str) -> None:
+    configuration = Configuration.choose(**given)
+    assert configuration.name == name
+    assert parse_variant(name, Configuration.choose(attention="none")) == configuration
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def density(dataset: str = "digits") -> dict[str, Any]:
     configuration = Configuration.choose(dataset=dataset, attention="concatenation", seed=7)
     return {
         "schema": "invertible-attention/density/1",
-        "name": "i-resnet + concatenation, certified",
+        "name": "concatenation/certified",
         "configuration": configuration.to_json(),
         "data": {
             "title": dataset,

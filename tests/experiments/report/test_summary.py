@@ -173,10 +173,10 @@ def test_measured_numbers_match_the_files(page: Page, reconstructions: Path) -> 
             label = f"certified, {entry['normalization']}"
             evaluations = f"{entry['evaluations_mean']['mean']:.1f}"
             assert any(row[-1].startswith(evaluations) for row in page.rows(label))
-    scores, run = page.rows("i-resnet + concatenation, certified")
-    assert scores[:2] == ["i-resnet + concatenation, certified", "3.2500 ± 0.0100"]
+    scores, run = page.rows("concatenation/certified")
+    assert scores[:2] == ["concatenation/certified", "3.2500 ± 0.0100"]
     assert run[1:] == ["1,234", "60", "0", "1.6", "1.5", "8 of 8", "2 of 2", "–"]
-    assert page.rows("i-resnet + concatenation, certified, untrained")[0][1] == "not finite on 3 values"
+    assert page.rows("concatenation/certified, untrained")[0][1] == "not finite on 3 values"
     compared, in_study = (row for row in page.rows("none") if len(row) > 1)
     assert compared[1] == in_study[1] == "[2.5000 ± 0.2500]"
     assert "diverge" in in_study

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..errors import UsageError
 from ..settings import POSITIVE, Check, Settings, at_least, between, setting
-from ..variants import Normalization, Response
+from ..variants import Normalization, Response, variant
 
 __all__ = ["DIGITS", "QUICK", "RESIDUAL", "Configuration", "Constraint", "Estimator", "parse_places"]
 
@@ -139,16 +139,18 @@ class Configuration(Settings):
 
     @property
     def name(self) -> str:
-        """What to call the model in tables and folders."""
+        """The model, or its variant with attention as commands take it: ``gaussian/certified/heads=2``."""
         if self.attention == "none":
             return self.model
-        extra = [f"{self.heads} heads"] if self.heads > 1 else []
-        extra += ["affine"] if self.affine else []
-        extra += [f"width {self.width}"] if self.width is not None else []
-        extra += ["position"] if self.position_prior else []
-        extra += [f"after {' '.join(self.attention_after)}"] if self.attention_after != ("0:-1",) else []
-        suffix = f" ({', '.join(extra)})" if extra else ""
-        return f"{self.model} + {self.attention}, {self.constraint}{suffix}"
+        usual = 4 if self.constraint == "triangular" else 1
+        words = [self.model] if self.model != RESIDUAL[0] else []
+        words.append(variant(self.attention, self.constraint, self.normalization))
+        words += ["affine"] if self.affine else []
+        words += [f"heads={self.heads}"] if self.heads != usual else []
+        words += [f"width={self.width}"] if self.width is not None else []
+        words += ["position"] if self.position_prior else []
+        words += [f"after={'+'.join(self.attention_after)}"] if self.attention_after != ("0:-1",) else []
+        return "/".join(words).replace("embedded_gaussian/triangular", "triangular")
 
     @classmethod
     def choose(cls, *, quick: bool = False, **given: Any) -> Configuration:
