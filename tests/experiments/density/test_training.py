@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from invertible_attention.experiments.density import training as module
 from invertible_attention.experiments.density.configuration import Configuration
 from invertible_attention.experiments.density.curve import is_due
 from invertible_attention.experiments.density.data import DensityData
@@ -99,6 +100,25 @@ def test_time_limit_ends_training(tmp_path: Path) -> None:
     result = run(tmp_path, build(configuration), configuration)
     assert result["steps"] == 1
     assert [point["step"] for point in result["curve"]] == [1]
+
+
+def test_training_that_time_ends_is_kept_and_reported_in_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_STEPS", 3)
+    configuration = Configuration(**{**SETTINGS.to_json(), "minutes": 5.0, "steps": 10**6})
+    reported: list[int] = []
+
+    def report(seconds: int, loss: float) -> None:
+        reported.append(seconds)
+        if len(reported) == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(build(), data(), configuration, device=CPU, folder=tmp_path, report=report)
+    assert (tmp_path / "training.ckpt").is_file()
+    # Steps would be 1 to 5.
+    assert reported[0] == 0
 
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_counted(

@@ -138,6 +138,7 @@ def train_cell(
     untrained = copy.deepcopy(model)
     if say is not None:
         say(f"{configuration.name} on {data.title}: {count_parameters(model):,} parameters")
+    seconds = None if configuration.minutes is None else round(60 * configuration.minutes)
     training = train(
         model,
         data,
@@ -145,7 +146,7 @@ def train_cell(
         device=place,
         folder=folder,
         parallel=parallel,
-        report=progress.stage("training, bits/dim", configuration.steps),
+        report=progress.stage("training, bits/dim", configuration.steps if seconds is None else seconds),
         report_point=None if say is None else lambda point: say(_line(point)),
     )
     if training is None:

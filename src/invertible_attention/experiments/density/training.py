@@ -23,6 +23,8 @@ from .data import DensityData
 __all__ = ["DensityTraining", "initialize", "train"]
 
 CHECKPOINTS = 50
+CHECKPOINT_STEPS = 200
+"""A checkpoint is written at least this often: a run that time ends may have any number of steps before it."""
 INITIAL_IMAGES = 1024
 """How many images set what sets itself from data (the paper and i-ResNet)."""
 
@@ -130,21 +132,26 @@ def train(
         device: where.
         folder: for checkpoint and logs.
         parallel: how many devices.
-        report: called after every step.
+        report: called after every step with the steps done, or, where time ends training, its CPU seconds.
         report_point: called with every point of the learning curve.
 
     Returns:
         Steps, times without evaluation, and the learning curve; ``None`` on all processes but the first.
     """
-    run = DensityTraining(model, data, configuration, report)
     average = WeightAverage(configuration.average)
     curve = LearningCurve(copy.deepcopy(model), average, report_point)
+
+    def report_seconds(step: int, loss: float) -> None:
+        cast(Report, report)(round(curve.processor_seconds), loss)
+
+    timed = report is not None and configuration.minutes is not None
+    run = DensityTraining(model, data, configuration, report_seconds if timed else report)
     trainer, _ = fit(
         run,
         device,
         folder=folder,
         epochs=1,
-        checkpoint_steps=max(1, configuration.steps // CHECKPOINTS),
+        checkpoint_steps=max(1, min(configuration.steps // CHECKPOINTS, CHECKPOINT_STEPS)),
         callbacks=[average, curve],  # in this order: the new average is what is evaluated
         parallel=parallel,
         logs=True,
