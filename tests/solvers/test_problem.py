@@ -17,7 +17,9 @@ def make_problem(
 
 def test_residual_is_x_plus_g_minus_z():
     z, x = torch.randn(4, 6), torch.randn(4, 6)
-    torch.testing.assert_close(make_problem(torch.sin, z).residual(x), x + x.sin() - z)
+    residual, distance = make_problem(torch.sin, z).residual(x)
+    torch.testing.assert_close(residual, x + x.sin() - z)
+    torch.testing.assert_close(distance, (x - z).double().norm(dim=1))
 
 
 def test_branch_sees_the_shape_of_the_event():

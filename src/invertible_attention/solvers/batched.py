@@ -8,7 +8,7 @@ from torch import Tensor
 
 from invertible_attention._precision import wide_dtype
 
-__all__ = ["choose", "inner_products", "sample_norm", "wide_dtype"]
+__all__ = ["all_on_cpu", "choose", "inner_products", "sample_norm", "wide_dtype"]
 
 _CHUNK = 2**14
 
@@ -33,6 +33,14 @@ def inner_products(
     # In pieces: a wide copy of the whole would double its memory.
     pieces = zip(columns.split(_CHUNK, dim=2), vectors.split(_CHUNK, dim=2), strict=True)
     return sum(torch.bmm(a.to(wide), b.to(wide).mT) for a, b in pieces)  # pyright: ignore[reportReturnType]
+
+
+def all_on_cpu(condition: Bool[Tensor, " batch"]) -> bool:
+    """Return whether a condition holds for every sample, where asking costs less than acting sample by sample.
+
+    Another device would have to be waited for: there the answer is no.
+    """
+    return condition.device.type == "cpu" and bool(condition.all())
 
 
 def choose(

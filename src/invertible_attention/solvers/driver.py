@@ -102,8 +102,8 @@ class _Run:
     def evaluate(self, x: Float[Tensor, "active features"]) -> None:
         """Evaluate the branch at ``x`` and judge every sample by its residual."""
         problem, status = self.problem, self.status
-        self.progress = progress = self.progress.advance(x, problem.residual(x))
-        distance = sample_norm(x - problem.z)
+        residual, distance = problem.residual(x)
+        self.progress = progress = self.progress.advance(x, residual)
         residual = relative_residual(progress.norm, distance, status.scale, x.dtype)
         evaluations = status.evaluations + 1
         limit = status.limit if self.rounds else self.solver.evaluation_limit(residual, problem)
@@ -145,6 +145,7 @@ class _Run:
         status = self.status
         step = self.solver.step(self.problem, self.state, self.progress, status.limit - status.evaluations)
         self.state = step.state
+        self.record.even &= step.evaluations is None
         self.status = replace(
             status,
             evaluations=status.evaluations + (0 if step.evaluations is None else step.evaluations),
@@ -195,10 +196,13 @@ def drive(
     entries of a batch in one kernel call is spared them.
     """
     flat = z.reshape(z.shape[0], math.prod(z.shape[1:])).to(working_dtype(z.dtype))
-    record = Record(z, flat, contraction)
+    problem = Problem(branch, flat, args, tuple(z.shape[1:]), contraction, tolerance)
+    norm = sample_norm(flat)
+    record = Record(z, flat, norm, contraction)
     active = torch.isfinite(flat).all(dim=1).nonzero().flatten()
-    problem = Problem(branch, flat, args, tuple(z.shape[1:]), contraction, tolerance).select(active)
-    scale = 1 + sample_norm(problem.z)
+    if len(active) < len(flat):
+        problem, norm = problem.select(active), norm[active]
+    scale = 1 + norm
     zero, none = torch.zeros_like(active), torch.zeros_like(active, dtype=torch.bool)
     status = _Status(zero, zero, zero, scale, residual=scale, solved=none, done=none)
     run = _Run(solver, record, active, problem, Progress.start(problem.z), status, solver.start(problem))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from invertible_attention._differentiation import functional_transforms_active
 from invertible_attention._mapped import is_mapped
-from invertible_attention.solvers.batched import choose, sample_norm, wide_dtype
+from invertible_attention.solvers.batched import all_on_cpu, choose, sample_norm, wide_dtype
 from invertible_attention.solvers.preconditioner import Preconditioner, gather
 
 __all__ = ["Branch", "Problem", "Progress", "select"]
@@ -105,11 +105,15 @@ class Problem:
             return False
         return is_mapped((*self.branch.parameters(), *self.branch.buffers()))
 
-    def residual(self, x: Float[Tensor, "active features"]) -> Float[Tensor, "active features"]:
-        """Return ``x + branch(x) - z``."""
+    def residual(
+        self, x: Float[Tensor, "active features"]
+    ) -> tuple[Float[Tensor, "active features"], Float[Tensor, " active"]]:
+        """Return ``x + branch(x) - z``, and the distance ``‖x - z‖``."""
         # (x - z) first: near the solution it cancels branch(x), and its rounding is that of branch(x),
         # where (x + branch(x)) would be rounded to the precision of z.
-        return (x - self.z).add_(self.evaluate(x))
+        difference = x - self.z
+        distance = sample_norm(difference)
+        return difference.add_(self.evaluate(x)), distance
 
     @property
     def has_preconditioner(self) -> bool:
@@ -178,6 +182,8 @@ class Progress:
         """Return the state after an evaluation at ``x``."""
         norm = torch.nan_to_num(sample_norm(residual), nan=torch.inf, posinf=torch.inf)
         improved = norm < self.best_norm
+        if all_on_cpu(improved):
+            return Progress(x, residual, norm, x, residual, norm, torch.zeros_like(self.stalled))
         return Progress(
             x=x,
             residual=residual,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from invertible_attention.solvers.batched import choose, sample_norm
+from invertible_attention.solvers.batched import all_on_cpu, choose, sample_norm
 from invertible_attention.solvers.problem import Progress
 from invertible_attention.solvers.solution import Solution
 
@@ -33,31 +35,42 @@ def relative_residual(
     return ((norm + rounding) / scale).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
+@dataclass
+class _Ended:
+    """What samples ended with, in the order of :class:`Solution`'s fields, with the norm of the residual besides."""
+
+    value: Float[Tensor, "samples features"]
+    norm: Float[Tensor, " samples"]
+    residual: Float[Tensor, " samples"]
+    converged: Bool[Tensor, " samples"]
+    evaluations: Int[Tensor, " samples"]
+    iterations: Int[Tensor, " samples"]
+
+
 class Record:
     """Collects the results of samples as they finish, and assembles the solution.
 
     Args:
         z: right-hand sides as given.
         flat: the same, flattened and in the working dtype.
+        z_norm: their norms.
         contraction: certified Lipschitz constant below 1, or ``None``.
+
+    Attributes:
+        even: whether each noted residual is one evaluation after the one before it.
     """
 
     def __init__(
         self,
         z: Float[Tensor, "batch *event"],
         flat: Float[Tensor, "batch features"],
+        z_norm: Float[Tensor, " batch"],
         contraction: float | None,
     ) -> None:
-        self._z, self._flat, self._contraction = z, flat, contraction
-        # Samples that never become active (their z is not finite) keep these.
-        self._value = torch.full_like(flat, torch.nan)
-        self._z_norm = sample_norm(flat)
-        self._norm = torch.full_like(self._z_norm, torch.nan)
-        self._residual = self._norm.clone()
-        self._converged = torch.zeros(z.shape[0], dtype=torch.bool, device=z.device)
-        self._evaluations = torch.zeros(z.shape[0], dtype=torch.int64, device=z.device)
-        self._iterations = torch.zeros_like(self._evaluations)
+        self._z, self._flat, self._z_norm, self._contraction = z, flat, z_norm, contraction
+        self._ended: _Ended | None = None
         self._trace: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.even = True
 
     def trace(
         self,
@@ -79,47 +92,71 @@ class Record:
         iterations: Int[Tensor, " done"],
     ) -> None:
         """Note what ``samples`` ended with: the newest iterate where it is a solution, else the best."""
-        z, scale = self._flat[samples], 1 + self._z_norm[samples]
-        distance = sample_norm(progress.best_x - z)
-        best = relative_residual(progress.best_norm, distance, scale, z.dtype)
-        self._value[samples] = choose(converged, progress.x, progress.best_x)
-        self._norm[samples] = torch.where(converged, progress.norm, progress.best_norm)
-        self._residual[samples] = torch.where(converged, residual, best)
-        self._converged[samples] = converged
-        self._evaluations[samples] = evaluations
-        self._iterations[samples] = iterations
+        value, norm = progress.x, progress.norm
+        if not all_on_cpu(converged):
+            z, scale = self._flat[samples], 1 + self._z_norm[samples]
+            distance = sample_norm(progress.best_x - z)
+            best = relative_residual(progress.best_norm, distance, scale, z.dtype)
+            value = choose(converged, value, progress.best_x)
+            norm = torch.where(converged, norm, progress.best_norm)
+            residual = torch.where(converged, residual, best)
+        ended = _Ended(value, norm, residual, converged, evaluations, iterations)
+        if len(samples) == len(self._flat):
+            self._ended = ended
+            return
+        self._ended = self._ended or self._unsolved()
+        for field in fields(ended):
+            getattr(self._ended, field.name)[samples] = getattr(ended, field.name)
+
+    def _unsolved(self) -> _Ended:
+        """Return what samples keep that never become active, because their z is not finite."""
+        missing = torch.full_like(self._z_norm, torch.nan)
+        never = torch.zeros_like(missing, dtype=torch.int64)
+        return _Ended(
+            torch.full_like(self._flat, torch.nan),
+            missing,
+            missing.clone(),
+            never.bool(),
+            never,
+            never.clone(),
+        )
 
     def solution(self) -> Solution:
         """Return the solution of the whole batch."""
-        value = self._value.to(self._z.dtype)
+        ended = self._ended or self._unsolved()
+        value = ended.value.to(self._z.dtype)
         return Solution(
             value=value.reshape(self._z.shape),
-            converged=self._converged,
-            iterations=self._iterations,
-            evaluations=self._evaluations,
-            residual=self._residual,
-            error_bound=self._error_bound(value),
-            trace=self._assemble_trace(),
+            converged=ended.converged,
+            iterations=ended.iterations,
+            evaluations=ended.evaluations,
+            residual=ended.residual,
+            error_bound=self._error_bound(ended, value),
+            trace=self._assemble_trace(ended.evaluations),
         )
 
-    def _error_bound(self, value: Tensor) -> Float[Tensor, " batch"]:
+    def _error_bound(self, ended: _Ended, value: Tensor) -> Float[Tensor, " batch"]:
         if self._contraction is None:
-            return torch.full_like(self._norm, torch.inf)
+            return torch.full_like(ended.norm, torch.inf)
         rounding = _ROUNDING_ALLOWANCE * torch.finfo(self._flat.dtype).eps
-        rounding = rounding * (sample_norm(self._value) + self._z_norm)
-        casting = sample_norm(self._value - value.to(self._value.dtype))
-        bound = (self._norm + rounding) / (1 - self._contraction) + casting
+        rounding = rounding * (sample_norm(ended.value) + self._z_norm)
+        bound = (ended.norm + rounding) / (1 - self._contraction)
+        if value.dtype != ended.value.dtype:
+            bound = bound + sample_norm(ended.value - value.to(ended.value.dtype))
         return bound.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
-    def _assemble_trace(self) -> Float[Tensor, "evaluations batch"]:
-        most = int(self._evaluations.max()) if self._evaluations.numel() else 0
-        trace = self._norm.new_full((most, self._norm.shape[0]), torch.nan)
-        if not self._trace:
+    def _assemble_trace(self, spent: Int[Tensor, " batch"]) -> Float[Tensor, "evaluations batch"]:
+        if self.even:
+            trace = self._z_norm.new_full((len(self._trace), len(spent)), torch.nan)
+            for row, (samples, _, residual) in zip(trace, self._trace, strict=True):
+                row[samples if len(samples) < len(spent) else slice(None)] = residual
             return trace
+        most = int(spent.max())
+        trace = self._z_norm.new_full((most, len(spent)), torch.nan)
         samples, evaluations, residual = map(torch.cat, zip(*self._trace, strict=True))
         rows = torch.arange(most, device=trace.device)[:, None]
         # Where each row was last noted, at or before it.
         noted = torch.zeros_like(trace, dtype=torch.int64)
         noted[evaluations - 1, samples] = evaluations - 1
         trace[evaluations - 1, samples] = residual
-        return trace.gather(0, noted.cummax(0).values).masked_fill(rows >= self._evaluations, torch.nan)
+        return trace.gather(0, noted.cummax(0).values).masked_fill(rows >= spent, torch.nan)
