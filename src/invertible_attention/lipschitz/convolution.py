@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -132,12 +132,16 @@ def norm_upper_bounds(
     """
     weights = [operator.weights if isinstance(operator, Symbols) else operator for operator in operators]
     differentiated = functional_transforms_active() or is_differentiated(weights)
+    if not iterations:  # A square is the result of one.
+        operators = [replace(o, squares=None) if isinstance(o, Symbols) else o for o in operators]
     with exact_arithmetic(weights[0]):
         small = [o for o in operators if isinstance(o, Symbols) and o.fits]
         plain = [o for o in operators if not isinstance(o, Symbols)]
         with torch.no_grad():
-            matrices = [o.every() for o in small]
-            bounds = gram_bounds(matrices if differentiated else [*matrices, *plain], iterations=iterations)
+            matrices = [(o.every(), o.products(iterations)) for o in small]
+            if not differentiated:
+                matrices += [(o, iterations) for o in plain]
+            bounds = _bounds(matrices)
             found = {id(o): o.largest(bound) for o, bound in zip(small, bounds, strict=False)}
             for o in operators:
                 if isinstance(o, Symbols) and not o.fits:
@@ -151,12 +155,24 @@ def norm_upper_bounds(
         chosen = [o.at(found[id(o)][1]) if isinstance(o, Symbols) else o for o in operators]
         bounds = gram_bounds(chosen, iterations=iterations)
         return [
-            # Alone, the matrix may be multiplied in another order and rounded otherwise: keep the larger.
-            o.finish(bound + (found[id(o)][0] - bound.detach()).clamp_min(0), iterations)
+            # Alone, the matrix may be multiplied in another order and rounded otherwise: the value is that without
+            # gradients, so that training and evaluation compute with the same weights.
+            o.finish(bound + (found[id(o)][0] - bound.detach()), iterations)
             if isinstance(o, Symbols)
             else bound
             for o, bound in zip(operators, bounds, strict=True)
         ]
+
+
+def _bounds(matrices: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
+    """Bound matrices after so many Gram products each."""
+    found: dict[int, Tensor] = {}
+    for iterations in {count for _, count in matrices}:
+        own = [index for index, (_, count) in enumerate(matrices) if count == iterations]
+        found |= zip(
+            own, gram_bounds([matrices[index][0] for index in own], iterations=iterations), strict=True
+        )
+    return [found[index] for index in range(len(matrices))]
 
 
 @_takes_geometry

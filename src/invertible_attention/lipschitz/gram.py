@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ def gram_bound(
         = \Big(\sum_i \sigma_i^{2^{t+1}}\Big)^{1/2^{t+1}} \quad \text{for every } t,
 
     and the excess over :math:`\|W\|_2` shrinks at least by half (in the logarithm) with every iteration.
-    Each iterate is divided by its Frobenius norm :math:`s_t`, so nothing over- or underflows, and the
+    Iterates are divided by their Frobenius norms :math:`s_t`, so nothing over- or underflows, and the
     bound is the product :math:`s_0 \sqrt{s_1 \sqrt{s_2 \cdots}}`. A complex matrix :math:`A + iB` is the real one
     :math:`\begin{pmatrix} A & -B \\ B & A \end{pmatrix}`, whose singular values are its own, each of them twice.
 
@@ -138,21 +138,20 @@ class _Gram(torch.autograd.Function):
 def _bound(W: Float[Tensor, "batch m n"], iterations: int) -> Float[Tensor, " batch"]:
     inner, size = W.shape[-2:]
     matrix, peak, zero = _scaled(W)
-    norms = []
+    norms: list[Tensor | None] = []
     for step in range(iterations + 1):
         matrix = matrix if step == 0 else _product(matrix, matrix)
         if step < iterations:
-            norms.append(torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True))
-            matrix = matrix / norms[-1]
+            matrix, norm = _normalized(matrix, step)
+            norms.append(norm)
     # Only the last norm must be exact: an error of the others is undone by the division.
     bound = last = (matrix * matrix).sum(-1, keepdim=True).sum(-2, keepdim=True).sqrt()
-    for norm in norms[::-1]:
-        bound = norm * bound.sqrt()
+    bound = _unwound(norms, bound)
     # A sum of squares over rows and columns; the root halves what it is wrong by.
     slack = 8.0 + (size if iterations else (inner + size) / 2) / 2**iterations
     if iterations:
         # The ratio ‖G‖²_F/‖G‖²_2 falls from product to product, so that of the first bounds them all.
-        first = [*norms[1:], last][0].detach()
+        first = (last if iterations == 1 else cast(Tensor, norms[1])).detach()
         slack = (_product_error(inner) + _product_error(size)) / first.square() + slack
     unit = torch.finfo(W.dtype).eps / 2
     smallest = torch.finfo(W.dtype).smallest_normal * torch.finfo(W.dtype).eps
@@ -164,18 +163,31 @@ def _derivative(W: Float[Tensor, "batch m n"], iterations: int) -> Float[Tensor,
     """Return the derivative of the bound without its inflation: W G_1 ⋯ G_t, of the length that is known."""
     matrix, _, zero = _scaled(W)
     matrix = start = matrix / torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
-    norms = []
+    norms: list[Tensor | None] = [None]
     direction = start
-    for _ in range(iterations):
-        matrix = _product(matrix, matrix)
-        norms.append(torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True))
-        matrix = matrix / norms[-1]
+    for step in range(1, iterations + 1):
+        matrix, norm = _normalized(_product(matrix, matrix), step, always=step == iterations)
+        norms.append(norm)
         direction = torch.bmm(direction, matrix)
-    length = torch.ones_like(start[:, :1, :1])
-    for norm in norms[::-1]:
-        length = (norm * length).sqrt()
+    last = norms[-1] if norms[-1] is not None else torch.ones_like(start[:, :1, :1])
+    length = _unwound(norms[:-1], last)
     along = (direction * start).sum((-2, -1), keepdim=True)
     return direction * (length / along * ~zero)
+
+
+def _normalized(matrix: Tensor, step: int, *, always: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Divide an iterate by its norm, every other time: of norm 1 and rank r, its next two have at least r^(-3/2)."""
+    if not always and step and step % 2 == 0:
+        return matrix, None
+    norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
+    return matrix / norm, norm
+
+
+def _unwound(norms: Sequence[Tensor | None], last: Tensor) -> Tensor:
+    """Return the norm of the first iterate from those that were divided by, and that of the last one."""
+    for norm in norms[::-1]:
+        last = last.sqrt() if norm is None else norm * last.sqrt()
+    return last
 
 
 def _scaled(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:

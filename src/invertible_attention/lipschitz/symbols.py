@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from invertible_attention._precision import wide_dtype
 from invertible_attention.lipschitz.geometry import Geometry, PaddingMode, per_axis
 from invertible_attention.lipschitz.gram import exact_arithmetic, gram_bounds, repeated_twice, working_dtype
 
-__all__ = ["Symbols"]
+__all__ = ["Squares", "Symbols"]
 
 _CHUNK = 2**21  # entries of the transform held at once: small enough for the cache of a CPU core
+_MOST_TAPS, _MOST_COLUMNS = 64, 512  # of kernels whose pairs of taps are held at once
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Symbols:
         taps: The kernels again, ``(taps, layers · groups · out · in)``.
         phases: Of :math:`e^{i\omega}` as a real matrix, ``(2, 2, frequencies, taps)``; ``None`` where zero is the only
             frequency.
+        squares: How to get at :math:`\\hat K^*\\hat K` instead, where that is much smaller; ``None`` where it is not.
         groups: Number of groups.
         correction: Factor that makes up for the frequencies that are not looked at.
     """
@@ -36,6 +39,7 @@ class Symbols:
     peak: Float[Tensor, " layers"]
     taps: Float[Tensor, "taps entries"]
     phases: Float[Tensor, "2 2 frequencies taps"] | None
+    squares: Squares | None
     groups: int
     correction: float
 
@@ -66,19 +70,33 @@ class Symbols:
             weights = weights / peak.reshape(-1, *[1] * (weights.ndim - 1))
             taps = weights.flatten(3).permute(3, 0, 1, 2).flatten(1)
             phases = None if math.prod(counts) == 1 else _phases(kernel, counts, weights)
-        return Symbols(weights, peak, taps, phases, geometry.groups, correction)
+            squares = None if phases is None else Squares.of(weights.detach(), counts, geometry.groups)
+        return Symbols(weights, peak, taps, phases, squares, geometry.groups, correction)
 
     @property
     def fits(self) -> bool:
         """Whether the symbols of all frequencies may be held at once."""
-        return self.phases is None or self.phases.shape[2] * 4 * self.taps.shape[1] <= _CHUNK
+        return self.phases is None or self._scanned[1].shape[2] * 4 * self._scanned[0].shape[1] <= _CHUNK
+
+    @property
+    def _scanned(self) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
+        """Coefficients, phases, and shapes of the matrices whose norms say which frequency's is largest."""
+        assert self.phases is not None
+        if self.squares is None:
+            return self.taps.detach(), self.phases, self._shape
+        return self.squares.lags, self.squares.phases, self.squares.shape
+
+    def products(self, iterations: int) -> int:
+        """Return how many Gram products are left for the matrices of :meth:`every`."""
+        return iterations - 1 if self.squares is not None and iterations else iterations
 
     def every(self, phases: Tensor | None = None) -> Float[Tensor, "frequencies groups m n"]:
         """Return the matrices at all frequencies, or those of ``phases``; layers and groups are one axis."""
-        phases, taps = self.phases if phases is None else phases, self.taps.detach()
-        if phases is None:
-            return taps.sum(0).reshape(1, *self._shape)
-        return _as_real((phases.flatten(0, 2) @ taps).unflatten(0, (2, 2, -1)), self._shape)
+        if self.phases is None:
+            return self.taps.detach().sum(0).reshape(1, *self._shape)
+        taps, every, shape = self._scanned
+        phases = every if phases is None else phases
+        return _as_real((phases.flatten(0, 2) @ taps).unflatten(0, (2, 2, -1)).to(self.taps.dtype), shape)
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -87,16 +105,18 @@ class Symbols:
 
     def largest(self, bounds: Float[Tensor, "frequencies groups"]) -> tuple[Tensor, Tensor]:
         """Return each layer's largest bound over frequencies and groups, and where it is."""
+        if self.squares is not None:
+            bounds = self.squares.roots(bounds)
         every = bounds.unflatten(-1, (-1, self.groups)).transpose(0, 1).flatten(1)
         largest, index = every.max(1)
         return largest, index
 
     def search(self, iterations: int) -> tuple[Tensor, Tensor]:
         """Return what :meth:`largest` does, of bounds computed some frequencies at a time."""
-        assert self.phases is not None
-        rows = max(1, _CHUNK // (4 * self.taps.shape[1]))
-        parts = [self.every(part) for part in self.phases.split(rows, dim=2)]
-        return self.largest(torch.cat([gram_bounds([part], iterations=iterations)[0] for part in parts]))
+        taps, phases, _ = self._scanned
+        rows = max(1, _CHUNK // (4 * taps.shape[1]))
+        parts, products = [self.every(part) for part in phases.split(rows, dim=2)], self.products(iterations)
+        return self.largest(torch.cat([gram_bounds([part], iterations=products)[0] for part in parts]))
 
     def at(self, index: Int[Tensor, " layers"]) -> Float[Tensor, "layers m n"]:
         """Return the matrix of each layer at a place that :meth:`largest` named."""
@@ -118,6 +138,64 @@ class Symbols:
         rounding = (taps + 8) * unit * math.sqrt(taps * rank)
         twice = 1.0 if self.phases is None else repeated_twice(iterations)
         return bounds * (self.peak * ((1 + rounding) * self.correction * (1 + 6 * unit) / twice))
+
+
+@dataclass(frozen=True)
+class Squares:
+    r"""The squares :math:`\hat K^*\hat K(\omega) = \sum_s R_s e^{-i\omega s}` of symbols that are tall or flat.
+
+    :math:`R_s = \sum_t W_t^* W_{t+s}` is the autocorrelation of the kernel: one of 512 by 12 channels has symbols of
+    that size, and squares of 12 by 12.
+
+    Attributes:
+        lags: The autocorrelation, in the wide dtype, ``(lags, layers · groups · n · n)``.
+        phases: As those of the symbols, at the same frequencies.
+        shape: Of the squares: layers · groups, n, n.
+        error: By how much rounding may have changed the norm of a square, at any frequency.
+    """
+
+    lags: Float[Tensor, "lags entries"]
+    phases: Float[Tensor, "2 2 frequencies lags"]
+    shape: tuple[int, int, int]
+    error: Float[Tensor, " groups"]
+
+    @staticmethod
+    def of(
+        weights: Float[Tensor, "layers out_channels in_channels *kernel"], counts: Sequence[int], groups: int
+    ) -> Squares | None:
+        """Return the squares of kernels, ``None`` where they are not much smaller than symbols."""
+        kernel, taps = weights.shape[3:], math.prod(weights.shape[3:])
+        n, m = sorted((weights.shape[1] // groups, weights.shape[2]))
+        if m < 4 * n or taps > _MOST_TAPS or taps * n > _MOST_COLUMNS:
+            return None
+        wide = weights.flatten(3).unflatten(1, (groups, -1)).flatten(0, 1).to(wide_dtype(weights.device))
+        tall = wide if wide.shape[1] == m else wide.transpose(1, 2)
+        columns = tall.permute(0, 3, 2, 1).flatten(1, 2)
+        # Of every pair of taps, then of pairs that are as far apart.
+        pairs = (columns @ columns.mT).unflatten(2, (taps, n)).unflatten(1, (taps, n))
+        lags = _apart(kernel, wide) @ pairs.permute(1, 3, 0, 2, 4).reshape(taps * taps, -1)
+        # No square exceeds the sum of the autocorrelations, and none of these the sum of products of taps.
+        most = torch.linalg.vector_norm(columns.unflatten(1, (taps, n)), dim=(2, 3)).sum(1).square()
+        unit, own = torch.finfo(wide.dtype).eps / 2, torch.finfo(weights.dtype).eps / 2
+        error = most * (2 * own + 2 * (taps * m + len(lags) + 32) * unit)
+        phases = _phases([2 * k - 1 for k in kernel], counts, wide)
+        return Squares(lags, phases, (len(wide), n, n), error)
+
+    def roots(self, bounds: Float[Tensor, "frequencies groups"]) -> Float[Tensor, "frequencies groups"]:
+        """Return bounds of symbols from those of their squares."""
+        roots = (bounds + self.error).sqrt() * (1 + 4 * torch.finfo(bounds.dtype).eps)
+        return roots.to(bounds.dtype)
+
+
+def _apart(kernel: Sequence[int], like: Tensor) -> Float[Tensor, "lags pairs"]:
+    """Return which pairs of taps are how far apart, as ones among zeros."""
+    place = torch.zeros(1, 1, dtype=torch.int64)
+    for k in kernel:
+        axis = torch.arange(k)
+        apart = axis - axis[:, None] + k - 1
+        place = (place[:, None, :, None] * (2 * k - 1) + apart[:, None]).flatten(2).flatten(0, 1)
+    lags = torch.arange(math.prod(2 * k - 1 for k in kernel))
+    return (lags[:, None] == place.flatten()).to(like.device, like.dtype)
 
 
 def _as_real(symbols: Float[Tensor, "2 2 frequencies entries"], shape: tuple[int, int, int]) -> Tensor:
