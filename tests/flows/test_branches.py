@@ -158,3 +158,13 @@ def test_gradient_is_that_of_what_is_computed_where_a_part_was_exchanged(exchang
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_lipswish_is_the_same_without_gradients():
+    layer, x = LipSwish(), torch.randn(3, 5)
+    kept = x.clone()
+    with torch.no_grad():
+        value, mapped = layer(x), torch.func.vmap(layer)(x)
+    assert torch.equal(value, layer(x))
+    assert torch.equal(mapped, value)
+    assert torch.equal(x, kept)

@@ -30,7 +30,11 @@ class LipSwish(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function elementwise."""
-        return x * torch.sigmoid(x * F.softplus(self.raw_beta)) / 1.1
+        steep = x * F.softplus(self.raw_beta)
+        if torch.is_grad_enabled():
+            return x * torch.sigmoid(steep) / 1.1
+        # Nothing is kept for a gradient: one buffer serves all operators.
+        return steep.sigmoid_().mul_(x).div_(1.1)
 
 
 register_lipschitz_bound(LipSwish, 1.0)  # for every slope
