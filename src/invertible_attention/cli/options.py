@@ -155,8 +155,9 @@ def _defaults(name: str, default: Any, otherwise: Mapping[str, Mapping[str, Any]
     """Return the default in words, and those that hold otherwise."""
     varied = any(name in values for values in otherwise.values())
     texts = [] if default is None or (default is False and not varied) else [_text(default)]
+    first = default
     for when, values in otherwise.items():
-        if values.get(name, default) != default:
+        if name in values and not values[name] == first == default:
             default = values[name]
             texts.append(f"{when}: {_text(default)}")
     return "; ".join(texts) or False

@@ -44,6 +44,18 @@ def test_warmup_and_averaging_scale_with_short_runs() -> None:
     assert Configuration.choose(dataset="cifar10", steps=1000, evaluate_every=7).evaluate_every == 7
 
 
+def test_where_time_ends_training_few_steps_warm_up() -> None:
+    # Of CIFAR-10's 780 a run of minutes may not take as many in all.
+    timed = Configuration.choose(dataset="cifar10", minutes=5.0)
+    assert (timed.warmup, timed.average, timed.evaluate_every, timed.decay) == (50, 0.99, 0, False)
+    assert timed.steps == Configuration().steps
+    short = Configuration.choose(dataset="cifar10", minutes=5.0, steps=200)
+    assert (short.warmup, short.average, short.evaluate_every) == (10, 0.95, 0)
+    given = Configuration.choose(dataset="cifar10", minutes=5.0, warmup=7, evaluate_every=30)
+    assert (given.warmup, given.evaluate_every) == (7, 30)
+    assert Configuration.choose(quick=True, minutes=0.5).warmup == 20
+
+
 def test_json_round_trip() -> None:
     configuration = Configuration.choose(blocks=[1, 2], attention_after=["0:0", "1:-1"], model="i-resnet")
     again = Configuration.from_json(json.loads(json.dumps(configuration.to_json())))

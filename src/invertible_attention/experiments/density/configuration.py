@@ -9,7 +9,7 @@ from ..errors import UsageError
 from ..settings import POSITIVE, Check, Settings, at_least, between, setting
 from ..variants import Normalization, Response, variant
 
-__all__ = ["DIGITS", "QUICK", "RESIDUAL", "Configuration", "Constraint", "Estimator", "parse_places"]
+__all__ = ["DIGITS", "QUICK", "RESIDUAL", "TIMED", "Configuration", "Constraint", "Estimator", "parse_places"]
 
 Model = Literal["i-resnet", "residual-flow", "transformer-flow", "made", "maf", "cnf", "realnvp", "glow"]
 RESIDUAL = ("i-resnet", "residual-flow")
@@ -44,6 +44,8 @@ QUICK: dict[str, Any] = {
     "evaluate_every": 50,
     "curve_images": 100,
 }
+TIMED: dict[str, Any] = {"decay": False, "warmup": 50, "average": 0.99, "evaluate_every": 0}
+"""Where time ends training: how many steps it will take is not known, and no schedule can depend on it."""
 QUICK_STUDY: dict[str, Any] = {"steps": 40, "minutes": 0.05}
 """Of each of many densities: a study of the paper's variants then takes two minutes."""
 FEW = "50000; photos, svhn, celeba, folder: 1000"
@@ -171,8 +173,7 @@ class Configuration(Settings):
         if given.get("model", "i-resnet") not in RESIDUAL:
             chosen["attention"] = "none"
         if given.get("minutes") is not None:
-            # A schedule over steps means nothing where time ends training.
-            chosen["decay"] = False
+            chosen |= TIMED
         if given.get("estimator") == "power-series":
             chosen["terms"] = 5
         chosen |= QUICK if quick else {}
@@ -182,7 +183,7 @@ class Configuration(Settings):
             chosen |= {
                 "warmup": min(whole.warmup, steps // 20),
                 "average": min(whole.average, max(0.5, 1 - 10 / max(1, steps))),
-                "evaluate_every": max(1, min(whole.evaluate_every, steps // 5)),
+                "evaluate_every": min(whole.evaluate_every, max(1, steps // 5)),
             }
         return cls.from_json(chosen | given)
 

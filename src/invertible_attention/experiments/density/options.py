@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from ...cli.options import Options, number
-from .configuration import DIGITS, QUICK, Configuration
+from .configuration import DIGITS, QUICK, TIMED, Configuration
 
 __all__ = ["OTHERWISE", "Draws", "Given"]
 
-OTHERWISE = {"digits": DIGITS, "with --quick": QUICK}
+OTHERWISE = {"digits": DIGITS, "with --minutes": TIMED, "with --quick": QUICK}
 Draws = Annotated[int, number("Dequantizations per image in the evaluation.", 2)]
 
 
