@@ -1,9 +1,10 @@
-"""What it costs to look, whenever a certificate is used, at what is computed.
+"""What a certificate costs: looking at what is computed, whenever it is used, and norms of convolutions.
 
     python benchmarks/certificate.py
 
 Prints, for a forward, a log-determinant and an inverse of a few blocks, the number of operators and the CPU time
-with the check as ratios to those without it, measured in rounds.
+with the check as ratios to those without it; then, of convolutions of many more channels on one side than on the other,
+both for bounds through the squares of their symbols as ratios to those through the symbols. Measured in rounds.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ def unchecked() -> ExitStack:
     return stack
 
 
+def through_symbols() -> ExitStack:
+    """Bound the norm of every convolution through its symbols."""
+    stack = ExitStack()
+    stack.enter_context(mock.patch("invertible_attention.lipschitz.symbols.Squares.of", return_value=None))
+    return stack
+
+
 def measure(call: Callable[[], object]) -> tuple[int, float]:
     """Return the number of operators and the CPU time of one call, in seconds."""
     with Operators() as operators:
@@ -48,6 +56,19 @@ def measure(call: Callable[[], object]) -> tuple[int, float]:
     start = time.process_time()
     call()
     return operators.count, time.process_time() - start
+
+
+def compare(call: Callable[[], object], without: Callable[[], ExitStack], rounds: int) -> str:
+    """Return operators and time of a call as ratios to those under a context."""
+    call()
+    own, others = [], []
+    for _ in range(rounds):
+        own.append(measure(call))
+        with without():
+            others.append(measure(call))
+    (operators, seconds), (fewer, least) = min(own), min(others)
+    ratio = f"operators {operators / fewer:.3f} ({operators}), time {seconds / least:.3f}"
+    return f"{ratio} ({1e3 * seconds:.2f} ms)"
 
 
 def main() -> None:
@@ -72,14 +93,25 @@ def main() -> None:
                 ("inverse", lambda block=block, z=z: block.solve_inverse(z)),
             ):
                 call()
-                checked, trusted = [], []
-                for _ in range(_ROUNDS):
-                    checked.append(measure(call))
-                    with unchecked():
-                        trusted.append(measure(call))
-                (operators, seconds), (fewer, least) = min(checked), min(trusted)
-                ratio = f"operators {operators / fewer:.3f} ({operators}), time {seconds / least:.3f}"
-                print(f"{name}, {what}: {ratio} ({1e3 * seconds:.2f} ms)")
+                print(f"{name}, {what}: {compare(call, unchecked, _ROUNDS)}")
+    for channels, hidden, size in ((12, 64, 16), (12, 512, 16), (48, 512, 8)):
+        weight = torch.randn(hidden, channels, 3, 3)
+        block = ia.flows.Residual(ia.flows.LipschitzConvBranch(channels, hidden, (size, size)))
+        x = torch.randn(8, channels, size, size)
+        for what, call in (
+            (
+                "bound",
+                lambda weight=weight, size=size: ia.lipschitz.convolution_norm_upper_bound(
+                    weight, (size,) * 2
+                ),
+            ),
+            (
+                "training step",
+                lambda block=block, x=x: sum(map(torch.sum, block.forward_and_logdet(x))).backward(),
+            ),
+        ):
+            ratio = compare(call, through_symbols, _ROUNDS // 20)
+            print(f"3×3 convolutions, {channels} to {hidden} channels at {size}×{size}, {what}: {ratio}")
 
 
 if __name__ == "__main__":
