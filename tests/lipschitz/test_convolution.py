@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from invertible_attention.flows import LipschitzConvBranch
 from invertible_attention.lipschitz import (
     convolution_norm_estimate,
     convolution_norm_upper_bound,
@@ -194,8 +195,9 @@ def test_transforms_of_torch_func():
     torch.testing.assert_close(tangent, values[0])
 
 
-def test_compiles_without_graph_breaks():
-    weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("channels", [3, 40])
+def test_compiles_without_graph_breaks(channels: int):
+    weight = torch.randn(channels, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     compiled = torch.compile(convolution_norm_upper_bound, fullgraph=True, backend="aot_eager")
     (gradient,) = torch.autograd.grad(compiled(weight, (8, 8), iterations=4), weight)
     (expected,) = torch.autograd.grad(convolution_norm_upper_bound(weight, (8, 8), iterations=4), weight)
@@ -286,7 +288,7 @@ def test_loose_geometry_arguments_warn():
         assert found == function(weight, (9,), geometry=Geometry(**parts), **start)
 
 
-WIDE = [(8, 2, (3,), 1), (2, 9, (3, 2), 1), (12, 1, (2, 2, 3), 1), (16, 2, (3, 3), 2), (1, 4, (5,), 1)]
+WIDE = [(64, 2, (3,), 1), (2, 64, (3, 2), 1), (48, 1, (2, 2, 3), 1), (64, 2, (3, 3), 2), (1, 60, (5,), 1)]
 
 
 @pytest.mark.parametrize(("out", "into", "kernel", "groups"), WIDE)
@@ -324,6 +326,19 @@ def test_squares_of_symbols_bound_as_the_symbols_do(
 
 
 def test_gradient_through_squares_is_that_of_the_symbol():
-    weight = torch.randn(9, 2, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(40, 1, 3, dtype=torch.float64, requires_grad=True)
+    assert Symbols.of(weight.detach()[None], (8,), Geometry(), None).squares is not None
     assert torch.autograd.gradcheck(lambda w: convolution_norm_upper_bound(w, (8,)), [weight])
     assert torch.autograd.gradgradcheck(lambda w: convolution_norm_upper_bound(w, (8,)), [weight])
+
+
+@pytest.mark.parametrize(
+    ("channels", "hidden", "side"), [(1, 16, 8), (3, 8, 8), (4, 12, 8), (12, 32, 8), (12, 64, 5)]
+)
+def test_training_and_evaluation_compute_with_the_same_weights(channels: int, hidden: int, side: int):
+    branch, x = LipschitzConvBranch(channels, hidden, (side, side)), torch.randn(2, channels, side, side)
+    with torch.no_grad():
+        for parameter in branch.parameters():
+            parameter.mul_(20)
+        value = branch(x)
+    assert torch.equal(branch(x), value)

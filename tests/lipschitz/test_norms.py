@@ -297,3 +297,11 @@ def test_bad_input_error_shows_the_value(function):
 def test_start_of_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(4,\)"):
         spectral_norm_estimate(torch.ones(4, 3), vector=torch.ones(4))
+
+
+@pytest.mark.parametrize("iterations", [7, 30])
+def test_derivative_of_many_iterations_is_finite(iterations: int):
+    weight = torch.eye(64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(gram_bound(weight, iterations=iterations), weight)
+    # All singular values are equal: each has the same share of a gradient of norm 1 along the matrix.
+    torch.testing.assert_close(gradient, torch.eye(64) / 64, rtol=0.1, atol=1e-6)

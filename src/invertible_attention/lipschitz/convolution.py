@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invertible_attention._differentiation import functional_transforms_active, is_differentiated
 from invertible_attention.lipschitz.geometry import Geometry, per_axis, same_pads
-from invertible_attention.lipschitz.gram import exact_arithmetic, gram_bounds, working_dtype
+from invertible_attention.lipschitz.gram import exact_arithmetic, gram_bounds, stack_key, working_dtype
 from invertible_attention.lipschitz.symbols import Symbols
 
 __all__ = [
@@ -134,33 +134,32 @@ def norm_upper_bounds(
     differentiated = functional_transforms_active() or is_differentiated(weights)
     if not iterations:  # A square is the result of one.
         operators = [replace(o, squares=None) if isinstance(o, Symbols) else o for o in operators]
+    small = [o for o in operators if isinstance(o, Symbols) and o.fits]
+    plain = [o for o in operators if not isinstance(o, Symbols)]
+    # Training and evaluation compute with the same weights: the value of a bound is that without gradients, or the
+    # matrix is in a stack of the same matrices, where it is multiplied and rounded alike.
     with exact_arithmetic(weights[0]):
-        small = [o for o in operators if isinstance(o, Symbols) and o.fits]
-        plain = [o for o in operators if not isinstance(o, Symbols)]
         with torch.no_grad():
             matrices = [(o.every(), o.products(iterations)) for o in small]
-            if not differentiated:
-                matrices += [(o, iterations) for o in plain]
-            bounds = _bounds(matrices)
-            found = {id(o): o.largest(bound) for o, bound in zip(small, bounds, strict=False)}
-            for o in operators:
-                if isinstance(o, Symbols) and not o.fits:
-                    found[id(o)] = o.search(iterations)
-        if not differentiated:
-            rest = iter(bounds[len(small) :])
-            return [
-                o.finish(found[id(o)][0], iterations) if isinstance(o, Symbols) else next(rest)
+            keys = {stack_key(matrix) for matrix, products in matrices if products == iterations}
+            scanned = [*small, *(o for o in plain if not differentiated or stack_key(o) in keys)]
+            matrices += [(o, iterations) for o in scanned if not isinstance(o, Symbols)]
+            found = dict(zip(map(id, scanned), _bounds(matrices), strict=True))
+            best = {
+                id(o): o.largest(found[id(o)]) if o.fits else o.search(iterations)
                 for o in operators
-            ]
-        chosen = [o.at(found[id(o)][1]) if isinstance(o, Symbols) else o for o in operators]
-        bounds = gram_bounds(chosen, iterations=iterations)
+                if isinstance(o, Symbols)
+            }
+        found |= {key: bound for key, (bound, _) in best.items()}
+        if differentiated:
+            alone = [o for o in plain if id(o) not in found]
+            found |= zip(map(id, alone), gram_bounds(alone, iterations=iterations), strict=True)
+            again = [o for o in operators if id(o) not in set(map(id, alone))]
+            chosen = [o.at(best[id(o)][1]) if isinstance(o, Symbols) else o for o in again]
+            bounds = gram_bounds(chosen, iterations=iterations)
+            found |= {id(o): b + (found[id(o)] - b.detach()) for o, b in zip(again, bounds, strict=True)}
         return [
-            # Alone, the matrix may be multiplied in another order and rounded otherwise: the value is that without
-            # gradients, so that training and evaluation compute with the same weights.
-            o.finish(bound + (found[id(o)][0] - bound.detach()), iterations)
-            if isinstance(o, Symbols)
-            else bound
-            for o, bound in zip(operators, bounds, strict=True)
+            o.finish(found[id(o)], iterations) if isinstance(o, Symbols) else found[id(o)] for o in operators
         ]
 
 

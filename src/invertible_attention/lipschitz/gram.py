@@ -13,7 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.compiler import assume_constant_result
 
-__all__ = ["as_real", "exact_arithmetic", "gram_bound", "gram_bounds", "repeated_twice", "working_dtype"]
+__all__ = [
+    "as_real",
+    "exact_arithmetic",
+    "gram_bound",
+    "gram_bounds",
+    "repeated_twice",
+    "stack_key",
+    "working_dtype",
+]
 
 
 def gram_bound(
@@ -87,9 +95,7 @@ def gram_bounds(
     tall = [matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT for matrix in matrices]
     stacks: dict[object, list[int]] = {}
     for index, matrix in enumerate(tall):
-        rows, columns = matrix.shape[-2:]
-        size = 1 << (max(rows, 64) - 1).bit_length(), 1 << (max(columns, 16) - 1).bit_length()
-        stacks.setdefault((size, matrix.dtype, matrix.device), []).append(index)
+        stacks.setdefault(stack_key(matrix), []).append(index)
     bounds = list(tall)
     for indices in stacks.values():
         rows = max(tall[index].shape[-2] for index in indices)
@@ -101,6 +107,13 @@ def gram_bounds(
         for index, part in zip(indices, parts, strict=True):
             bounds[index] = part.reshape(tall[index].shape[:-2])
     return bounds
+
+
+def stack_key(matrix: Float[Tensor, "*batch m n"]) -> object:
+    """Return what matrices have in common that are bounded in one stack."""
+    rows, columns = max(matrix.shape[-2:]), min(matrix.shape[-2:])
+    size = 1 << (max(rows, 64) - 1).bit_length(), 1 << (max(columns, 16) - 1).bit_length()
+    return size, matrix.dtype, matrix.device
 
 
 def _padded(matrices: Tensor, rows: int, columns: int) -> Tensor:
@@ -142,11 +155,16 @@ def _bound(W: Float[Tensor, "batch m n"], iterations: int) -> Float[Tensor, " ba
     for step in range(iterations + 1):
         matrix = matrix if step == 0 else _product(matrix, matrix)
         if step < iterations:
-            matrix, norm = _normalized(matrix, step)
+            norm = None
+            # Every other time: of norm 1 and rank r, the next two iterates have norms of at least r^(-3/2).
+            if step % 2 or not step:
+                norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
+                matrix = matrix / norm
             norms.append(norm)
     # Only the last norm must be exact: an error of the others is undone by the division.
     bound = last = (matrix * matrix).sum(-1, keepdim=True).sum(-2, keepdim=True).sqrt()
-    bound = _unwound(norms, bound)
+    for norm in norms[::-1]:
+        bound = bound.sqrt() if norm is None else norm * bound.sqrt()
     # A sum of squares over rows and columns; the root halves what it is wrong by.
     slack = 8.0 + (size if iterations else (inner + size) / 2) / 2**iterations
     if iterations:
@@ -163,31 +181,18 @@ def _derivative(W: Float[Tensor, "batch m n"], iterations: int) -> Float[Tensor,
     """Return the derivative of the bound without its inflation: W G_1 ⋯ G_t, of the length that is known."""
     matrix, _, zero = _scaled(W)
     matrix = start = matrix / torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
-    norms: list[Tensor | None] = [None]
+    norms = []
     direction = start
-    for step in range(1, iterations + 1):
-        matrix, norm = _normalized(_product(matrix, matrix), step, always=step == iterations)
-        norms.append(norm)
+    for _ in range(iterations):
+        matrix = _product(matrix, matrix)
+        norms.append(torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True))
+        matrix = matrix / norms[-1]
         direction = torch.bmm(direction, matrix)
-    last = norms[-1] if norms[-1] is not None else torch.ones_like(start[:, :1, :1])
-    length = _unwound(norms[:-1], last)
+    length = torch.ones_like(start[:, :1, :1])
+    for norm in norms[::-1]:
+        length = (norm * length).sqrt()
     along = (direction * start).sum((-2, -1), keepdim=True)
     return direction * (length / along * ~zero)
-
-
-def _normalized(matrix: Tensor, step: int, *, always: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Divide an iterate by its norm, every other time: of norm 1 and rank r, its next two have at least r^(-3/2)."""
-    if not always and step and step % 2 == 0:
-        return matrix, None
-    norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
-    return matrix / norm, norm
-
-
-def _unwound(norms: Sequence[Tensor | None], last: Tensor) -> Tensor:
-    """Return the norm of the first iterate from those that were divided by, and that of the last one."""
-    for norm in norms[::-1]:
-        last = last.sqrt() if norm is None else norm * last.sqrt()
-    return last
 
 
 def _scaled(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:

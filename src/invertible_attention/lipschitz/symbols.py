@@ -17,7 +17,7 @@ from invertible_attention.lipschitz.gram import exact_arithmetic, gram_bounds, r
 __all__ = ["Squares", "Symbols"]
 
 _CHUNK = 2**21  # entries of the transform held at once: small enough for the cache of a CPU core
-_MOST_TAPS, _MOST_COLUMNS = 64, 512  # of kernels whose pairs of taps are held at once
+_MOST_COLUMNS, _MOST_PHASES = 512, 2**20  # of kernels whose autocorrelation and its phases are held at once
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,13 @@ class Squares:
     ) -> Squares | None:
         """Return the squares of kernels, ``None`` where they are not much smaller than symbols."""
         kernel, taps = weights.shape[3:], math.prod(weights.shape[3:])
-        n, m = sorted((weights.shape[1] // groups, weights.shape[2]))
-        if m < 4 * n or taps > _MOST_TAPS or taps * n > _MOST_COLUMNS:
+        sides = weights.shape[1] // groups, weights.shape[2]
+        n, m = min(sides), max(sides)
+        frequencies, apart = _kept(counts), math.prod([2 * k - 1 for k in kernel])
+        # Multiplications of either way up to the first square: of pairs of taps and two transforms, and one product.
+        here = (taps * n) ** 2 * m + 4 * frequencies * apart * n * n
+        there = 4 * frequencies * taps * m * n + 8 * frequencies * n * n * m
+        if 4 * here > there or taps * n > _MOST_COLUMNS or frequencies * apart > _MOST_PHASES:
             return None
         wide = weights.flatten(3).unflatten(1, (groups, -1)).flatten(0, 1).to(wide_dtype(weights.device))
         tall = wide if wide.shape[1] == m else wide.transpose(1, 2)
@@ -194,7 +199,7 @@ def _apart(kernel: Sequence[int], like: Tensor) -> Float[Tensor, "lags pairs"]:
         axis = torch.arange(k)
         apart = axis - axis[:, None] + k - 1
         place = (place[:, None, :, None] * (2 * k - 1) + apart[:, None]).flatten(2).flatten(0, 1)
-    lags = torch.arange(math.prod(2 * k - 1 for k in kernel))
+    lags = torch.arange(math.prod([2 * k - 1 for k in kernel]))
     return (lags[:, None] == place.flatten()).to(like.device, like.dtype)
 
 
@@ -219,6 +224,11 @@ def _frequencies(
         if exact <= count:
             return exact, 1.0
     return count, 1 / math.cos(math.pi * (k - 1) / (2 * count))
+
+
+def _kept(counts: Sequence[int]) -> int:
+    """Return how many frequencies are left without conjugates."""
+    return math.prod([*counts[:-1], counts[-1] // 2 + 1])
 
 
 def _phases(kernel: Sequence[int], counts: Sequence[int], like: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ class Solver(ABC):
     def start(self, problem: Problem) -> Any:
         """Return the state before the first evaluation: a dataclass of tensors, one entry per sample.
 
-        That evaluation need not be at :math:`z`: see :meth:`first_guess`.
+        That evaluation need not be at :math:`z`: see :meth:`first_guess`. Neither this nor another method may write to
+        the tensors of ``problem`` or ``progress``, some of which are the caller's.
         """
 
     @abstractmethod

@@ -32,6 +32,7 @@ def run(
             "seed": seed,
             "model": "maf" if variant == "maf" else "i-resnet",
             "minutes": minutes,
+            "steps": 100,
         },
         "training": {"processor_seconds": seconds, "steps": steps, "skipped_steps": 1},
         "curve": [{"step": steps, "processor_seconds": seconds, "test": bits if test is None else test}],
@@ -104,12 +105,18 @@ def test_where_time_ends_training_curves_are_read_at_the_steps_of_the_slowest() 
     assert rows[1]["at_equal_steps"]["mean"] == pytest.approx(6.5)
     assert rows[1]["difference_at_equal_steps"]["mean"] == pytest.approx(1.5)
     assert "at_equal_time" not in rows[0]
+    # Minutes that no run needed end nothing.
+    whole = [run("none", 0, 5.0, minutes=60.0), run("maf", 0, 2.0, minutes=60.0, seconds=40.0)]
+    assert compare(whole)[1]["at_equal_time"]["mean"] == pytest.approx(6.5)
     content = study(rows, [cell_of(slow), cell_of(fast)])
     content["base"] |= {"minutes": 1.0, "steps": 1_000_000}
     text = run_markdown(content, Path("a folder"))
     assert row_of(text, "maf")[1:6] == ["2.0000", "-3.0000", "6.5000", "+1.5000", "40"]
     assert "1 CPU minutes of batches" in text
     assert "1000000" not in text.partition("Settings")[0]
+    # A table of an earlier version has no curves to read.
+    content["rows"] = [{k: v for k, v in row.items() if not k.endswith("equal_steps")} for row in rows]
+    assert row_of(run_markdown(content, Path("a folder")), "maf")[3:5] == ["–", "–"]
 
 
 def test_failed_variant_stays_in_the_table() -> None:

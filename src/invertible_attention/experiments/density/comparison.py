@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,9 +16,14 @@ AXES = {"time": ("processor_seconds", "processor_seconds"), "steps": ("step", "s
 """What learning curves are read at, as their points and as a finished training call it."""
 
 
-def equal(settings: dict[str, Any]) -> str:
-    """Return at what learning curves are compared: at equal time, or where time ends training, at equal steps."""
-    return "time" if settings["minutes"] is None else "steps"
+def equal(settings: dict[str, Any], steps: Iterable[int]) -> str:
+    """Return at what learning curves are compared: at equal time, or where time ended training, at equal steps.
+
+    Args:
+        settings: those that all runs share.
+        steps: that the runs took.
+    """
+    return "steps" if settings["minutes"] is not None and min(steps) < settings["steps"] else "time"
 
 
 def read_curve(curve: Sequence[dict[str, Any]], axis: str, value: float) -> float | None:
@@ -52,7 +57,7 @@ def compare(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     by_cell = {(run["variant"], run["configuration"]["seed"]): run for run in runs}
     variants = list(dict.fromkeys(variant for variant, _ in by_cell))
     seeds = {variant: sorted(seed for other, seed in by_cell if other == variant) for variant in variants}
-    limit = equal(runs[0]["configuration"])
+    limit = equal(runs[0]["configuration"], [run["training"]["steps"] for run in runs])
     axis, total = AXES[limit]
     shortest = {
         seed: min(run["training"][total] for (_, own), run in by_cell.items() if own == seed)

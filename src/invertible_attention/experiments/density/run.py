@@ -138,7 +138,9 @@ def train_cell(
     untrained = copy.deepcopy(model)
     if say is not None:
         say(f"{configuration.name} on {data.title}: {count_parameters(model):,} parameters")
-    seconds = None if configuration.minutes is None else round(60 * configuration.minutes)
+    stage = ("training, bits/dim", configuration.steps)
+    if configuration.minutes is not None:
+        stage = ("training, CPU seconds", max(1, round(60 * configuration.minutes)))
     training = train(
         model,
         data,
@@ -146,7 +148,7 @@ def train_cell(
         device=place,
         folder=folder,
         parallel=parallel,
-        report=progress.stage("training, bits/dim", configuration.steps if seconds is None else seconds),
+        report=progress.stage(*stage),
         report_point=None if say is None else lambda point: say(_line(point)),
     )
     if training is None:

@@ -85,6 +85,10 @@ def _beside(result: Result) -> list[Line]:
     ]
 
 
+def _equal(study: dict[str, Any]) -> str:
+    return equal(study["base"], [cell["training"]["steps"] for cell in study["cells"]])
+
+
 def _steps(study: dict[str, Any], row: dict[str, Any]) -> int:
     """Return the steps of a row, the mean over its seeds."""
     own = [cell["training"]["steps"] for cell in study["cells"] if cell["variant"] == row["variant"]]
@@ -260,7 +264,7 @@ def _study(result: Result) -> Section:
         ]
     stored = stored_pictures(result.folder, result.name, STUDY_FIGURES, source)
     limit = (
-        f"{settings['steps']} steps" if equal(settings) == "time" else f"{settings['minutes']:g} CPU minutes"
+        f"{settings['steps']} steps" if _equal(content) == "time" else f"{settings['minutes']:g} CPU minutes"
     )
     note = (
         f"{limit} of batches of {settings['batch_size']}, {content['seeds']} seeds, "
@@ -287,6 +291,7 @@ STUDY_METHOD = (
 )
 
 
+UNKNOWN = {"mean": None, "standard_error": None, "values": []}
 CURVES_READ = {
     "time": "At equal time: learning curves read at the CPU time of the fastest variant",
     "steps": "Time ends training; at equal steps: learning curves read at the steps of the slowest variant",
@@ -297,7 +302,12 @@ def _comparison(content: dict[str, Any], rows: list[tuple[dict[str, Any], str]],
     def difference(name: str) -> Callable[[dict[str, Any]], str]:
         return lambda row: _spread(row[name], sign=True) if is_likelihood(row) else "–"
 
-    limit = equal(content["base"])
+    limit = _equal(content)
+    # Of a table that an earlier version made the curves were not kept.
+    rows = [
+        ({f"{what}at_equal_{limit}": UNKNOWN for what in ("", "difference_")} | row, kind)
+        for row, kind in rows
+    ]
     columns = (
         Column("bits/dim", _mean_bits),
         Column("difference", difference("difference")),
