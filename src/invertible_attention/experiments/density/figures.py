@@ -55,11 +55,12 @@ def draw_curve(runs: list[dict[str, Any]]) -> Figure:
     from matplotlib.figure import Figure as Canvas
 
     with plot_style():
-        canvas = Canvas(figsize=(8, 3.2))
-        left, right = canvas.subplots(1, 2, sharey=True)
         # Of a study the variants, which tell settings apart that a network's name does not have.
         called = [run.get("variant", run["name"]) for run in runs]
         names = list(dict.fromkeys(called))
+        across = 2 if max(map(len, names)) <= LONG else 1
+        canvas = Canvas(figsize=(8, 2.8 + 0.22 * math.ceil(len(names) / across)))
+        left, right = canvas.subplots(1, 2, sharey=True)
         for index, (run, name) in enumerate(zip(runs, called, strict=True)):
             # More runs than colors: the next ones are dashed, then dotted.
             cycle, place = divmod(names.index(name), len(COLORS))
@@ -76,7 +77,7 @@ def draw_curve(runs: list[dict[str, Any]]) -> Figure:
         _label(left, "steps", "test bits/dim")
         _label(right, "CPU minutes of training", None)
         if len(names) > 1:
-            canvas.legend(loc="outside lower center", ncols=2 if max(map(len, names)) <= LONG else 1)
+            canvas.legend(loc="outside lower center", ncols=across)
         png = render_png(canvas)
     return CURVE.of(png)
 
