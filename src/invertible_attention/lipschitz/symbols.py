@@ -30,7 +30,7 @@ class Symbols:
         taps: The kernels again, ``(taps, layers · groups · out · in)``.
         phases: Of :math:`e^{i\omega}` as a real matrix, ``(2, 2, frequencies, taps)``; ``None`` where zero is the only
             frequency.
-        squares: How to get at :math:`\\hat K^*\\hat K` instead, where that is much smaller; ``None`` where it is not.
+        squares: How to get at :math:`\hat K^*\hat K` instead, where that is much smaller; ``None`` where it is not.
         groups: Number of groups.
         correction: Factor that makes up for the frequencies that are not looked at.
     """
@@ -69,8 +69,11 @@ class Symbols:
             peak = peak + (peak == 0)
             weights = weights / peak.reshape(-1, *[1] * (weights.ndim - 1))
             taps = weights.flatten(3).permute(3, 0, 1, 2).flatten(1)
-            phases = None if math.prod(counts) == 1 else _phases(kernel, counts, weights)
-            squares = None if phases is None else Squares.of(weights.detach(), counts, geometry.groups)
+            squares = Squares.of(weights.detach(), counts, geometry.groups)
+            if squares is not None:
+                phases = squares.phases_of_taps(kernel, weights.dtype)
+            else:
+                phases = None if math.prod(counts) == 1 else _phases(kernel, counts, weights)
         return Symbols(weights, peak, taps, phases, squares, geometry.groups, correction)
 
     @property
@@ -171,7 +174,12 @@ class Squares:
         # Multiplications of either way up to the first square: of pairs of taps and two transforms, and one product.
         here = (taps * n) ** 2 * m + 4 * frequencies * apart * n * n
         there = 4 * frequencies * taps * m * n + 8 * frequencies * n * n * m
-        if 4 * here > there or taps * n > _MOST_COLUMNS or frequencies * apart > _MOST_PHASES:
+        if (
+            math.prod(counts) == 1
+            or 4 * here > there
+            or taps * n > _MOST_COLUMNS
+            or frequencies * apart > _MOST_PHASES
+        ):
             return None
         wide = weights.flatten(3).unflatten(1, (groups, -1)).flatten(0, 1).to(wide_dtype(weights.device))
         tall = wide if wide.shape[1] == m else wide.transpose(1, 2)
@@ -185,6 +193,15 @@ class Squares:
         error = most * (2 * own + 2 * (taps * m + len(lags) + 32) * unit)
         phases = _phases([2 * k - 1 for k in kernel], counts, wide)
         return Squares(lags, phases, (len(wide), n, n), error)
+
+    def phases_of_taps(
+        self, kernel: Sequence[int], dtype: torch.dtype
+    ) -> Float[Tensor, "2 2 frequencies taps"]:
+        """Return the phases of the symbols, which are among those of the squares."""
+        lags = self.phases.unflatten(3, [2 * k - 1 for k in kernel])
+        for axis, k in enumerate(kernel):
+            lags = lags.narrow(3 + axis, 0, k)
+        return lags.flatten(3).to(dtype)
 
     def roots(self, bounds: Float[Tensor, "frequencies groups"]) -> Float[Tensor, "frequencies groups"]:
         """Return bounds of symbols from those of their squares."""

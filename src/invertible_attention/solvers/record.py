@@ -37,7 +37,7 @@ def relative_residual(
 
 @dataclass
 class _Ended:
-    """What samples ended with, in the order of :class:`Solution`'s fields, with the norm of the residual besides."""
+    """What samples ended with: fields of :class:`Solution`, and the norm of the residual."""
 
     value: Float[Tensor, "samples features"]
     norm: Float[Tensor, " samples"]

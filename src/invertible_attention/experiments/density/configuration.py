@@ -9,7 +9,17 @@ from ..errors import UsageError
 from ..settings import POSITIVE, Check, Settings, at_least, between, setting
 from ..variants import Normalization, Response, variant
 
-__all__ = ["DIGITS", "QUICK", "RESIDUAL", "TIMED", "Configuration", "Constraint", "Estimator", "parse_places"]
+__all__ = [
+    "DIGITS",
+    "QUICK",
+    "RESIDUAL",
+    "TIMED",
+    "TRIANGULAR",
+    "Configuration",
+    "Constraint",
+    "Estimator",
+    "parse_places",
+]
 
 Model = Literal["i-resnet", "residual-flow", "transformer-flow", "made", "maf", "cnf", "realnvp", "glow"]
 RESIDUAL = ("i-resnet", "residual-flow")
@@ -18,6 +28,9 @@ RESIDUAL = ("i-resnet", "residual-flow")
 Attention = Literal["none", Response]
 Constraint = Literal["certified", "relaxed", "triangular"]
 Estimator = Literal["roulette", "power-series", "exact"]
+
+TRIANGULAR: dict[str, Any] = {"attention": "embedded_gaussian", "heads": 4}
+"""What the word ``triangular`` alone means."""
 
 DIGITS: dict[str, Any] = {
     "size": (8, 8),
@@ -144,15 +157,16 @@ class Configuration(Settings):
         """The model, or its variant with attention as commands take it: ``gaussian/certified/heads=2``."""
         if self.attention == "none":
             return self.model
-        usual = 4 if self.constraint == "triangular" else 1
+        usual = TRIANGULAR if self.constraint == "triangular" else {"attention": None, "heads": 1}
         words = [self.model] if self.model != RESIDUAL[0] else []
-        words.append(variant(self.attention, self.constraint, self.normalization))
+        kind = variant(self.attention, self.constraint, self.normalization)
+        words.append(kind.partition("/")[2] if self.attention == usual["attention"] else kind)
         words += ["affine"] if self.affine else []
-        words += [f"heads={self.heads}"] if self.heads != usual else []
+        words += [f"heads={self.heads}"] if self.heads != usual["heads"] else []
         words += [f"width={self.width}"] if self.width is not None else []
         words += ["position"] if self.position_prior else []
         words += [f"after={'+'.join(self.attention_after)}"] if self.attention_after != ("0:-1",) else []
-        return "/".join(words).replace("embedded_gaussian/triangular", "triangular")
+        return "/".join(words)
 
     @classmethod
     def choose(cls, *, quick: bool = False, **given: Any) -> Configuration:

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Any, get_args
 
 from ..variants import divide
-from .configuration import RESIDUAL, Configuration, Model
+from .configuration import RESIDUAL, TRIANGULAR, Configuration, Model
 
 __all__ = ["FAIR_STUDY", "ORDER_STUDY", "PLACES_AND_HEADS", "TABLE_3", "parse_variant"]
 
@@ -96,7 +96,7 @@ def parse_variant(text: str, base: Configuration) -> Configuration:
     if changes.get("model", RESIDUAL[0]) not in RESIDUAL:
         changes = {"attention": "none"} | changes
     if changes.get("constraint") == "triangular":
-        changes = {"attention": "embedded_gaussian", "heads": 4} | changes
+        changes = TRIANGULAR | changes
     return replace(base, **changes)
 
 
@@ -104,13 +104,12 @@ def _setting(name: str, value: str, base: Configuration) -> dict[str, Any]:
     if name == "after":
         return {"attention_after": tuple(value.split("+"))}
     kinds = {field.name: type(getattr(base, field.name)) for field in fields(base)} | {"width": int}
-    if kinds.get(name) not in (int, float) and name != "blocks":
-        numbers = ", ".join(known for known, kind in kinds.items() if kind in (int, float))
-        raise ValueError(f"{name!r} cannot be varied: choose among {numbers}")
+    readers: dict[str, Any] = {known: kind for known, kind in kinds.items() if kind in (int, float)}
+    readers["blocks"] = lambda value: tuple(map(int, value.split("+")))
+    if name not in readers:
+        raise ValueError(f"{name!r} cannot be varied: choose among {', '.join(readers)}")
     try:
-        if name == "blocks":
-            return {name: tuple(int(number) for number in value.split("+"))}
-        return {name: kinds[name](value)}
+        return {name: readers[name](value)}
     except ValueError:
         what = "numbers with + between them" if name == "blocks" else "a number"
         raise ValueError(f"{name} must be {what}, got {value!r}") from None
