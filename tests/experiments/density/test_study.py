@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from invertible_attention.experiments.density import study as module
 from invertible_attention.experiments.density.configuration import Configuration
 from invertible_attention.experiments.density.study import run_study
 from invertible_attention.experiments.errors import ExperimentError
+
+RESULTS = Path(__file__).parents[3] / "results" / "density"
+PUBLISHED = list(RESULTS.glob("*/study.json"))
 
 TINY = Configuration.choose(
     quick=True,
@@ -66,6 +70,42 @@ def test_variants_and_seeds_are_added_to_a_finished_study(
     # Differences are paired: only of the shared seed.
     assert len(second["rows"][1]["difference"]["values"]) == 1
     assert len(second["rows"][1]["bits_per_dim"]["values"]) == 2
+
+
+@pytest.mark.slow
+def test_study_continues_from_what_was_published_of_it(
+    tmp_path: Path, whole: dict[tuple[str, int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path / "first", ("none",))
+    published = tmp_path / "published"
+    published.mkdir()
+    for name in ("study.json", "figures/curve.png"):
+        shutil.copy(tmp_path / "first" / name, published)
+    train, trained = module.train_cell, []
+
+    def counted(configuration: Configuration, *arguments: Any, **options: Any) -> Any:
+        trained.append((configuration.attention, configuration.seed))
+        return train(configuration, *arguments, **options)
+
+    monkeypatch.setattr(module, "train_cell", counted)
+    with pytest.raises(ExperimentError, match="holds other files"):
+        start(published, ("none",), 2)
+    study = start(published, ("none", "gaussian/certified"), 2, resume=True)
+    assert trained == [("gaussian", 0), ("none", 1), ("gaussian", 1)]
+    assert figures(study) == whole
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in PUBLISHED))
+def test_published_studies_can_be_continued_with_the_same_rows(name: str, tmp_path: Path) -> None:
+    known = json.loads((RESULTS / name / "study.json").read_text())
+    shutil.copy(RESULTS / name / "study.json", tmp_path)
+    module.restore(tmp_path)
+    cells = tmp_path.glob("cells/*/result.json")
+    finished = {cell.parent.name: json.loads(cell.read_text()) for cell in cells}
+    again = module._collect(finished, json.loads((tmp_path / "configuration.json").read_text()))
+    assert again["cells"] == known["cells"]
+    assert again["rows"] == known["rows"]
+    assert all(Configuration.from_json(run["configuration"]).seed == run["seed"] for run in finished.values())
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import ExperimentError
+from ..files import read_json, write_json
 from ..metadata import run_metadata
 from ..report import Figure
-from ..study import CELLS, RESULT, Cell, Report, Study, Workers
+from ..study import CELLS, CONFIGURATION, DATA, RESULT, Cell, Report, Study, Workers
 from ..variants import slug
 from .baselines import check_library
 from .comparison import compare
@@ -21,7 +22,7 @@ from .configuration import Configuration
 from .data import load_data
 from .figures import draw_curve, draw_differences
 from .run import train_cell
-from .tables import STUDY
+from .tables import RUN, STUDY
 from .variants import parse_variant
 
 __all__ = ["run_study"]
@@ -54,7 +55,8 @@ def run_study(
         device: name of the device.
         workers: how many densities are trained at once, and where.
         draws: dequantizations per test image in the evaluation.
-        resume: continue an interrupted study, or add variants and seeds to a finished one.
+        resume: continue an interrupted study, or add variants and seeds to a finished one, of which study.json
+            is enough.
         overwrite: delete an earlier study's results first.
         console: where progress and the table are shown.
 
@@ -74,6 +76,8 @@ def run_study(
         raise ExperimentError(str(error)) from error
     for configuration in parsed.values():
         check_library(configuration)
+    if resume:
+        restore(output)
     study = Study(
         output,
         {"base": base.to_json(), "variants": list(variants), "seeds": seeds, "draws": draws},
@@ -136,6 +140,24 @@ def _brief(run: dict[str, Any]) -> dict[str, Any]:
 def _draw(study: dict[str, Any]) -> list[Figure]:
     figures = [draw_differences(study), draw_curve(study["cells"])]
     return [figure for figure in figures if figure is not None]
+
+
+def restore(output: Path) -> None:
+    """Make cells of what study.json says of them, where it is all that was kept of a study."""
+    if (output / CONFIGURATION).exists() or not (output / "study.json").is_file():
+        return
+    study = read_json(output / "study.json")
+    base = Configuration.from_json(study["base"])
+    for cell in study["cells"]:
+        folder = output / CELLS / slug(cell["variant"], cell["seed"])
+        folder.mkdir(parents=True, exist_ok=True)
+        configuration = replace(parse_variant(cell["variant"], base), seed=cell["seed"]).to_json()
+        write_json(folder / CONFIGURATION, configuration)
+        write_json(folder / DATA, {"fingerprint": study["data"]["fingerprint"]})
+        run = cell | {"schema": RUN.schema, "configuration": configuration, "data": study["data"]}
+        write_json(folder / RESULT, run)
+    # Last: a folder that has it is one that can be continued.
+    write_json(output / CONFIGURATION, {name: study[name] for name in ("base", "variants", "seeds", "draws")})
 
 
 def adopt(output: Path) -> None:

@@ -62,6 +62,8 @@ def study(
     A variant is a model or a response, a constraint, and settings, divided by ``/``:
 
         invertible-attention density study --variants none concatenation/certified/heads=2 maf --seeds 5 --workers 4
+
+    With ``--resume``, variants and seeds are added to a study, of which a folder with its study.json is enough.
     """
     fewer = {"steps": QUICK_STUDY["steps"]} if quick else {}
     seeds = (1 if quick else 3) if seeds is None else seeds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .engine import RESULT, Cell, Report, Study
+from .engine import DATA, RESULT, Cell, Report, Study
 from .folder import CELLS, CHECKPOINT, CONFIGURATION, OutputFolder
 from .progress import RunProgress
 from .workers import Workers
@@ -11,6 +11,7 @@ __all__ = [
     "CELLS",
     "CHECKPOINT",
     "CONFIGURATION",
+    "DATA",
     "RESULT",
     "Cell",
     "OutputFolder",
