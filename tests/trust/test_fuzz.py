@@ -256,7 +256,7 @@ words = st.sampled_from(
         "--help", "--output", "--seed", "--quick", "--resume", "--overwrite", "--device", "--data-dir", "--attack",
         "--epochs", "--steps", "--size", "--responses", "--dataset", "--model", "--samples", "--jobs", "-o", "--",
         "-1", "0", "1", "x", "", "é", "cpu", "nowhere", "/nowhere/at/all", "photos", "gaussian", "1e9", "--seed=-1",
-        "train", "study", "evaluate", "sample", "predict", "..", "\x00", "a,b",
+        "train", "study", "table", "evaluate", "sample", "predict", "..", "\x00", "a,b",
     ]
 )  # fmt: skip
 
@@ -266,6 +266,7 @@ def _nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Runs themselves are not fuzzed: arguments that are accepted end here."""
     from invertible_attention.experiments.audit import campaign, checkpoint_audit
     from invertible_attention.experiments.density import run as density
+    from invertible_attention.experiments.density import study
     from invertible_attention.experiments.reconstruct import run as reconstruct
 
     monkeypatch.chdir(tmp_path)
@@ -275,6 +276,7 @@ def _nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (density, "train_run"),
         (density, "evaluate_run"),
         (density, "sample_run"),
+        (study, "run_study"),
         (reconstruct, "run"),
     ):
         monkeypatch.setattr(module, name, lambda *arguments, **options: {})
