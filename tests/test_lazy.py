@@ -27,6 +27,20 @@ def test_torch_is_not_imported(program):
     assert finished.stdout.splitlines()[-1] == "False"
 
 
+def test_compiler_is_not_imported_by_what_is_not_compiled():
+    """It takes as long to import as PyTorch itself."""
+    program = """
+import sys, torch, invertible_attention as ia
+layer = ia.InvertibleAttention(4)
+z, logdet = layer.forward_and_logdet(torch.randn(2, 4, 3, 3))
+logdet.sum().backward()
+layer.inverse(z)
+print('torch._dynamo' in sys.modules)
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_name_is_importable(package):
     if package.endswith("interop"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.compiler import assume_constant_result
 
 __all__ = [
     "as_real",
@@ -214,7 +213,9 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
     """
     if not tensor.is_floating_point():
         raise ValueError(f"norms are defined for floating point weights, got {tensor.dtype}")
-    if tensor.dtype == torch.float64 or (tensor.device.type in ("cpu", "cuda") and _products_are_rounded()):
+    if tensor.dtype == torch.float64 or (
+        tensor.device.type in ("cpu", "cuda") and _setting(_products_are_rounded)
+    ):
         return torch.float64
     return torch.float32
 
@@ -222,17 +223,20 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
 def exact_arithmetic(tensor: Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast leaves products of ``tensor``'s device alone."""
     device = tensor.device.type
-    if _has_autocast(device):
+    if _setting(torch.amp.is_autocast_available, device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
 
-@assume_constant_result
-def _has_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
+def _setting(function: Callable[..., bool], *args: str) -> bool:
+    """Return what a function of PyTorch's settings returns, a constant to a compiler."""
+    if torch.compiler.is_compiling():
+        from invertible_attention._compiler import constant
+
+        return constant(function, *args)
+    return function(*args)
 
 
-@assume_constant_result
 def _products_are_rounded() -> bool:
     backends = (torch.backends, torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
     settings = {getattr(backend, "fp32_precision", None) for backend in backends} - {None}

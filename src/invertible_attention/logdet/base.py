@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 __all__ = ["LogDetEstimator"]
+
+
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+def _eager(call: Call) -> Call:
+    """Return a function that a compiler calls instead of tracing it."""
+
+    @wraps(call)
+    def eager(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            from invertible_attention._compiler import eagerly
+
+            return eagerly(call, *args, **kwargs)
+        return call(*args, **kwargs)
+
+    return eager  # pyright: ignore[reportReturnType]
 
 
 class LogDetEstimator(ABC):
@@ -34,8 +53,7 @@ class LogDetEstimator(ABC):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if "__call__" in cls.__dict__:
-            eager = torch.compiler.disable(cls.__call__, reason="differentiates the branch")
-            cls.__call__ = eager  # pyright: ignore[reportAttributeAccessIssue]
+            cls.__call__ = _eager(cls.__call__)  # pyright: ignore[reportAttributeAccessIssue]
 
     @abstractmethod
     def __call__(
