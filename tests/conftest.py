@@ -74,6 +74,15 @@ def _threads() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as a process with ``OMP_NUM_THREADS=1`` does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -111,8 +120,8 @@ def data_dir() -> Path:
     return path
 
 
-@pytest.fixture
-def two_processes(tmp_path: Path) -> Callable[..., tuple[list[Any], ModuleType]]:
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[Any], ModuleType]]:
     """Run a script as two processes of a group; return what each saved, and the script as a module.
 
     It is called with its rank, the path of the group's store, that of its output without the rank, and further
@@ -120,7 +129,8 @@ def two_processes(tmp_path: Path) -> Callable[..., tuple[list[Any], ModuleType]]
     """
 
     def run(script: Path, *arguments: str) -> tuple[list[Any], ModuleType]:
-        paths = [str(tmp_path / "store"), str(tmp_path / "rank")]
+        folder = tmp_path_factory.mktemp(script.stem)
+        paths = [str(folder / "store"), str(folder / "rank")]
         processes = [
             subprocess.Popen(
                 [sys.executable, str(script), str(rank), *paths, *arguments],
