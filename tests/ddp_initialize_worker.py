@@ -1,4 +1,4 @@
-"""One of two processes: trains a flow that only the first process loads or initializes."""
+"""One of two processes: trains flows, each loaded or initialized by some of the processes, before the training."""
 
 from __future__ import annotations
 
@@ -51,14 +51,19 @@ def train(flow: torch.nn.Module, batches: list[torch.Tensor], steps: int = 3) ->
         optimizer.step()
 
 
-def main(rank: int, store: str, output: str, way: str, given: str) -> None:
+def main(rank: int, store: str, output: str, *cases: str) -> None:
+    """Train a flow for every ``WAY:RANKS``: a way to prepare it, and the processes that do."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    flow = make_flow()
-    if str(rank) in given:
-        prepare(flow, way)
-    train(DistributedDataParallel(flow), [batch(2).chunk(2)[rank]])
-    torch.save(flow.state_dict(), f"{output}{rank}.pt")
+    states = {}
+    for case in cases:
+        way, _, given = case.partition(":")
+        flow = make_flow()
+        if str(rank) in given:
+            prepare(flow, way)
+        train(DistributedDataParallel(flow), [batch(2).chunk(2)[rank]])
+        states[case] = flow.state_dict()
+    torch.save(states, f"{output}{rank}.pt")
     # Gloo can hang in its teardown if the other process exits first; the results are already saved.
     os._exit(0)
 

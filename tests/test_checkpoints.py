@@ -61,6 +61,7 @@ def test_solutions_and_priors_are_loaded(tmp_path):
 
 PROGRAM = """
 {imports}
+path = {path!r}
 class Lit(lightning.LightningModule):
     def __init__(self, channels, constraint, solver, logdet, response):
         super().__init__()
@@ -75,10 +76,10 @@ SAVE = """
 module = Lit(4, ia.Certified(0.8), ia.FixedPoint(), logdet=ia.Exact(), response=ia.DotProduct)
 trainer = lightning.Trainer(logger=False, enable_checkpointing=False, barebones=True)
 trainer.strategy.connect(module)
-trainer.save_checkpoint(sys.argv[1])
+trainer.save_checkpoint(path)
 """
 LOAD = """
-module = Lit.load_from_checkpoint(sys.argv[1])
+module = Lit.load_from_checkpoint(path)
 layer = module.layer
 print(layer.branch.constraint, layer.solver, layer.logdet, type(layer.branch.response).__name__)
 """
@@ -89,16 +90,14 @@ def test_lightning_loads_a_module_in_a_fresh_process(tmp_path):
     pytest.importorskip("lightning", reason="needs pip install 'invertible-attention[experiments]'")
     path = str(tmp_path / "module.ckpt")
 
-    def run(*lines, body):
-        program = PROGRAM.format(imports="\n".join(["import sys", *lines]), body=body)
-        return subprocess.run(
-            [sys.executable, "-c", program, path], capture_output=True, text=True, check=True
-        )
+    def program(*imports, body):
+        return PROGRAM.format(imports="\n".join(imports), path=path, body=body)
 
     own, theirs = "import invertible_attention as ia", "import lightning"
-    run(own, theirs, body=SAVE)
+    exec(program(own, theirs, body=SAVE), {"__name__": "saving"})
     for imports in [(own, theirs), (theirs, own)]:
-        finished = run(*imports, body=LOAD)
+        command = [sys.executable, "-c", program(*imports, body=LOAD)]
+        finished = subprocess.run(command, capture_output=True, text=True, check=True)
         expected = f"{ia.Certified(0.8)} {ia.FixedPoint()} {ia.Exact()} DotProduct"
         assert finished.stdout.splitlines()[-1] == expected
 

@@ -352,24 +352,30 @@ def test_initialization_synchronizes_the_device_once():
 # Several processes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("way", "processes"),
-    [
-        ("load", "0"),
-        ("assign", "0"),
-        ("initialize", "0"),
-        ("initialize in evaluation", "0"),
-        ("initialize", "1"),
-        ("initialize", "01"),
-        ("nothing", ""),
-    ],
+CASES = (
+    "load:0",
+    "assign:0",
+    "initialize:0",
+    "initialize in evaluation:0",
+    "initialize:1",
+    "initialize:01",
+    "nothing:",
 )
-def test_two_processes_with_one_initialized_agree(two_processes, way, processes):
-    states, module = two_processes(WORKER, way, processes)
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(two_processes):
+    return two_processes(WORKER, *CASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_with_one_initialized_agree(trained_by_two, case):
+    states, module = trained_by_two
+    way, _, processes = case.partition(":")
     flow = module.prepared(way if "0" in processes else "nothing")
     if "0" not in processes:
         flow(module.batch(2))  # initialization uses both processes' first batches together
     module.train(flow, module.batch(2).chunk(2))
     for state in states:
-        torch.testing.assert_close(state, dict(flow.state_dict()))
+        torch.testing.assert_close(state[case], dict(flow.state_dict()))

@@ -258,9 +258,13 @@ def test_damaged_dataset_error_is_one_line(damage, pattern, dataset, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+def _arguments(dataset: Path, output: Path, *more: str) -> list[str]:
+    command = ["camouflage", "train", "--data", str(dataset), "--output", str(output)]
+    return [*command, *TINY[:-1], "6", *more]
+
+
 def _start(dataset: Path, output: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "invertible_attention", "camouflage", "train"]
-    command += ["--data", str(dataset), "--output", str(output), *TINY[:-1], "6", *more]
+    command = [sys.executable, "-m", "invertible_attention", *_arguments(dataset, output, *more)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=output.parent
@@ -273,9 +277,10 @@ def _finish(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_run_resumes_to_the_same_weights(dataset, tmp_path) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_killed_run_resumes_to_the_same_weights(dataset, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    _finish(_start(dataset, whole))
     process = _start(dataset, parts)
     checkpoint = parts / "training.ckpt"
     while process.poll() is None and not checkpoint.exists():
@@ -283,7 +288,8 @@ def test_killed_run_resumes_to_the_same_weights(dataset, tmp_path) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (parts / "model.safetensors").exists()
-    _finish(_start(dataset, parts, "--resume"))
+    assert main(_arguments(dataset, parts, "--resume")) == 0
+    assert main(_arguments(dataset, whole)) == 0
     first, second = (load_file(folder / "model.safetensors") for folder in (whole, parts))
     assert all((first[key] == value).all() for key, value in second.items())
 

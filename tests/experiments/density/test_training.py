@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from invertible_attention.cli import main
 from invertible_attention.experiments.density import training as module
 from invertible_attention.experiments.density.configuration import Configuration
 from invertible_attention.experiments.density.curve import is_due
@@ -137,20 +138,21 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def command(folder: Path, *more: str, steps: int = 100, evaluate_every: int = 50) -> list[str]:
+def arguments(folder: Path, *more: str, steps: int = 100, evaluate_every: int = 50) -> list[str]:
     settings = "--quick --blocks 1 --hidden-channels 4 --train-images 64 --test-images 8 --batch-size 16"
     limits = f"--steps {steps} --evaluate-every {evaluate_every} --draws 2 --device cpu"
-    program = [sys.executable, "-m", "invertible_attention", "density", "train"]
-    return [*program, *settings.split(), *limits.split(), "--output", str(folder), *more]
+    return ["density", "train", *settings.split(), *limits.split(), "--output", str(folder), *more]
+
+
+PROGRAM = [sys.executable, "-m", "invertible_attention"]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole"), env=environment, check=True, capture_output=True)
-
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(command(killed), env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*PROGRAM, *arguments(killed)], env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not (killed / "training.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -158,21 +160,20 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "results.json").exists()
 
-    subprocess.run(command(killed, "--resume"), env=environment, check=True, capture_output=True)
-    one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed))
+    assert main(arguments(killed, "--resume")) == 0
+    assert main(arguments(whole)) == 0
+    one, two = (load_file(folder / "model.safetensors") for folder in (whole, killed))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
-    first, second = (
-        read_json(folder / "results.json")["evaluation"] for folder in (tmp_path / "whole", killed)
-    )
+    first, second = (read_json(folder / "results.json")["evaluation"] for folder in (whole, killed))
     assert first == second
 
 
 @pytest.mark.slow
 def test_two_processes_train_together(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = command(tmp_path / "both", "--devices", "2", steps=6, evaluate_every=3)
-    subprocess.run(arguments, env=environment, check=True, capture_output=True)
+    command = [*PROGRAM, *arguments(tmp_path / "both", "--devices", "2", steps=6, evaluate_every=3)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     results = read_json(tmp_path / "both" / "results.json")
     assert results["training"]["steps"] == 6
     assert results["evaluation"]["bits_per_dim"] < results["untrained"]["bits_per_dim"] + 0.05
