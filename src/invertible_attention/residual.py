@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -223,9 +223,18 @@ class Residual(Bijection):
         self, z: Batch, *, context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Batch, Float[Tensor, " batch"]]:
         """Return the inverse and minus the log-determinant at it. Raises as :meth:`inverse` does."""
-        x = self.inverse(z, context=context, mask=mask)
-        _, logdet = self._logdet(x, context, mask)
+        block = self._with_computed_weights()
+        x = block.inverse(z, context=context, mask=mask)
+        _, logdet = block._logdet(x, context, mask)
         return x, -logdet
+
+    def _with_computed_weights(self) -> Residual:
+        """Return the block with its weights computed, to be evaluated more than once."""
+        if is_bound(self.branch):
+            return self
+        from invertible_attention.flows.bound import bound_blocks
+
+        return cast(Residual, bound_blocks([self])[0])
 
     def _logdet(self, x: Batch, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         own = self._own("forward_and_logdet")

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import invertible_attention as ia
 from invertible_attention import flows
+from invertible_attention.attention.branch import AttentionBranch
 from invertible_attention.flows import i_resnet
 from invertible_attention.lipschitz import (
     Geometry,
@@ -125,6 +126,18 @@ def test_layers_of_a_flow_are_bounded_together(monkeypatch: pytest.MonkeyPatch):
     flow = i_resnet((2, 8, 8), levels=4, blocks=(3, 2), hidden_channels=6)
     flow.log_prob(torch.randint(0, 4, (2, 2, 8, 8)))
     # One call for the flow, whatever the shapes of its three and two blocks.
+    assert len(calls) == 1
+
+
+def test_an_inverse_and_its_logdet_are_of_weights_computed_once(monkeypatch: pytest.MonkeyPatch):
+    calls, compute = [], AttentionBranch._norms
+    monkeypatch.setattr(AttentionBranch, "_norms", lambda self: calls.append(self) or compute(self))
+    layer = ia.InvertibleAttention(4)
+    z = layer(torch.randn(2, 4, 3, 3))
+    calls.clear()
+    x, logdet = layer.inverse_and_logdet(z)
+    assert len(calls) == 1
+    (x.sum() + logdet.sum()).backward()
     assert len(calls) == 1
 
 
