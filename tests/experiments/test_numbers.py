@@ -104,6 +104,16 @@ def write_pairs(root: Path) -> None:
                 Image.fromarray(pixels).save(root / part / kind / f"{number}.png")
 
 
+def allowance(path: str, stored: dict[str, Any]) -> float:
+    """Return by how much a number may differ besides its own share."""
+    parent, _, last = path.rpartition("/")
+    if "/adaptive_" in path:
+        return 5e-3  # of maps cut at a threshold of their own, where pixels cross it one by one
+    # The spread of numbers that are right to so much of themselves is right to so much of them, not of itself.
+    mean = stored.get(f"{parent}/mean") if last in SPREADS else None
+    return max(2e-5, 2e-3 * abs(mean or 0.0))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", COMMANDS)
@@ -115,14 +125,7 @@ def test_small_run_reproduces_the_stored_numbers(name: str, tmp_path: Path) -> N
     assert set(found) >= set(stored)
     for path, expected in stored.items():
         # Another processor rounds differently; another seed, order or method differs more.
-        # The spread of numbers that are right to so much of themselves is right to so much of them, not of itself.
-        parent, _, last = path.rpartition("/")
-        mean = stored.get(f"{parent}/mean") if last in SPREADS else None
-        close = (
-            None
-            if expected is None
-            else pytest.approx(expected, rel=2e-3, abs=max(2e-5, 2e-3 * abs(mean or 0.0)))
-        )
+        close = None if expected is None else pytest.approx(expected, rel=2e-3, abs=allowance(path, stored))
         assert found[path] == close, path
 
 
