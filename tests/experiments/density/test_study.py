@@ -95,6 +95,12 @@ def test_study_continues_from_what_was_published_of_it(
     assert figures(study) == whole
 
 
+def test_another_file_of_that_name_is_not_continued(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text('{"schema": "invertible-attention/density-study/0"}')
+    with pytest.raises(ExperimentError, match="study.json is no study of densities"):
+        start(tmp_path, ("none",), resume=True)
+
+
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in PUBLISHED))
 def test_published_studies_can_be_continued_with_the_same_rows(name: str, tmp_path: Path) -> None:
     known = json.loads((RESULTS / name / "study.json").read_text())

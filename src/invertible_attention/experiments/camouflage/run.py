@@ -26,6 +26,7 @@ from ..study import (
     RunProgress,
     Study,
     Workers,
+    keep,
 )
 from ..study import Cell as StudyCell
 from ..study.folder import differences, rename_cells
@@ -174,7 +175,7 @@ def run_study(
         data = found or load_data(folders, configuration, output, console)
     digest = data.fingerprint()
     cells = [
-        StudyCell(cell.folder, _settings(cell, configuration), (cell, data), str(cell), digest)
+        _study_cell(cell, configuration, digest, data)
         for cell in (Cell(model, seed) for seed in seeds for model in models)
     ]
     report = _report(lambda cell: output / CELLS / cell.folder / MAPS, data)
@@ -210,10 +211,7 @@ def _take_over(results: Path, output: Path, configuration: Configuration, digest
                 f"{results} holds a study of another configuration ({'; '.join(changes)}): choose another --results"
             )
         cell = Cell(result["model"], result["seed"])
-        folder = output / CELLS / cell.folder
-        if not folder.exists():
-            write_json(folder / CONFIGURATION, _settings(cell, configuration))
-            write_json(folder / RESULT, result)
+        keep(output, _study_cell(cell, configuration, digest), result)
 
 
 def adopt(output: Path) -> None:
@@ -233,6 +231,12 @@ def adopt(output: Path) -> None:
 def _today(stored: dict[str, Any]) -> dict[str, Any]:
     """Return what is stored of a network, perhaps by an earlier version, with today's name of its row."""
     return stored | {"model": row_today(stored["model"])} if "model" in stored else stored
+
+
+def _study_cell(
+    cell: Cell, configuration: Configuration, digest: str, data: DetectionData | None = None
+) -> StudyCell:
+    return StudyCell(cell.folder, _settings(cell, configuration), (cell, data), str(cell), digest)
 
 
 def _settings(cell: Cell, configuration: Configuration) -> dict[str, Any]:

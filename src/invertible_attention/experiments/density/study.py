@@ -14,7 +14,8 @@ from ..errors import ExperimentError
 from ..files import read_json, write_json
 from ..metadata import run_metadata
 from ..report import Figure
-from ..study import CELLS, CONFIGURATION, DATA, RESULT, Cell, Report, Study, Workers
+from ..report.kinds import kind_of
+from ..study import CELLS, CONFIGURATION, RESULT, Cell, Report, Study, Workers, keep
 from ..variants import slug
 from .baselines import check_library
 from .comparison import compare
@@ -93,10 +94,7 @@ def run_study(
     data = load_data(base, data_dir).fingerprint
     with study:
         adopt(output)
-    cells = [
-        Cell(slug(text, seed), configuration.to_json(), configuration, f"{text}, seed {seed}", data)
-        for (text, seed), configuration in parsed.items()
-    ]
+    cells = [_cell(text, configuration, data) for (text, _), configuration in parsed.items()]
     return study.run(
         cells,
         partial(train_cell, data_dir=data_dir, device=device, draws=draws),
@@ -110,6 +108,11 @@ def run_study(
             markdown="study.md",
         ),
     )
+
+
+def _cell(text: str, configuration: Configuration, data: str) -> Cell:
+    seed = configuration.seed
+    return Cell(slug(text, seed), configuration.to_json(), configuration, f"{text}, seed {seed}", data)
 
 
 def _collect(finished: dict[str, dict[str, Any]], about: dict[str, Any]) -> dict[str, Any]:
@@ -143,19 +146,23 @@ def _draw(study: dict[str, Any]) -> list[Figure]:
 
 
 def restore(output: Path) -> None:
-    """Make cells of what study.json says of them, where it is all that was kept of a study."""
-    if (output / CONFIGURATION).exists() or not (output / "study.json").is_file():
+    """Make cells of what study.json says of them, where it is all that was kept of a study.
+
+    Raises:
+        ExperimentError: when the file holds something else.
+    """
+    file = output / "study.json"
+    if (output / CONFIGURATION).exists() or not file.is_file():
         return
-    study = read_json(output / "study.json")
+    study = read_json(file)
+    if kind_of(study) != STUDY:
+        raise ExperimentError(f"{file} is no study of densities of this version: choose another --output")
     base = Configuration.from_json(study["base"])
-    for cell in study["cells"]:
-        folder = output / CELLS / slug(cell["variant"], cell["seed"])
-        folder.mkdir(parents=True, exist_ok=True)
-        configuration = replace(parse_variant(cell["variant"], base), seed=cell["seed"]).to_json()
-        write_json(folder / CONFIGURATION, configuration)
-        write_json(folder / DATA, {"fingerprint": study["data"]["fingerprint"]})
-        run = cell | {"schema": RUN.schema, "configuration": configuration, "data": study["data"]}
-        write_json(folder / RESULT, run)
+    data = study["data"]
+    for run in study["cells"]:
+        configuration = replace(parse_variant(run["variant"], base), seed=run["seed"])
+        whole = run | {"schema": RUN.schema, "configuration": configuration.to_json(), "data": data}
+        keep(output, _cell(run["variant"], configuration, data["fingerprint"]), whole)
     # Last: a folder that has it is one that can be continued.
     write_json(output / CONFIGURATION, {name: study[name] for name in ("base", "variants", "seeds", "draws")})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .engine import DATA, RESULT, Cell, Report, Study
+from .engine import RESULT, Cell, Report, Study, keep
 from .folder import CELLS, CHECKPOINT, CONFIGURATION, OutputFolder
 from .progress import RunProgress
 from .workers import Workers
@@ -11,7 +11,6 @@ __all__ = [
     "CELLS",
     "CHECKPOINT",
     "CONFIGURATION",
-    "DATA",
     "RESULT",
     "Cell",
     "OutputFolder",
@@ -19,4 +18,5 @@ __all__ = [
     "RunProgress",
     "Study",
     "Workers",
+    "keep",
 ]

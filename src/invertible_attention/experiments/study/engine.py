@@ -25,7 +25,7 @@ from .folder import CELLS, CHECKPOINT, CONFIGURATION, INTERRUPTED, LOCK, OutputF
 from .progress import RunProgress
 from .workers import Workers
 
-__all__ = ["Cell", "Report", "Study"]
+__all__ = ["RESULT", "Cell", "Report", "Study", "keep"]
 
 RESULT = "result.json"
 """A cell's result; its presence says that the cell is done."""
@@ -289,14 +289,27 @@ def compute_cell(
 def _compute(cell: Cell, folder: Path, run_cell: RunCell, first: bool, progress: RunProgress | None) -> None:
     if first:
         remove_unfinished(folder)
-        write_json(folder / CONFIGURATION, cell.settings)
-        if cell.data is not None:
-            write_json(folder / DATA, {"fingerprint": cell.data})
+        _begin(cell, folder)
     result = run_cell(cell.what, folder, progress or RunProgress(1, Console(quiet=True)))
     if result is not None:
         write_json(folder / RESULT, result)
         for name in (CHECKPOINT, ERROR):
             (folder / name).unlink(missing_ok=True)
+
+
+def _begin(cell: Cell, folder: Path) -> None:
+    write_json(folder / CONFIGURATION, cell.settings)
+    if cell.data is not None:
+        write_json(folder / DATA, {"fingerprint": cell.data})
+
+
+def keep(output: Path, cell: Cell, result: dict[str, Any]) -> None:
+    """Count a cell as done whose result was kept elsewhere, unless the study in ``output`` has begun it."""
+    folder = output / CELLS / cell.name
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        _begin(cell, folder)
+        write_json(folder / RESULT, result)
 
 
 def _check(folder: Path, cell: Cell) -> None:
