@@ -307,7 +307,6 @@ def keep(output: Path, cell: Cell, result: dict[str, Any]) -> None:
     """Count a cell as done whose result was kept elsewhere, unless the study in ``output`` has begun it."""
     folder = output / CELLS / cell.name
     if not folder.exists():
-        folder.mkdir(parents=True)
         _begin(cell, folder)
         write_json(folder / RESULT, result)
 
