@@ -52,9 +52,9 @@ def test_gradient_ascent_on_input_and_weights_stays_below_the_bound(response, no
         layer = make(response, normalization, heads, bias)
         tokens = 1 if heads == 2 and bias else 4
         x = torch.randn(3, 4, tokens, dtype=torch.float64)
-        worst = max(worst, attack_layer(layer, x, steps=60).worst_ratio)
+        worst = max(worst, attack_layer(layer, x, steps=30, lr=0.1).worst_ratio)
     # A search far below the bound would prove nothing.
-    assert 0.3 < worst <= 1 + ROUNDING
+    assert 0.8 < worst <= 1 + ROUNDING
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
