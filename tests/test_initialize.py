@@ -304,7 +304,7 @@ def test_data_parallel_replica_is_refused():
 @pytest.mark.parametrize("training", [False, True])
 def test_compiled_function_refuses_initialization(make, training):
     layer, x = make().train(training), torch.randn(3, 4, 5)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
     with pytest.raises(RuntimeError, match="is not initialized"):
         compiled(x)
     layer.initialize(x)

@@ -137,15 +137,12 @@ def test_exported_programs_agree():
 
 @pytest.mark.compiles
 @pytest.mark.slow
-def test_compiled_forward_and_inverse_agree():
+def test_compiled_inverse_agrees():
     layer = make()
-    x = torch.randn(3, 4, 6)
+    inverse = FixedInverse(layer, steps=2)  # the steps are unrolled, and all alike after the first
     with torch.no_grad():
-        z = layer(x)
-        torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), z, atol=1e-6, rtol=0)
-        inverse = FixedInverse(layer, steps=10)
-        compiled = torch.compile(inverse, fullgraph=True)
-        torch.testing.assert_close(compiled(z), inverse(z), atol=1e-6, rtol=0)
+        z = layer(torch.randn(3, 4, 6))
+        torch.testing.assert_close(torch.compile(inverse, fullgraph=True)(z), inverse(z), atol=1e-6, rtol=0)
 
 
 @pytest.mark.compiles
@@ -193,16 +190,20 @@ def test_norms_are_computed_once_per_call(monkeypatch):
 
 @pytest.mark.compiles
 @pytest.mark.slow
-@pytest.mark.parametrize("normalization", ["column", "row", "all"])
-def test_compiled_attention_over_many_tokens_agrees(normalization):
-    # From some size on the compiler rewrites apparent softmax attention, which column attention is not.
-    torch.manual_seed(0)
-    layer = ia.InvertibleAttention(12, "embedded_gaussian", normalization=normalization).eval()
+def test_compiled_attention_over_many_tokens_agrees():
+    # From some size on the compiler rewrites apparent softmax attention, which column attention is not. Without the
+    # norms of the weights, which are compiled with a small layer above, six maps are one quick compilation.
     x = torch.randn(16, 12, 8, 8)
-    layer.initialize(x)
+    kinds = [*((response, "column") for response in RESPONSES)]
+    kinds += [("embedded_gaussian", "row"), ("embedded_gaussian", "all")]
+    layers = {kind: ia.InvertibleAttention(12, kind[0], normalization=kind[1]).eval() for kind in kinds}
+    for layer in layers.values():
+        layer.initialize(x)
+    plain = {kind: to_plain(layer) for kind, layer in layers.items()}
+    compiled = torch.compile(lambda x: {kind: module(x) for kind, module in plain.items()}, fullgraph=True)
     with torch.no_grad():
-        z = layer(x)
-        torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), z, atol=1e-6, rtol=1e-6)
+        expected = {kind: layer(x) for kind, layer in layers.items()}
+        torch.testing.assert_close(compiled(x), expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.slow
