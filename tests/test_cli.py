@@ -263,7 +263,9 @@ def test_lists_take_several_values(given: list[str], expected: tuple[str, ...]) 
 
 
 @pytest.mark.slow
-def test_run_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_run_from_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     arguments = [
         *("reconstruct", "--quick", "--output", str(tmp_path / "run")),
         *("--variants", ONE, "concatenation/released", "--size", "12", "12"),
@@ -276,5 +278,7 @@ def test_run_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path:
     status, line = fail(capsys, *arguments)
     assert status == 1
     assert "--resume continues it" in line
+    # What is drawn again takes most of the time.
+    monkeypatch.setattr("invertible_attention.experiments.reconstruct.run.draw_figures", lambda *_: [])
     assert main([*arguments, "--resume"]) == 0
     assert main([*arguments, "--overwrite"]) == 0

@@ -115,7 +115,7 @@ def allowance(path: str, stored: dict[str, Any]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("no_rendering", "one_thread")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_small_run_reproduces_the_stored_numbers(name: str, tmp_path: Path) -> None:
     if name.startswith("camouflage"):

@@ -270,21 +270,26 @@ def unfinished(folder: Path) -> list[Path]:
 def main() -> int:
     """Read the arguments, write what happened as JSON, and return 1 where something was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("experiment", choices=EXPERIMENTS, nargs="+")
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="file to write instead of standard output")
     arguments = parser.parse_args()
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        outcome = kill_and_resume(arguments.experiment, arguments.moments, arguments.seed, Path(scratch))
-    seconds = round(time.monotonic() - start, 1)
-    found = outcome.to_json() | {"run": run_metadata() | {"seconds": seconds}}
-    if arguments.output is None:
-        print(json.dumps(found))
-    else:
-        write_json(arguments.output, found)
-    return int(bool(outcome.mismatches))
+    if arguments.output is not None and len(arguments.experiment) > 1:
+        parser.error("--output is a file of one experiment")
+    wrong = False
+    for experiment in arguments.experiment:
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as scratch:
+            outcome = kill_and_resume(experiment, arguments.moments, arguments.seed, Path(scratch))
+        seconds = round(time.monotonic() - start, 1)
+        found = outcome.to_json() | {"run": run_metadata() | {"seconds": seconds}}
+        if arguments.output is None:
+            print(json.dumps(found))
+        else:
+            write_json(arguments.output, found)
+        wrong = wrong or bool(outcome.mismatches)
+    return int(wrong)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from invertible_attention.experiments.errors import ExperimentError
 from invertible_attention.experiments.files import read_json
 from invertible_attention.experiments.study import Workers
 
+from ..conftest import blank_figures
+
 SMALL: Any = {"group_size": 4, "inputs": 1, "ascents": 4, "steps": 2}
 
 
@@ -32,6 +34,20 @@ def run(
     results = run_campaign(campaign, output=folder, console=console, **options)
     assert results is not None
     return results, stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search, not to be changed."""
+    folder = tmp_path_factory.mktemp("search") / "whole"
+    with blank_figures():
+        run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(finished: Path) -> dict[str, Any]:
+    return read_json(finished / "results.json")
 
 
 def strip(results: dict[str, Any]) -> dict[str, Any]:
@@ -54,8 +70,8 @@ def test_results_record_the_search_space(tmp_path):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_interrupted_search_resumes(tmp_path, monkeypatch):
-    whole, _ = run(tmp_path / "whole")
+@pytest.mark.usefixtures("no_rendering")
+def test_interrupted_search_resumes(tmp_path, whole, monkeypatch):
     search, calls = module.search_group, []
 
     def interrupted(*arguments: Any) -> Any:
@@ -73,30 +89,30 @@ def test_interrupted_search_resumes(tmp_path, monkeypatch):
     assert len(calls) == 3 + 2
 
 
-def test_search_from_an_earlier_version_resumes(tmp_path):
-    whole, _ = run(tmp_path / "whole")
-    found = [read_json(path) for path in sorted((tmp_path / "whole" / "cells").glob("group-*/result.json"))]
+@pytest.mark.usefixtures("no_rendering")
+def test_search_from_an_earlier_version_resumes(tmp_path, finished, whole):
+    found = [read_json(path) for path in sorted((finished / "cells").glob("group-*/result.json"))]
     (tmp_path / "old").mkdir()
     state = {"processor_seconds": 9.0, "groups": found[:2], "networks": []}
     (tmp_path / "old" / "search.json").write_text(json.dumps(state))
-    shutil.copy(tmp_path / "whole" / "configuration.json", tmp_path / "old")
+    shutil.copy(finished / "configuration.json", tmp_path / "old")
     resumed, _ = run(tmp_path / "old", resume=True)
     assert strip(resumed) == strip(whole)
     assert resumed["run"]["processor_seconds"] >= 9.0
 
 
-def test_finished_search_can_be_extended(tmp_path):
+@pytest.mark.usefixtures("no_rendering")
+def test_finished_search_can_be_extended(tmp_path, whole):
     run(tmp_path / "parts", 8, 0)
     more, _ = run(tmp_path / "parts", 16, 1, resume=True)
-    whole, _ = run(tmp_path / "whole", 16, 1)
     assert strip(more) == strip(whole)
 
 
 @pytest.mark.slow
-def test_number_of_processes_does_not_change_the_findings(tmp_path):
-    one, _ = run(tmp_path / "one")
+@pytest.mark.usefixtures("no_rendering")
+def test_number_of_processes_does_not_change_the_findings(tmp_path, whole):
     two, _ = run(tmp_path / "two", workers=Workers(2))
-    assert strip(two) == strip(one)
+    assert strip(two) == strip(whole)
 
 
 def test_violations_are_reported_with_their_weights(tmp_path, monkeypatch):
@@ -112,6 +128,7 @@ def test_violations_are_reported_with_their_weights(tmp_path, monkeypatch):
     assert "layer.branch.out_weight" in kept
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_different_seed_or_foreign_state_is_refused(tmp_path):
     run(tmp_path, 4, 0)
     with pytest.raises(ExperimentError, match="seed was 3, now 4"):

@@ -12,7 +12,7 @@ from PIL import Image
 WritePairs = Callable[..., None]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_pairs() -> WritePairs:
     """Return a function that writes ``images/NAME.jpg`` and ``masks/NAME.png`` for every name."""
 
@@ -37,11 +37,20 @@ def write_pairs() -> WritePairs:
     return write
 
 
+@pytest.fixture(scope="session")
+def write_dataset(write_pairs: WritePairs) -> Callable[[Path], Path]:
+    """Return a function that writes the most common layout: six training pairs and three test pairs of CAMO."""
+
+    def write(root: Path) -> Path:
+        train, test = root / "TrainDataset", root / "TestDataset" / "CAMO"
+        write_pairs(train / "Imgs", train / "GT", [f"train_{i}" for i in range(6)])
+        write_pairs(test / "Imgs", test / "GT", [f"test_{i}" for i in range(3)])
+        return root
+
+    return write
+
+
 @pytest.fixture
-def dataset(tmp_path: Path, write_pairs: WritePairs) -> Path:
-    """A folder of the most common layout: six training pairs and three test pairs of CAMO."""
-    root = tmp_path / "dataset"
-    train, test = root / "TrainDataset", root / "TestDataset" / "CAMO"
-    write_pairs(train / "Imgs", train / "GT", [f"train_{i}" for i in range(6)])
-    write_pairs(test / "Imgs", test / "GT", [f"test_{i}" for i in range(3)])
-    return root
+def dataset(tmp_path: Path, write_dataset: Callable[[Path], Path]) -> Path:
+    """A folder of the most common layout."""
+    return write_dataset(tmp_path / "dataset")

@@ -21,11 +21,22 @@ from safetensors.torch import load_file
 
 from invertible_attention.cli import main
 
+from ..conftest import blank_figures
+
 TINY = ["--backbone", "tiny", "--size", "48", "--batch-size", "2", "--epochs", "1"]
 
 
 def _train(dataset: Path, output: Path, *more: str) -> int:
     return main(["camouflage", "train", "--data", str(dataset), "--output", str(output), *TINY, *more])
+
+
+@pytest.fixture(scope="module")
+def base_run(tmp_path_factory, write_dataset) -> Path:
+    """A finished run without attention."""
+    folder = tmp_path_factory.mktemp("base")
+    with blank_figures():
+        assert _train(write_dataset(folder / "dataset"), folder / "run", "--model", "none") == 0
+    return folder / "run"
 
 
 def _error(capsys) -> str:
@@ -40,9 +51,10 @@ def test_help_names_every_part(capsys) -> None:
     assert all(part in printed for part in ("train", "study", "predict", "evaluate", "measure"))
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_train_predict_evaluate(dataset, tmp_path, capsys) -> None:
     run = tmp_path / "run"
-    assert _train(dataset, run, "--model", "concatenation/relaxed") == 0
+    assert _train(dataset, run, "--model", "concatenation/relaxed", "--levels", "4") == 0
     assert "InvConcatenation" in capsys.readouterr().out
     maps = tmp_path / "maps"
     assert (
@@ -64,6 +76,7 @@ def test_train_predict_evaluate(dataset, tmp_path, capsys) -> None:
         assert json.loads(file.read_text())["scores"] == trained
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_frozen_backbone_from_the_command_line(dataset, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     assert _train(dataset, run, "--model", "none", "--freeze-backbone", "--decoders", "1") == 0
@@ -75,13 +88,12 @@ def test_frozen_backbone_from_the_command_line(dataset, tmp_path, capsys) -> Non
     assert not (run / "cache").exists()
 
 
-def test_images_without_a_dataset_layout_are_predicted(dataset, tmp_path) -> None:
-    assert _train(dataset, tmp_path / "run", "--model", "none") == 0
+def test_images_without_a_dataset_layout_are_predicted(base_run, tmp_path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.new("RGB", (50, 20), "green").save(photos / "leaf.jpg")
     maps = tmp_path / "maps"
-    arguments = ["--checkpoint", str(tmp_path / "run"), "--images", str(photos), "--output", str(maps)]
+    arguments = ["--checkpoint", str(base_run), "--images", str(photos), "--output", str(maps)]
     assert main(["camouflage", "predict", *arguments]) == 0
     with Image.open(maps / "photos" / "leaf.png") as image:
         assert (image.mode, image.size) == ("L", (50, 20))
@@ -149,11 +161,9 @@ def test_skipped_maps_are_reported_and_stored(maps_and_masks, tmp_path, capsys) 
     assert stored["not_scored"] == ["NC4K has masks and no maps"]
 
 
-def test_skipped_images_are_reported_and_stored(dataset, tmp_path, capsys) -> None:
-    assert _train(dataset, tmp_path / "run", "--model", "none") == 0
+def test_skipped_images_are_reported_and_stored(base_run, dataset, tmp_path, capsys) -> None:
     (dataset / "TestDataset" / "CAMO" / "GT" / "test_1.png").unlink()
-    capsys.readouterr()
-    arguments = ["evaluate", "--checkpoint", str(tmp_path / "run"), "--data", str(dataset)]
+    arguments = ["evaluate", "--checkpoint", str(base_run), "--data", str(dataset)]
     file = tmp_path / "scores.json"
     assert main(["camouflage", *arguments, "--leave-out-bad", "-o", str(file)]) == 0
     printed = capsys.readouterr().out
@@ -277,16 +287,17 @@ def _finish(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_killed_run_resumes_to_the_same_weights(dataset, tmp_path, monkeypatch) -> None:
+@pytest.mark.usefixtures("no_rendering", "one_thread")
+def test_killed_run_resumes_to_the_same_weights(dataset, tmp_path, monkeypatch, start_command) -> None:
     monkeypatch.chdir(tmp_path)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    process = _start(dataset, parts)
+    process = start_command(_arguments(dataset, parts))
     checkpoint = parts / "training.ckpt"
-    while process.poll() is None and not checkpoint.exists():
+    while process.is_alive() and not checkpoint.exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (parts / "model.safetensors").exists()
     assert main(_arguments(dataset, parts, "--resume")) == 0
     assert main(_arguments(dataset, whole)) == 0
@@ -297,7 +308,20 @@ def test_killed_run_resumes_to_the_same_weights(dataset, tmp_path, monkeypatch) 
 @pytest.mark.slow
 def test_two_processes_train_together(dataset, tmp_path) -> None:
     output = tmp_path / "run"
-    _finish(_start(dataset, output, "--devices", "2", "--device", "cpu", "--model", "gaussian/certified"))
+    _finish(
+        _start(
+            dataset,
+            output,
+            "--devices",
+            "2",
+            "--device",
+            "cpu",
+            "--model",
+            "gaussian/certified",
+            "--levels",
+            "4",
+        )
+    )
     result = json.loads((output / "result.json").read_text())
     # Six pairs, two a step, shared by two processes.
     assert result["training"]["steps"] == 18

@@ -24,6 +24,8 @@ from invertible_attention.experiments.camouflage.run import DataFolders
 from invertible_attention.experiments.camouflage.training import DivergedError
 from invertible_attention.experiments.errors import ExperimentError
 
+from ..conftest import blank_figures
+
 # In one process they return results.
 run_one: Any = runs.run_one
 run_study: Any = runs.run_study
@@ -39,6 +41,8 @@ SMALL = Configuration(
     audited_images=1,
 )
 ON_DISK = replace(SMALL, train_images=None, test_images=None)
+# An audit of attention that promises nothing takes long on the larger maps.
+LAST_LEVEL = replace(SMALL, levels=(4,))
 
 
 def _console() -> Any:
@@ -53,6 +57,23 @@ def _study(
         models, seeds, configuration, DataFolders(), output=output, console=console, **options
     )
     return results, console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def base_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A finished study of one network, the folder of it, and its results; to be copied by what changes it."""
+    folder = tmp_path_factory.mktemp("base")
+    with blank_figures():
+        results, _ = _study(folder / "study", models=("none",), results_folder=folder / "published")
+    return folder, results
+
+
+@pytest.fixture(scope="module")
+def study_of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, str]:
+    """A finished study of two networks with its results and what it printed; to be copied by what changes it."""
+    folder = tmp_path_factory.mktemp("two") / "study"
+    with blank_figures():
+        return folder, *_study(folder, configuration=LAST_LEVEL)
 
 
 def test_run_writes_every_documented_file(tmp_path) -> None:
@@ -98,6 +119,7 @@ def test_run_writes_every_documented_file(tmp_path) -> None:
     assert "training on generated-images 4; testing on PHOTOS 2" in console.file.getvalue()
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_finished_run_is_not_repeated(tmp_path) -> None:
     first = run_one(Cell("none", 0), SMALL, DataFolders(), output=tmp_path / "run", console=_console())
     model = tmp_path / "run" / "model.safetensors"
@@ -113,6 +135,7 @@ def test_finished_run_is_not_repeated(tmp_path) -> None:
         run_one(Cell("none", 1), SMALL, DataFolders(), output=tmp_path / "run", resume=True)
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_equal_runs_give_equal_weights_and_maps(tmp_path) -> None:
     for name in ("a", "b"):
         run_one(
@@ -128,6 +151,7 @@ def test_equal_runs_give_equal_weights_and_maps(tmp_path) -> None:
     assert [path.read_bytes() for path in a] == [path.read_bytes() for path in b]
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_unusable_files_are_reported_before_writing(dataset, tmp_path) -> None:
     (dataset / "TrainDataset" / "GT" / "train_1.png").unlink()
     (dataset / "TestDataset" / "CAMO" / "Imgs" / "test_1.jpg").write_bytes(b"?")
@@ -159,6 +183,7 @@ def test_empty_test_set_is_refused(dataset, tmp_path) -> None:
         )
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_results_from_different_images_are_refused(dataset, tmp_path) -> None:
     def start(**options):
         return run_one(
@@ -177,8 +202,9 @@ def test_results_from_different_images_are_refused(dataset, tmp_path) -> None:
         start(resume=True)
 
 
-def test_study_can_be_extended(tmp_path) -> None:
-    first, printed = _study(tmp_path / "study")
+def test_study_can_be_extended(tmp_path, study_of_two) -> None:
+    folder, first, printed = study_of_two
+    shutil.copytree(folder, tmp_path / "study")
     assert [row["title"] for row in first["summary"]] == ["Base", "InvConcatenation"]
     assert "Base, seed 0: PHOTOS S 0." in printed
     before = {
@@ -188,6 +214,7 @@ def test_study_can_be_extended(tmp_path) -> None:
         tmp_path / "study",
         models=("none", "concatenation/ordinary"),
         seeds=(0, 1),
+        configuration=LAST_LEVEL,
         resume=True,
         results_folder=tmp_path / "published",
     )
@@ -205,9 +232,10 @@ def test_study_can_be_extended(tmp_path) -> None:
     assert re.search(r"InvConcatenation [+-]0\.\d{3} \((within|more than) one deviation", page)
 
 
-def test_study_resumes_from_its_results_file_alone(tmp_path, monkeypatch) -> None:
-    published = tmp_path / "published"
-    first, _ = _study(tmp_path / "one", models=("none",), results_folder=published)
+@pytest.mark.usefixtures("no_rendering")
+def test_study_resumes_from_its_results_file_alone(tmp_path, base_study, monkeypatch) -> None:
+    folder, first = base_study
+    published = shutil.copytree(folder / "published", tmp_path / "published")
     trained = []
     train = cells.train
 
@@ -232,8 +260,10 @@ def call_as_before(folder: Path, name: str) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"model": name}))
 
 
-def test_runs_of_earlier_versions_are_continued(tmp_path, monkeypatch) -> None:
-    first, _ = _study(tmp_path / "study")
+@pytest.mark.usefixtures("no_rendering")
+def test_runs_of_earlier_versions_are_continued(tmp_path, study_of_two, monkeypatch) -> None:
+    folder, first, _ = study_of_two
+    shutil.copytree(folder, tmp_path / "study")
     cells_folder, old = (
         tmp_path / "study" / "cells",
         {"none": "base", "concatenation-relaxed": "inv-concatenation"},
@@ -244,18 +274,19 @@ def test_runs_of_earlier_versions_are_continued(tmp_path, monkeypatch) -> None:
     one = shutil.copytree(cells_folder / "base-0", tmp_path / "one")
     monkeypatch.setattr(cells, "train", pytest.fail)
     with FileLock(cells_folder / "base-0" / ".lock"), pytest.raises(ExperimentError, match="earlier version"):
-        _study(tmp_path / "study", resume=True)
-    again, _ = _study(tmp_path / "study", models=("none",), resume=True)
+        _study(tmp_path / "study", configuration=LAST_LEVEL, resume=True)
+    again, _ = _study(tmp_path / "study", models=("none",), configuration=LAST_LEVEL, resume=True)
     assert again["cells"] == first["cells"]
     assert sorted(path.name for path in cells_folder.iterdir()) == ["concatenation-relaxed-0", "none-0"]
-    alone = run_one(Cell("none", 0), SMALL, DataFolders(), output=one, resume=True, console=_console())
+    alone = run_one(Cell("none", 0), LAST_LEVEL, DataFolders(), output=one, resume=True, console=_console())
     assert alone["cells"] == first["cells"][:1]
 
 
-def test_networks_claimed_by_another_process_are_skipped(tmp_path) -> None:
+@pytest.mark.usefixtures("no_rendering")
+def test_networks_claimed_by_another_process_are_skipped(tmp_path, base_study) -> None:
     from invertible_attention.experiments.study.folder import OutputFolder
 
-    _study(tmp_path / "study", models=("none",))
+    shutil.copytree(base_study[0] / "study", tmp_path / "study")
     folder = tmp_path / "study" / "cells" / "none-1"
     settings = SMALL.to_json() | {"model": "none", "seed": 1}
     with OutputFolder(folder, settings):
@@ -264,9 +295,10 @@ def test_networks_claimed_by_another_process_are_skipped(tmp_path) -> None:
     assert results["summary"][0]["seeds"] == [0]
 
 
-def test_the_cache_stays_while_another_process_needs_it(tmp_path) -> None:
+@pytest.mark.usefixtures("no_rendering")
+def test_the_cache_stays_while_another_process_needs_it(tmp_path, base_study) -> None:
     # Two processes share the folder: this one is done, the other one trains a network of its own list.
-    _study(tmp_path, models=("none",))
+    shutil.copytree(base_study[0] / "study", tmp_path, dirs_exist_ok=True)
     assert not (tmp_path / "cache").exists()
     cached = tmp_path / "cache" / "images.npy"
     other = tmp_path / "cells" / "concatenation-ordinary-0"
@@ -280,6 +312,7 @@ def test_the_cache_stays_while_another_process_needs_it(tmp_path) -> None:
     assert not cached.exists()
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_diverging_network_does_not_stop_the_study(tmp_path, monkeypatch) -> None:
     train = cells.train
 
@@ -300,6 +333,7 @@ def test_diverging_network_does_not_stop_the_study(tmp_path, monkeypatch) -> Non
     assert not (tmp_path / "one" / "result.json").exists()
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_interrupted_evaluation_does_not_retrain(tmp_path, monkeypatch) -> None:
     def fail(*args, **options):
         raise InterruptedError

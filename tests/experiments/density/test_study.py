@@ -16,6 +16,8 @@ from invertible_attention.experiments.density.configuration import Configuration
 from invertible_attention.experiments.density.study import run_study
 from invertible_attention.experiments.errors import ExperimentError
 
+from ..conftest import blank_figures
+
 RESULTS = Path(__file__).parents[3] / "results" / "density"
 PUBLISHED = list(RESULTS.glob("*/study.json"))
 
@@ -46,11 +48,21 @@ def figures(study: dict[str, Any]) -> dict[tuple[str, int], Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Any]:
-    return figures(start(tmp_path_factory.mktemp("whole"), ("none", "gaussian/certified"), 2))
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study, to be copied by what changes it."""
+    folder = tmp_path_factory.mktemp("whole") / "study"
+    with blank_figures():
+        start(folder, ("none", "gaussian/certified"), 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(finished: Path) -> dict[tuple[str, int], Any]:
+    return figures(json.loads((finished / "study.json").read_text()))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_rendering")
 def test_variants_and_seeds_are_added_to_a_finished_study(
     tmp_path: Path, whole: dict[tuple[str, int], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +85,7 @@ def test_variants_and_seeds_are_added_to_a_finished_study(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_rendering")
 def test_study_continues_from_what_was_published_of_it(
     tmp_path: Path, whole: dict[tuple[str, int], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +128,7 @@ def test_published_studies_can_be_continued_with_the_same_rows(name: str, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_rendering")
 def test_failing_variant_does_not_stop_the_others(tmp_path: Path, whole: dict[tuple[str, int], Any]) -> None:
     reason = r"1 of 2 densities failed \(none/train_images=99999, seed 0: .*there are 1797"
     with pytest.raises(ExperimentError, match=reason):
@@ -124,10 +138,11 @@ def test_failing_variant_does_not_stop_the_others(tmp_path: Path, whole: dict[tu
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_rendering")
 def test_study_from_an_earlier_version_resumes(
-    tmp_path: Path, whole: dict[tuple[str, int], Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished: Path, whole: dict[tuple[str, int], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start(tmp_path, ("none", "gaussian/certified"), 2)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     names = ("none-0", "gaussian-certified-0", "none-1", "gaussian-certified-1")
     for number, name in zip((0, 1, 0, 1), names, strict=True):
         new, old = tmp_path / "cells" / name, tmp_path / "cells" / f"{number:02d}-{name}"

@@ -24,6 +24,8 @@ from invertible_attention.experiments.density.training import DensityTraining, i
 from invertible_attention.experiments.files import read_json
 from invertible_attention.flows import Flow
 
+from ..conftest import StartCommand
+
 SETTINGS = Configuration.choose(
     blocks=(1,), hidden_channels=4, steps=12, batch_size=8, warmup=2, evaluate_every=4, curve_images=8
 )
@@ -148,16 +150,15 @@ PROGRAM = [sys.executable, "-m", "invertible_attention"]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_rendering", "one_thread")
+def test_killed_run_resumes_to_the_same_weights(tmp_path: Path, start_command: StartCommand) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*PROGRAM, *arguments(killed)], env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (killed / "training.ckpt").is_file() and time.monotonic() < deadline:
+    process = start_command(arguments(killed))
+    while process.is_alive() and not (killed / "training.ckpt").is_file():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (killed / "results.json").exists()
 
     assert main(arguments(killed, "--resume")) == 0

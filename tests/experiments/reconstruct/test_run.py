@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from invertible_attention.experiments.reconstruct.network import block_of, build
 from invertible_attention.experiments.reconstruct.results import SCHEMA
 from invertible_attention.experiments.study import engine
 
+from ..conftest import blank_figures
 from .conftest import TINY, Finished, start
 
 pytestmark = pytest.mark.slow
@@ -182,33 +182,42 @@ def test_training_checkpoints_are_removed(finished: Finished) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return [strip(cell) for cell in start(folder, SMALL).results["cells"]]
+    with blank_figures():
+        return [strip(cell) for cell in start(folder, SMALL).results["cells"]]
 
 
-@pytest.mark.parametrize(
-    ("stage", "call"), [*product(("train", "evaluate", "study"), (1, 2)), ("write_run_page", 1)]
-)
-def test_resumed_run_matches_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict], stage: str, call: int
+STAGES = ("train", "evaluate", "study")
+
+
+# Each network is interrupted once, so that no later resumption hides what an earlier one lost.
+@pytest.mark.usefixtures("no_rendering")
+@pytest.mark.parametrize("first", range(3), ids=STAGES)
+def test_run_interrupted_in_every_network_and_report_matches_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict], first: int
 ) -> None:
-    module = engine if stage == "write_run_page" else run_module
-    original, calls = getattr(module, stage), 0
+    # Of a resumed run, the first network is the one that was interrupted.
+    moments = [(run_module, STAGES[(first + number) % 3], 2 if number else 1) for number in range(3)]
+    for number, (module, stage, call) in enumerate([*moments, (engine, "write_run_page", 1)]):
+        original, calls = getattr(module, stage), 0
 
-    def interrupted(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise KeyboardInterrupt
-        return original(*arguments, **options)
+        def interrupted(*arguments: Any, original: Any = original, call: int = call, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
 
-    monkeypatch.setattr(module, stage, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        start(tmp_path / "run", SMALL)
-    monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, stage, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                start(tmp_path / "run", SMALL, resume=number > 0)
+        done = list((tmp_path / "run" / "cells").glob("*/result.json"))
+        assert len(done) == number
     resumed = start(tmp_path / "run", SMALL, resume=True)
     check_same(resumed.results["cells"], whole)
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_run_killed_within_an_epoch_resumes_from_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict]
 ) -> None:
@@ -244,6 +253,7 @@ def copied(finished: Finished, tmp_path: Path) -> Path:
     return shutil.copytree(finished.folder, tmp_path / "copied")
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_finished_cells_are_not_repeated(
     finished: Finished, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +262,7 @@ def test_finished_cells_are_not_repeated(
     assert again.results["cells"] == finished.results["cells"]
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_runs_of_earlier_versions_are_continued(
     finished: Finished, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +281,7 @@ def test_runs_of_earlier_versions_are_continued(
     assert sorted(path.name for path in (copied / "cells").iterdir()) == folders
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_finished_run_can_be_extended_with_variants(tmp_path: Path) -> None:
     one = replace(SMALL, variants=("dot_product/certified",))
     first = start(tmp_path / "run", one).results
@@ -280,6 +292,7 @@ def test_finished_run_can_be_extended_with_variants(tmp_path: Path) -> None:
     assert len(both["summary"]) == 2
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_stored_networks_invert_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: list[dict]
 ) -> None:
@@ -319,6 +332,7 @@ def test_different_configuration_is_refused_without_loss(copied: Path) -> None:
     assert (copied / "results.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("no_rendering")
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_microbatches_give_the_same_results(tmp_path: Path, whole: list[dict], micro_batch: int) -> None:
     parts = start(tmp_path / "run", replace(SMALL, micro_batch=micro_batch)).results["cells"]
@@ -327,6 +341,7 @@ def test_microbatches_give_the_same_results(tmp_path: Path, whole: list[dict], m
         assert cell["reconstruction"]["v_score"] == expected["reconstruction"]["v_score"]
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_small_folder_is_split_and_the_split_reported(tmp_path, capsys) -> None:
     for number in range(7):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
