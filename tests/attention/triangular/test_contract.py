@@ -343,7 +343,7 @@ def test_audit_reports_invertibility_by_order():
     assert mixed.certified
     assert mixed.certificate < 1
     unsafe = ia.flows.Sequential(ia.InvertibleAttention(4, constraint=ia.Relaxed()), make().float())
-    assert not ia.audit(unsafe, noise(2, 3, 4).float()).certified
+    assert not ia.audit(unsafe, noise(2, 3, 4).float(), search=False).certified
 
 
 @pytest.mark.parametrize("form", FORMS)
