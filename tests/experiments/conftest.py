@@ -6,20 +6,17 @@ import io
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import pytest
-
-from invertible_attention.cli import main
 
 StartCommand = Callable[[Sequence[str]], BaseProcess]
 
 
 @contextmanager
 def blank_figures() -> Iterator[None]:
-    """Make every figure, but store a white pixel of it: rendering takes longer than a tiny run's computation."""
+    """Make figures, but save a white pixel in place of each: rendering takes longer than a tiny run's computation."""
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -45,16 +42,16 @@ def no_rendering() -> Iterator[None]:
 def start_command() -> StartCommand:
     """Return a function that starts a command in a process of its own, with one thread.
 
-    They are forked from one that has imported Lightning, so that several take that long only once.
+    They are forked from one that has imported Lightning, so that it is imported only once.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lightning.pytorch", "invertible_attention.cli"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        ensure_running()
+    program = (
+        "import torch; torch.set_num_threads(1); from invertible_attention.cli import main; main(arguments)"
+    )
 
     def start(arguments: Sequence[str]) -> BaseProcess:
-        process = context.Process(target=main, args=(arguments,), daemon=True)
+        process = context.Process(target=exec, args=(program, {"arguments": list(arguments)}), daemon=True)
         process.start()
         return process
 

@@ -192,7 +192,7 @@ def test_norms_are_computed_once_per_call(monkeypatch):
 @pytest.mark.slow
 def test_compiled_attention_over_many_tokens_agrees():
     # From some size on the compiler rewrites apparent softmax attention, which column attention is not. Without the
-    # norms of the weights, which are compiled with a small layer above, six maps are one quick compilation.
+    # norms of the weights, which `test_compiled_inverse_agrees` compiles, six maps are one quick compilation.
     x = torch.randn(16, 12, 8, 8)
     kinds = [*((response, "column") for response in RESPONSES)]
     kinds += [("embedded_gaussian", "row"), ("embedded_gaussian", "all")]

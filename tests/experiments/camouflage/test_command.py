@@ -308,20 +308,8 @@ def test_killed_run_resumes_to_the_same_weights(dataset, tmp_path, monkeypatch, 
 @pytest.mark.slow
 def test_two_processes_train_together(dataset, tmp_path) -> None:
     output = tmp_path / "run"
-    _finish(
-        _start(
-            dataset,
-            output,
-            "--devices",
-            "2",
-            "--device",
-            "cpu",
-            "--model",
-            "gaussian/certified",
-            "--levels",
-            "4",
-        )
-    )
+    arguments = ["--devices", "2", "--device", "cpu", "--model", "gaussian/certified", "--levels", "4"]
+    _finish(_start(dataset, output, *arguments))
     result = json.loads((output / "result.json").read_text())
     # Six pairs, two a step, shared by two processes.
     assert result["training"]["steps"] == 18
