@@ -63,14 +63,16 @@ def draw(kind: str, batch: int, sources: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_ascent_on_input_context_and_weights_stays_below_the_bound(kind, normalization, response):
-    worst = 0.0
+    # Sums of embeddings climb more slowly.
+    steps, worst = 60 if response == "concatenation" else 30, 0.0
     for heads, bias, tokens, sources in ((1, False, 4, 3), (2, True, 2, 8), (1, True, 1, 5)):
         torch.manual_seed(heads + 7 * tokens)
         layer = make(kind, response, normalization, heads=heads, bias=bias)
         x = torch.randn(3, 4, tokens, dtype=torch.float64)
-        attack = attack_layer(GivenContext(layer, draw(kind, 1, sources)), x, steps=30, lr=0.1)
+        attack = attack_layer(GivenContext(layer, draw(kind, 1, sources)), x, steps=steps, lr=3 / steps)
         worst = max(worst, attack.worst_ratio)
-    assert 0.3 < worst <= 1 + ROUNDING
+    loose = kind == "tokens" and normalization != "column"
+    assert (0.3 if loose else 0.9) < worst <= 1 + ROUNDING
 
 
 @settings(deadline=None, max_examples=40)

@@ -120,7 +120,7 @@ def test_gradient_ascent_on_the_prior_stays_below_the_bound(response, normalizat
             if "prior" not in name:
                 parameter.copy_(torch.randn_like(parameter))
     attack = attack_layer(layer, torch.randn(3, 4, 5, dtype=torch.float64), steps=30, lr=0.1)
-    assert 0.3 < attack.worst_ratio <= 1 + 1e-12
+    assert 0.6 < attack.worst_ratio <= 1 + 1e-12
 
 
 def test_inverse_and_training_of_the_prior():
@@ -212,7 +212,7 @@ def test_gradient_ascent_with_a_partial_mask_stays_below_the_bound(case):
     layer, mask, context = partly_seen(response, *PARTLY_SEEN[case], heads=1)
     x = torch.randn(2, 4, 5, dtype=torch.float64)
     attack = attack_layer(Seen(layer, mask, context), x, steps=25)
-    assert 0.15 < attack.worst_ratio <= 1 + 1e-12
+    assert 0.35 < attack.worst_ratio <= 1 + 1e-12
 
 
 @settings(deadline=None, max_examples=30)
