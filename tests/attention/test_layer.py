@@ -133,7 +133,7 @@ def test_implicit_gradient(response):
 
 def test_relaxed_layer_never_returns_an_unreported_wrong_inverse():
     outcomes = set()
-    for seed, response in itertools.product(range(3, 7), RESPONSES):  # seeds with both outcomes
+    for seed, response in itertools.product(range(10), RESPONSES):
         torch.manual_seed(seed)
         layer = ia.InvertibleAttention(4, response, constraint=ia.Relaxed(0.99)).double()
         with torch.no_grad():
@@ -380,12 +380,10 @@ def test_initialization_inside_a_transform_is_refused():
 @pytest.mark.compiles
 @pytest.mark.parametrize("response", RESPONSES)
 def test_compiles_without_graph_breaks(response):
-    # Code is generated for one response, as most of it is that of the constraint, which all have.
-    backend = "inductor" if response == "embedded_gaussian" else "aot_eager"
     layer = ia.InvertibleAttention(4, response)
     x = torch.randn(2, 4, 6)
     z = layer(x)
-    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    compiled = torch.compile(layer, fullgraph=True)
     torch.testing.assert_close(compiled(x), z)
 
 

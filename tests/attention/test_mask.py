@@ -199,7 +199,7 @@ def test_gradient_ascent_under_masks_and_in_causal_order(normalization, response
         context = torch.randn(1, 2, sources, dtype=torch.float64) if sources else None
         mask = case.get("mask")
         x = torch.randn(3, 4, 5 if mask is None else mask.shape[1], dtype=torch.float64)
-        attack = attack_layer(Masked(layer, mask, context), x, steps=30, lr=0.1)
+        attack = attack_layer(Masked(layer, mask, context), x, steps=60)
         assert attack.worst_ratio <= 1 + ROUNDING, (case, attack.worst_ratio)
         worst = max(worst, attack.worst_ratio)
     assert worst > 0.4
