@@ -42,10 +42,10 @@ QUESTIONS = [
         "How is an image file decoded",
         "as_shown",
     ),
-    ("Two workers want the same cell: who gets it?", "run, shared by workers", "Study"),
+    ("Two workers want the same cell: who gets it?", "claimed by one of several", "Study"),
     ("A results file has a field that no table shows: where is the list?", "Which results files", "Kind"),
     ("Context in FrEIA arrives as c: where is it passed on?", "in another flow library", "FreiaModule"),
-    ("--resume refuses images that changed: where are they compared?", "run, shared by workers", "_check"),
+    ("--resume refuses images that changed: where are they compared?", "claimed by one of several", "_check"),
     ("What does the word affine in a variant mean?", "Where is a variant", "parse_variant"),
     ("Where is a mask with soft borders thresholded?", "How does a mask of", "binarize"),
     ("Two processes start from data: whose first batch counts?", "set from the first", "_over_processes"),
@@ -54,6 +54,13 @@ QUESTIONS = [
     ("The hint to install an extra is wrong: who writes it?", "packages of an extra", "install_line"),
     ("Where does the temperature of samples enter?", "Which base densities", "DiagonalGaussian"),
     ("Who words the error of a solve that failed?", "What does a solve return", "ConvergenceError"),
+    ("How many digits has a number in a table?", "How is a number written", "format_number"),
+    ("What does a new solver have to define?", "What must a solver provide", "Solver"),
+    (
+        "How often is the remainder of a log-determinant estimated?",
+        "what the linear part leaves",
+        "ShortSeries",
+    ),
     ("vmap over an inverse gives wrong axes: where are they moved?", "under `vmap`", "outside_vmap"),
 ]
 
