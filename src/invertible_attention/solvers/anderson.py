@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from invertible_attention.solvers.base import Solver, check_count, check_number
-from invertible_attention.solvers.batched import choose, inner_products, sample_norm, wide_dtype
+from invertible_attention.solvers.batched import all_on_cpu, choose, inner_products, sample_norm
 from invertible_attention.solvers.driver import Step
-from invertible_attention.solvers.problem import Problem, Progress
+from invertible_attention.solvers.problem import Count, Problem, Progress
 
 __all__ = ["Anderson"]
 
@@ -28,16 +29,16 @@ _MOST_TRUST = 3
 class _State:
     """What Anderson remembers of each active sample.
 
+    As long as all samples fare alike, what is counted of them are numbers; tensors once they do not.
+
     Args:
-        x_differences: differences of successive iterates, each divided by the norm of its residual difference.
-        residual_differences: differences of successive residuals, scaled to norm 1: the least-squares problem
-            is then well scaled however far the residuals have fallen.
-        used: how many of the places for differences were written to, the same for all samples.
-        gram: inner products of the residual differences, regularized; those in use are apart from the others.
-        valid: which of the differences are in use.
-        cursor: where the next difference goes, the same for all samples.
-        started: whether there was a first step.
-        x: the iterate the next difference is taken from.
+        residuals: the newest residual, then differences of successive ones. Each difference is divided by its norm: the
+            least-squares problem is then well scaled however far the residuals have fallen. Those that are not in use
+            are zero.
+        images: differences of where successive Picard steps lead, ``x - (x + g(x) - z)``, divided by the same norms.
+        written: how many of the places for differences were written to.
+        cursor: where the next difference goes.
+        image: where the Picard step leads from the iterate that the next difference is taken from.
         residual: the residual there.
         best: the smallest residual norm before the newest evaluation.
         extrapolated: whether the newest iterate came from the least-squares problem or the preconditioner.
@@ -47,20 +48,41 @@ class _State:
         picard_steps: Picard steps taken from the present best iterate.
     """
 
-    x_differences: Float[Tensor, "active memory features"]
-    residual_differences: Float[Tensor, "active memory features"]
-    used: int
-    gram: Float[Tensor, "active memory memory"]
-    valid: Bool[Tensor, "active memory"]
+    residuals: Float[Tensor, "active places features"]
+    images: Float[Tensor, "active memory features"]
+    written: int
     cursor: int
-    started: bool
-    x: Float[Tensor, "active features"]
+    image: Float[Tensor, "active features"]
     residual: Float[Tensor, "active features"]
     best: Float[Tensor, " active"]
-    extrapolated: Bool[Tensor, " active"]
-    trust: Int[Tensor, " active"]
-    unimproved: Int[Tensor, " active"]
-    picard_steps: Int[Tensor, " active"]
+    extrapolated: Bool[Tensor, " active"] | bool
+    trust: Count
+    unimproved: Count
+    picard_steps: Count
+
+    @property
+    def alike(self) -> bool:
+        """Whether all samples have fared alike."""
+        return isinstance(self.extrapolated, bool)
+
+    @property
+    def trusting(self) -> bool:
+        """Whether the preconditioner may be trusted with a sample."""
+        return isinstance(self.trust, Tensor) or self.trust > 0
+
+    def apart(self) -> _State:
+        """Return the state with a count for each sample."""
+
+        def each(value: Count, dtype: torch.dtype = torch.int64) -> Tensor:
+            return value if isinstance(value, Tensor) else torch.full_like(self.best, value, dtype=dtype)
+
+        return replace(
+            self,
+            extrapolated=each(self.extrapolated, torch.bool),
+            trust=each(self.trust),
+            unimproved=each(self.unimproved),
+            picard_steps=each(self.picard_steps),
+        )
 
 
 @dataclass(frozen=True)
@@ -123,95 +145,101 @@ class Anderson(Solver):
         check_count("memory", self.memory)
         check_number("regularization", self.regularization)
 
-    def start(self, problem: Problem) -> _State:
-        """Return an empty history."""
-        z = problem.z
-        batch, features = z.shape
-        wide = {"dtype": wide_dtype(z.device), "device": z.device}
-        count = torch.zeros(batch, dtype=torch.int64, device=z.device)
-        return _State(
-            # Memory that is not written to costs nothing, and many solves end before there is a difference.
-            x_differences=z.new_empty(batch, self.memory, features),
-            residual_differences=z.new_empty(batch, self.memory, features),
-            used=0,
-            gram=torch.eye(self.memory, **wide).repeat(batch, 1, 1),
-            valid=torch.zeros(batch, self.memory, dtype=torch.bool, device=z.device),
-            cursor=0,
-            started=False,
-            x=z,
-            residual=z,
-            best=torch.full((batch,), torch.inf, **wide),
-            extrapolated=count.bool(),
-            trust=torch.full_like(count, int(problem.has_preconditioner)),
-            unimproved=count,
-            picard_steps=count,
-        )
+    def start(self, problem: Problem) -> None:
+        """Return nothing: there is nothing to remember before the first evaluation."""
 
     def step(
-        self, problem: Problem, state: _State, progress: Progress, budget: Int[Tensor, " active"]
+        self,
+        problem: Problem,
+        state: _State | None,
+        progress: Progress,
+        budget: Callable[[], Int[Tensor, " active"]],
     ) -> Step:
         """Return the accelerated iterate, or the Picard step from the best one where acceleration fails."""
-        if not state.started:
-            return self._first_step(problem, state, progress)
-        state, products = self._remember(state, progress)
+        if state is None:
+            return self._first_step(problem, progress)
+        image, residual = progress.x - progress.residual, progress.residual
+        state = self._remember(state, progress, image)
         state, fallback = self._judge(state, progress, problem)
-        used = state.used
-        gamma, _ = torch.linalg.solve_ex(state.gram[:, :used, :used], products)
-        # With regularization=0 the system can be singular: then the sample takes a plain Picard step.
-        gamma = torch.nan_to_num(gamma, nan=0.0, posinf=0.0, neginf=0.0).to(problem.z.dtype)[:, None]
-        if problem.has_preconditioner:
-            # Nor does the second step: the one difference there is spans the kinks that the first step crossed.
-            fast = (progress.norm <= _FAST * state.best) | (state.valid.sum(1) < 2)
-            slow = ~((state.trust > 0) & fast)
-            gamma = gamma * slow[:, None, None]
-        explained = torch.bmm(gamma, state.residual_differences[:, :used])[:, 0]
-        x = progress.x - progress.residual
-        x -= torch.bmm(gamma, state.x_differences[:, :used])[:, 0] - explained
-        if problem.has_preconditioner:
-            remainder = progress.residual - explained
-            preconditioned = problem.preconditioner(progress.x)(remainder)
-            x = choose(state.trust > 0, x + (remainder - preconditioned), x)
-            state = replace(state, trust=state.trust * (preconditioned != remainder).any(dim=1))
-        state = replace(state, x=progress.x, residual=progress.residual)
+        gamma, in_use = self._coefficients(state, progress, problem)
+        x = image if gamma is None else _subtract(image, gamma, state.images[:, : state.written])
+        if problem.has_preconditioner and state.trusting:
+            if gamma is not None:
+                residual = _subtract(residual, gamma, state.residuals[:, 1 : state.written + 1])
+            x, state = _precondition(x, residual, state, progress, problem)
+        state = replace(state, image=image, residual=progress.residual, best=progress.best_norm)
+        if state.alike:
+            return Step(x, replace(state, extrapolated=True))
+        extrapolated = (in_use > 0) | (state.trust > 0)
         # Asking a CPU costs less than doing it for no sample; another device would have to be waited for.
-        if fallback.device.type != "cpu" or bool(fallback.any()):
+        if fallback is not None and (fallback.device.type != "cpu" or bool(fallback.any())):
             x, state = _fall_back(x, state, progress, fallback[:, None])
-        extrapolated = (state.valid.any(dim=1) | (state.trust > 0)) & ~fallback
-        state = replace(
-            state,
-            best=progress.best_norm,
-            extrapolated=extrapolated,
-            picard_steps=state.picard_steps + ~extrapolated,
-        )
-        return Step(x, state)
+            extrapolated &= ~fallback
+        picard_steps = state.picard_steps + ~extrapolated
+        return Step(x, replace(state, extrapolated=extrapolated, picard_steps=picard_steps))
 
-    def _first_step(self, problem: Problem, state: _State, progress: Progress) -> Step:
+    def _first_step(self, problem: Problem, progress: Progress) -> Step:
         """Return the step from the first iterate, where there are no differences yet."""
         residual = progress.residual
-        step = problem.preconditioner(progress.x)(residual)
-        trust = state.trust
-        if problem.has_preconditioner:
-            # There is none where it gives back what it was given: what is left is plain acceleration.
-            trust = trust * (step != residual).any(dim=1)
-        state = replace(
-            state,
-            started=True,
-            x=progress.x,
+        batch, features = residual.shape
+        x = image = progress.x - residual
+        state = _State(
+            # Memory that is not written to costs nothing, and many solves end before there is a difference.
+            residuals=residual.new_empty(batch, 1 + self.memory, features),
+            images=residual.new_empty(batch, self.memory, features),
+            written=0,
+            cursor=0,
+            image=image,
             residual=residual,
             best=progress.best_norm,
-            trust=trust,
-            extrapolated=trust > 0,
-            picard_steps=1 - trust,
+            extrapolated=problem.has_preconditioner,
+            trust=int(problem.has_preconditioner),
+            unimproved=0,
+            picard_steps=int(not problem.has_preconditioner),
         )
-        return Step(progress.x - step, state)
+        if problem.has_preconditioner:
+            x, state = _precondition(x, residual, state, progress, problem)
+            if not state.alike:
+                state = replace(state, extrapolated=state.trust > 0, picard_steps=1 - state.trust)
+        return Step(x, state)
+
+    def _remember(self, state: _State, progress: Progress, image: Float[Tensor, "active features"]) -> _State:
+        """Write the newest residual, and the newest difference in place of the oldest."""
+        difference = progress.residual - state.residual
+        norm = sample_norm(difference)
+        usable = norm > 0 if progress.newest_is_best else (norm > 0) & (norm < torch.inf)
+        absent = None if all_on_cpu(usable) else ~usable[:, None]
+        scale = norm[:, None] if absent is None else norm[:, None].masked_fill(absent, 1.0)
+        scale = scale.to(difference.dtype)
+        # The history is large: it is the one thing that is updated in place.
+        state.residuals[:, 0] = progress.residual
+        place = state.cursor
+        written = max(state.written, place + 1)
+        for history, newest in (
+            (state.residuals[:, place + 1], difference),
+            (state.images[:, place], image - state.image),
+        ):
+            scaled = newest / scale
+            history.copy_(scaled if absent is None else scaled.masked_fill_(absent, 0.0))
+        state = replace(state, written=written, cursor=(place + 1) % self.memory)
+        return state if absent is None else state.apart()
 
     def _judge(
         self, state: _State, progress: Progress, problem: Problem
-    ) -> tuple[_State, Bool[Tensor, " active"]]:
-        """Return which samples must fall back on a Picard step, having counted what they did."""
+    ) -> tuple[_State, Bool[Tensor, " active"] | None]:
+        """Return which samples must fall back on a Picard step, having counted what they did; ``None`` for none."""
         contraction = problem.contraction
         shrink, patience = (_SHRINK, self.memory + 1) if contraction is None else (math.sqrt(contraction), 1)
-        enough = torch.where(state.extrapolated, shrink * state.best, state.best)
+        if state.alike:
+            if all_on_cpu(progress.norm < (shrink * state.best if state.extrapolated else state.best)):
+                trust = (
+                    min(state.trust + 1, _MOST_TRUST)
+                    if state.extrapolated and state.trusting
+                    else state.trust
+                )
+                return replace(state, unimproved=0, picard_steps=0, trust=trust), None
+            state = state.apart()
+        enough = torch.where(cast(Tensor, state.extrapolated), shrink * state.best, state.best)
         improved = progress.norm < enough
         unimproved = torch.where(improved, 0, state.unimproved + 1)
         picard_steps = torch.where(improved, 0, state.picard_steps)
@@ -226,28 +254,61 @@ class Anderson(Solver):
         trust = torch.where(fallback, (trust - 1).clamp(min=0), trust)
         return replace(state, trust=trust), fallback
 
-    def _remember(self, state: _State, progress: Progress) -> tuple[_State, Float[Tensor, "active used"]]:
-        """Add the newest difference, in place of the oldest; return the products of all with the newest residual."""
-        difference = progress.residual - state.residual
-        norm = sample_norm(difference)
-        usable = (norm > 0) & (norm < math.inf) & (state.best < math.inf)
-        absent = ~usable[:, None]
-        scale = norm[:, None].masked_fill(absent, 1.0).to(difference.dtype)
-        newest = (difference / scale).masked_fill_(absent, 0.0)
-        cursor = state.cursor
-        used = max(state.used, cursor + 1)
-        # The history is large: it is the one thing that is updated in place.
-        state.x_differences[:, cursor] = ((progress.x - state.x) / scale).masked_fill_(absent, 0.0)
-        state.residual_differences[:, cursor] = newest
-        state.valid[:, cursor] = usable
-        products = inner_products(
-            state.residual_differences[:, :used], torch.stack([newest, progress.residual], dim=1)
-        )
-        products *= state.valid[:, :used, None]
-        column = products[:, :, 0]
-        column[:, cursor] += self.regularization
-        state.gram[:, cursor, :used] = state.gram[:, :used, cursor] = column
-        return replace(state, used=used, cursor=(cursor + 1) % self.memory), products[:, :, 1]
+    def _coefficients(
+        self, state: _State, progress: Progress, problem: Problem
+    ) -> tuple[Float[Tensor, "active 1 written"] | None, Count]:
+        """Return what to subtract of each difference, ``None`` for nothing, and how many of them are in use."""
+        written = state.written
+        fast = None
+        if problem.has_preconditioner:
+            fast = progress.norm <= _FAST * state.best
+            # Nor does the second step: the one difference there is spans the kinks that the first step crossed.
+            if state.alike and state.trusting and (written < 2 or all_on_cpu(fast)):
+                return None, written
+        products = inner_products(state.residuals[:, : written + 1])
+        gram, right = products[:, 1:, 1:], products[:, 1:, :1]
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        in_use = written
+        if not state.alike:
+            # A place that is not in use is apart from the others.
+            unused = diagonal == 0
+            in_use = written - unused.sum(1)
+            diagonal += unused
+        diagonal += self.regularization
+        gamma, _ = torch.linalg.solve_ex(gram, right)
+        # With regularization=0 the system can be singular: then the sample takes a plain Picard step.
+        gamma = gamma.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).to(progress.x.dtype).mT
+        if fast is not None:
+            gamma = gamma * ~((state.trust > 0) & (fast | (in_use < 2)))[:, None, None]
+        return gamma, in_use
+
+
+def _subtract(
+    x: Float[Tensor, "active features"],
+    gamma: Float[Tensor, "active 1 written"],
+    differences: Float[Tensor, "active written features"],
+) -> Float[Tensor, "active features"]:
+    """Return ``x`` without a combination of differences."""
+    return torch.baddbmm(x[:, None], gamma, differences, alpha=-1)[:, 0]
+
+
+def _precondition(
+    x: Float[Tensor, "active features"],
+    residual: Float[Tensor, "active features"],
+    state: _State,
+    progress: Progress,
+    problem: Problem,
+) -> tuple[Float[Tensor, "active features"], _State]:
+    """Replace the residual that was subtracted from ``x`` by the preconditioned one, where it is trusted."""
+    preconditioned = problem.preconditioner(progress.x)(residual)
+    # There is none where it gives back what it was given: what is left is plain acceleration.
+    known = (preconditioned != residual).any(dim=1)
+    moved = x + (residual - preconditioned)
+    if state.alike and all_on_cpu(known):
+        return moved, state
+    state = state.apart()
+    x = choose(cast(Tensor, state.trust) > 0, moved, x)
+    return x, replace(state, trust=state.trust * known)
 
 
 def _fall_back(
@@ -255,11 +316,12 @@ def _fall_back(
 ) -> tuple[Float[Tensor, "active features"], _State]:
     """Let samples take a Picard step from their best iterate instead, and forget their differences."""
     # The first from an iterate is a full one; when the sample comes back to it, half as long.
-    damping = torch.exp2(-state.picard_steps.to(x.dtype))[:, None]
+    damping = torch.exp2(-cast(Tensor, state.picard_steps).to(x.dtype))[:, None]
     x = torch.where(samples, progress.best_x - damping * progress.best_residual, x)
+    for history in (state.residuals[:, 1 : state.written + 1], state.images[:, : state.written]):
+        history.masked_fill_(samples[:, None], 0.0)
     return x, replace(
         state,
-        x=torch.where(samples, progress.best_x, state.x),
+        image=torch.where(samples, progress.best_x - progress.best_residual, state.image),
         residual=torch.where(samples, progress.best_residual, state.residual),
-        valid=state.valid & ~samples,
     )

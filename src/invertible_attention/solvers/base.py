@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -62,21 +62,23 @@ class Solver(ABC):
 
     @abstractmethod
     def start(self, problem: Problem) -> Any:
-        """Return the state before the first evaluation: a dataclass of tensors, one entry per sample.
+        """Return the state before the first evaluation: a dataclass of tensors, one entry per sample, or ``None``.
 
         That evaluation need not be at :math:`z`: see :meth:`first_guess`. Neither this nor another method may write to
         the tensors of ``problem`` or ``progress``, some of which are the caller's.
         """
 
     @abstractmethod
-    def step(self, problem: Problem, state: Any, progress: Progress, budget: Int[Tensor, " active"]) -> Step:
+    def step(
+        self, problem: Problem, state: Any, progress: Progress, budget: Callable[[], Int[Tensor, " active"]]
+    ) -> Step:
         """Return the next iterate.
 
         Args:
             problem: the equation of the active samples.
             state: the state :meth:`start` or the last step returned.
             progress: the newest and the best iterate.
-            budget: evaluations left per sample, at least 1: the one at the returned iterate.
+            budget: returns the evaluations left per sample, at least 1: the one at the returned iterate.
         """
 
     def first_guess(self, problem: Problem) -> Float[Tensor, "active features"] | None:
@@ -139,6 +141,10 @@ class Solver(ABC):
             needed = 2 + self.evaluations_per_contraction * factors.ceil()
             limit = needed.nan_to_num(nan=0.0).clamp(_UNCERTIFIED_EVALUATIONS, _MOST_EVALUATIONS)
         return limit.to(torch.int64)
+
+    def least_evaluation_limit(self) -> int:
+        """Return what no limit is below, whatever the residual: up to there none needs to be known."""
+        return _UNCERTIFIED_EVALUATIONS if self.max_evaluations is None else self.max_evaluations
 
 
 def default_tolerance(dtype: torch.dtype) -> float:

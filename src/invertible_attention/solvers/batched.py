@@ -24,15 +24,25 @@ def sample_norm(x: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:
 
 
 def inner_products(
-    columns: Float[Tensor, "batch columns features"], vectors: Float[Tensor, "batch vectors features"]
+    columns: Float[Tensor, "batch columns features"],
+    vectors: Float[Tensor, "batch vectors features"] | None = None,
 ) -> Float[Tensor, "batch columns vectors"]:
-    """Return inner products per sample, in the wide dtype: ``float32`` would lose nearly dependent columns."""
+    """Return inner products per sample, in the wide dtype: ``float32`` would lose nearly dependent columns.
+
+    Those of the columns with one another where there are no vectors.
+    """
     wide = wide_dtype(columns.device)
+
+    def product(columns: Tensor, vectors: Tensor | None) -> Tensor:
+        columns = columns.to(wide)
+        return torch.bmm(columns, (columns if vectors is None else vectors.to(wide)).mT)
+
     if columns.shape[2] <= _CHUNK:
-        return torch.bmm(columns.to(wide), vectors.to(wide).mT)
+        return product(columns, vectors)
     # In pieces: a wide copy of the whole would double its memory.
-    pieces = zip(columns.split(_CHUNK, dim=2), vectors.split(_CHUNK, dim=2), strict=True)
-    return sum(torch.bmm(a.to(wide), b.to(wide).mT) for a, b in pieces)  # pyright: ignore[reportReturnType]
+    pieces = columns.split(_CHUNK, dim=2)
+    others = [None] * len(pieces) if vectors is None else vectors.split(_CHUNK, dim=2)
+    return sum(product(*pair) for pair in zip(pieces, others, strict=True))  # pyright: ignore[reportReturnType]
 
 
 def all_on_cpu(condition: Bool[Tensor, " batch"]) -> bool:

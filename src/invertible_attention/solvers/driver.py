@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from invertible_attention._precision import working_dtype
 from invertible_attention.solvers.batched import choose, sample_norm
-from invertible_attention.solvers.problem import Branch, Problem, Progress, select
+from invertible_attention.solvers.problem import Branch, Count, Problem, Progress, select
 from invertible_attention.solvers.record import Record, relative_residual
 from invertible_attention.solvers.solution import Solution
 
@@ -27,7 +28,7 @@ class Step:
 
     Args:
         x: where to evaluate next.
-        state: the solver's state after the step: a dataclass of tensors with one entry per sample.
+        state: the solver's state after the step: a dataclass of tensors with one entry per sample, or ``None``.
         evaluations: branch evaluations (Jacobian products) spent inside the step; ``None`` for none.
         iterations: what the step adds to the count of iterations; ``None`` for 1.
         stuck: samples for which the solver has nothing left to try; ``None`` for none.
@@ -48,7 +49,9 @@ class Method(Protocol):
         """Return the state before the first evaluation."""
         ...
 
-    def step(self, problem: Problem, state: Any, progress: Progress, budget: Int[Tensor, " active"]) -> Step:
+    def step(
+        self, problem: Problem, state: Any, progress: Progress, budget: Callable[[], Int[Tensor, " active"]]
+    ) -> Step:
         """Return the next iterate."""
         ...
 
@@ -62,25 +65,31 @@ class Method(Protocol):
         """Return the most evaluations per sample."""
         ...
 
+    def least_evaluation_limit(self) -> int:
+        """Return what no such limit is below."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Status:
     """Counts of the active samples, and which of them are done.
 
+    Counts that are the same for all samples are integers.
+
     Args:
         evaluations: spent so far.
         iterations: steps so far.
-        limit: most evaluations.
         scale: ``1 + ‖z‖``, what residuals are relative to.
+        first: relative residual at the first guess.
         residual: relative residual at the newest iterate.
         solved: samples whose newest iterate is a solution.
         done: samples to let go, solved or not.
     """
 
-    evaluations: Int[Tensor, " active"]
-    iterations: Int[Tensor, " active"]
-    limit: Int[Tensor, " active"]
+    evaluations: Count
+    iterations: Count
     scale: Float[Tensor, " active"]
+    first: Float[Tensor, " active"]
     residual: Float[Tensor, " active"]
     solved: Bool[Tensor, " active"]
     done: Bool[Tensor, " active"]
@@ -105,33 +114,44 @@ class _Run:
         residual, distance = problem.residual(x)
         self.progress = progress = self.progress.advance(x, residual)
         residual = relative_residual(progress.norm, distance, status.scale, x.dtype)
-        evaluations = status.evaluations + 1
-        limit = status.limit if self.rounds else self.solver.evaluation_limit(residual, problem)
         self.rounds += 1
         solved = residual <= problem.tolerance
-        done = (evaluations >= limit) | progress.best_norm.isinf()
-        if problem.tolerance > 0:
-            done |= solved
-            if self.rounds > _STALLED_EVALUATIONS:
-                done |= self._rounding_dominates()
+        done = solved if problem.tolerance > 0 else torch.zeros_like(solved)
+        if not progress.newest_is_best:
+            done = done | progress.best_norm.isinf()
+        if problem.tolerance > 0 and self.rounds > _STALLED_EVALUATIONS:
+            done = done | self._rounding_dominates()
         self.status = replace(
             status,
-            evaluations=evaluations,
-            limit=limit,
+            evaluations=status.evaluations + 1,
+            first=residual if self.rounds == 1 else status.first,
             residual=residual,
             solved=solved,
             done=done,
         )
-        self.record.trace(self.active, evaluations, residual)
+        if self._may_be_spent():
+            self.status = replace(self.status, done=done | (self._budget() <= 0))
+        self.record.trace(self.active, self.status.evaluations, residual)
 
     def judge_guess(self, x: Float[Tensor, "active features"]) -> Float[Tensor, "active features"]:
         """Return where the samples are after another start at ``z`` for those whose guess is no use."""
-        poor = ~(self.status.residual <= 1) & (self.status.evaluations < self.status.limit)
+        poor = ~(self.status.residual <= 1)
+        if self._may_be_spent():
+            poor &= self._budget() > 0
         if not bool(poor.any()):
             return x
         x = choose(poor, self.problem.z, x)
         self.evaluate(x)
         return x
+
+    def _budget(self) -> Int[Tensor, " active"]:
+        """Return how many evaluations each sample has left."""
+        return self.solver.evaluation_limit(self.status.first, self.problem) - self.status.evaluations
+
+    def _may_be_spent(self) -> bool:
+        """Return whether a sample may have none left, without asking every time what the limit of each is."""
+        evaluations = self.status.evaluations
+        return isinstance(evaluations, Tensor) or evaluations >= self.solver.least_evaluation_limit()
 
     def _rounding_dominates(self) -> Bool[Tensor, " active"]:
         """Return for which samples more evaluations would only draw other roundings of the same point."""
@@ -143,9 +163,8 @@ class _Run:
     def step(self) -> Tensor:
         """Let the solver propose the next iterate, and return it for the samples that are not stuck."""
         status = self.status
-        step = self.solver.step(self.problem, self.state, self.progress, status.limit - status.evaluations)
+        step = self.solver.step(self.problem, self.state, self.progress, self._budget)
         self.state = step.state
-        self.record.even &= step.evaluations is None
         self.status = replace(
             status,
             evaluations=status.evaluations + (0 if step.evaluations is None else step.evaluations),
@@ -157,18 +176,19 @@ class _Run:
 
     def release(self, x: Float[Tensor, "active features"]) -> Float[Tensor, "kept features"]:
         """Let the samples that are done leave the batch, and return what is left of ``x``."""
-        done = self.status.done.nonzero().flatten()
+        done = self.status.done.nonzero()
         if done.numel() == 0:
             return x
         if done.numel() == self.active.numel():
             self._finish(self.active, self.progress, self.status)
             self.active = self.active[:0]
             return x[:0]
+        done = done.flatten()
         self._finish(self.active[done], select(self.progress, done), select(self.status, done))
         keep = (~self.status.done).nonzero().flatten()
         self.active, self.problem = self.active[keep], self.problem.select(keep)
         self.progress, self.status = select(self.progress, keep), select(self.status, keep)
-        self.state = select(self.state, keep)
+        self.state = None if self.state is None else select(self.state, keep)
         return x[keep]
 
     def _finish(self, samples: Int[Tensor, " done"], progress: Progress, status: _Status) -> None:
@@ -199,12 +219,11 @@ def drive(
     problem = Problem(branch, flat, args, tuple(z.shape[1:]), contraction, tolerance)
     norm = sample_norm(flat)
     record = Record(z, flat, norm, contraction)
-    active = torch.isfinite(flat).all(dim=1).nonzero().flatten()
+    active = (norm < torch.inf).nonzero().flatten()
     if len(active) < len(flat):
         problem, norm = problem.select(active), norm[active]
     scale = 1 + norm
-    zero, none = torch.zeros_like(active), torch.zeros_like(active, dtype=torch.bool)
-    status = _Status(zero, zero, zero, scale, residual=scale, solved=none, done=none)
+    status = _Status(0, 0, scale, first=scale, residual=scale, solved=active, done=active)
     run = _Run(solver, record, active, problem, Progress.start(problem.z), status, solver.start(problem))
     guess = solver.first_guess(problem)
     x = problem.z.clone() if guess is None else guess

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
@@ -11,11 +12,6 @@ from invertible_attention.solvers.base import Solver, Step
 from invertible_attention.solvers.problem import Problem, Progress
 
 __all__ = ["FixedPoint"]
-
-
-@dataclass(frozen=True)
-class _NoState:
-    """The method remembers nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +42,15 @@ class FixedPoint(Solver):
 
     max_evaluations: int | None = 100
 
-    def start(self, problem: Problem) -> _NoState:
-        """Return the empty state."""
-        return _NoState()
+    def start(self, problem: Problem) -> None:
+        """Return nothing: the method remembers nothing."""
 
     def first_guess(self, problem: Problem) -> None:
         """Start at :math:`z`, as the algorithm does."""
 
     def step(
-        self, problem: Problem, state: _NoState, progress: Progress, budget: Int[Tensor, " active"]
+        self, problem: Problem, state: None, progress: Progress, budget: Callable[[], Int[Tensor, " active"]]
     ) -> Step:
         """Return ``x - (x + g(x) - z)``; from an iterate that is not finite there is no way back."""
         x: Float[Tensor, "active features"] = progress.x - progress.residual
-        return Step(x, state, stuck=progress.norm.isinf())
+        return Step(x, state, stuck=None if progress.newest_is_best else progress.norm.isinf())

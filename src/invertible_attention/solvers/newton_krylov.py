@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -96,7 +97,11 @@ class NewtonKrylov(Solver):
         return _State(z, infinite, torch.zeros_like(z), torch.ones_like(infinite), forcing)
 
     def step(
-        self, problem: Problem, state: _State, progress: Progress, budget: Int[Tensor, " active"]
+        self,
+        problem: Problem,
+        state: _State,
+        progress: Progress,
+        budget: Callable[[], Int[Tensor, " active"]],
     ) -> Step:
         """Return the full Newton step from an accepted iterate, a shorter one along the same direction otherwise."""
         # A direction from GMRES promises the decrease (1 - forcing) per unit of length, to first order.
@@ -106,10 +111,11 @@ class NewtonKrylov(Solver):
         length = torch.where(rejected, state.length * _backtrack(state, progress.norm), state.length)
         stuck = rejected & (length < _SMALLEST_STEP)
         state = replace(state, length=length)
-        evaluations = torch.zeros_like(budget)
+        left = budget()
+        evaluations = torch.zeros_like(left)
         samples = accepted.nonzero().flatten()
         if samples.numel() > 0:
-            state, evaluations, lost = self._new_directions(problem, state, progress, budget, samples)
+            state, evaluations, lost = self._new_directions(problem, state, progress, left, samples)
             stuck[samples] |= lost
         x = state.x + state.length.to(state.x.dtype)[:, None] * state.direction
         return Step(x, state, evaluations=evaluations, iterations=accepted.to(torch.int64), stuck=stuck)

@@ -15,7 +15,7 @@ from invertible_attention._mapped import is_mapped
 from invertible_attention.solvers.batched import all_on_cpu, choose, sample_norm, wide_dtype
 from invertible_attention.solvers.preconditioner import Preconditioner, gather
 
-__all__ = ["Branch", "Problem", "Progress", "select"]
+__all__ = ["Branch", "Count", "Problem", "Progress", "select"]
 
 Branch = Callable[..., Tensor]
 """A callable ``branch(x, *args) -> g(x)``; see the map of the code.
@@ -28,6 +28,9 @@ A method ``first_guess(z, *args)`` returns about the solution, or ``None``; wher
 
 State = TypeVar("State")
 
+Count = Int[Tensor, " active"] | int
+"""One number per sample, or the one they have in common."""
+
 _MAPPED_BRANCH = (
     "torch.func.vmap maps over the weights of this branch, and every member of an ensemble stops on its own: solve or "
     "differentiate the members one by one, [member.inverse(z) for member in members]"
@@ -35,10 +38,12 @@ _MAPPED_BRANCH = (
 
 
 def select(state: State, keep: Int[Tensor, " kept"]) -> State:
-    """Return a dataclass with every tensor in it indexed along its first axis."""
-    tensors = {field.name: getattr(state, field.name) for field in fields(state)}  # pyright: ignore[reportArgumentType]
-    kept = {name: value[keep] for name, value in tensors.items() if isinstance(value, Tensor)}
-    return replace(state, **kept)  # pyright: ignore[reportArgumentType, reportReturnType]
+    """Return a dataclass with every tensor in it indexed along its first axis, one that is there twice once."""
+    values = {field.name: getattr(state, field.name) for field in fields(state)}  # pyright: ignore[reportArgumentType]
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    kept = {id(tensor): tensor for tensor in tensors.values()}
+    kept = {key: tensor[keep] for key, tensor in kept.items()}
+    return replace(state, **{name: kept[id(tensor)] for name, tensor in tensors.items()})  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Problem:
             RuntimeError: it contains tensors that :func:`torch.func.vmap` maps over.
         """
         args = self.args if samples is None else gather(self.args, samples)
-        shaped = x.reshape(x.shape[0], *self.event_shape)
+        shaped = x if x.shape[1:] == self.event_shape else x.reshape(x.shape[0], *self.event_shape)
         output = self.branch(shaped, *args)
         if functional_transforms_active() and is_mapped((output,)):
             raise RuntimeError(_MAPPED_BRANCH)
@@ -77,7 +82,9 @@ class Problem:
             raise ValueError(
                 f"the branch must return the shape of its input: {tuple(shaped.shape)}, got {tuple(output.shape)}"
             )
-        return output.reshape(x.shape).to(x.dtype)
+        return (output if output is shaped or output.shape == x.shape else output.reshape(x.shape)).to(
+            x.dtype
+        )
 
     def first_guess(self) -> Float[Tensor, "active features"] | None:
         """Return what the branch knows of the solution, ``z`` for samples of which that is not finite.
@@ -158,7 +165,7 @@ class Progress:
         best_x: the iterate with the smallest residual.
         best_residual: the residual there.
         best_norm: its norm, infinite until an iterate had a finite residual.
-        stalled: evaluations since the best iterate changed.
+        stalled: evaluations since the best iterate changed; an integer where that is the same for all.
     """
 
     x: Float[Tensor, "active features"]
@@ -167,23 +174,28 @@ class Progress:
     best_x: Float[Tensor, "active features"]
     best_residual: Float[Tensor, "active features"]
     best_norm: Float[Tensor, " active"]
-    stalled: Int[Tensor, " active"]
+    stalled: Count
 
     @classmethod
     def start(cls, x: Float[Tensor, "active features"]) -> Progress:
         """Return the state before the first evaluation."""
         infinite = torch.full((x.shape[0],), torch.inf, dtype=wide_dtype(x.device), device=x.device)
-        zero = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        return cls(x, x, infinite, x, x, infinite, zero)
+        return cls(x, x, infinite, x, x, infinite, 0)
+
+    @property
+    def newest_is_best(self) -> bool:
+        """Whether it is known of all samples that the newest iterate is the best: its residual is finite then."""
+        return self.best_x is self.x
 
     def advance(
         self, x: Float[Tensor, "active features"], residual: Float[Tensor, "active features"]
     ) -> Progress:
         """Return the state after an evaluation at ``x``."""
-        norm = torch.nan_to_num(sample_norm(residual), nan=torch.inf, posinf=torch.inf)
+        norm = sample_norm(residual)
         improved = norm < self.best_norm
         if all_on_cpu(improved):
-            return Progress(x, residual, norm, x, residual, norm, torch.zeros_like(self.stalled))
+            return Progress(x, residual, norm, x, residual, norm, 0)
+        norm = norm.nan_to_num(nan=torch.inf, posinf=torch.inf)
         return Progress(
             x=x,
             residual=residual,

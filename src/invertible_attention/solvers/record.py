@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from invertible_attention.solvers.batched import all_on_cpu, choose, sample_norm
-from invertible_attention.solvers.problem import Progress
+from invertible_attention.solvers.problem import Count, Progress
 from invertible_attention.solvers.solution import Solution
 
 __all__ = ["Record", "relative_residual"]
@@ -31,8 +31,8 @@ def relative_residual(
         scale: ``1 + ‖z‖``.
         dtype: the dtype ``g(x)`` was computed in.
     """
-    rounding = torch.finfo(dtype).eps / 2 * distance
-    return ((norm + rounding) / scale).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    rounded = torch.add(norm, distance, alpha=torch.finfo(dtype).eps / 2)
+    return (rounded / scale).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 @dataclass
@@ -55,9 +55,6 @@ class Record:
         flat: the same, flattened and in the working dtype.
         z_norm: their norms.
         contraction: certified Lipschitz constant below 1, or ``None``.
-
-    Attributes:
-        even: whether each noted residual is one evaluation after the one before it.
     """
 
     def __init__(
@@ -69,13 +66,12 @@ class Record:
     ) -> None:
         self._z, self._flat, self._z_norm, self._contraction = z, flat, z_norm, contraction
         self._ended: _Ended | None = None
-        self._trace: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.even = True
+        self._trace: list[tuple[Tensor, Count, Tensor]] = []
 
     def trace(
         self,
         samples: Int[Tensor, " active"],
-        evaluations: Int[Tensor, " active"],
+        evaluations: Count,
         residual: Float[Tensor, " active"],
     ) -> None:
         """Note the residual of ``samples`` after so many evaluations each."""
@@ -88,8 +84,8 @@ class Record:
         *,
         converged: Bool[Tensor, " done"],
         residual: Float[Tensor, " done"],
-        evaluations: Int[Tensor, " done"],
-        iterations: Int[Tensor, " done"],
+        evaluations: Count,
+        iterations: Count,
     ) -> None:
         """Note what ``samples`` ended with: the newest iterate where it is a solution, else the best."""
         value, norm = progress.x, progress.norm
@@ -100,7 +96,11 @@ class Record:
             value = choose(converged, value, progress.best_x)
             norm = torch.where(converged, norm, progress.best_norm)
             residual = torch.where(converged, residual, best)
-        ended = _Ended(value, norm, residual, converged, evaluations, iterations)
+        counts = (
+            count if isinstance(count, Tensor) else torch.full_like(samples, count)
+            for count in (evaluations, iterations)
+        )
+        ended = _Ended(value, norm, residual, converged, *counts)
         if len(samples) == len(self._flat):
             self._ended = ended
             return
@@ -139,21 +139,26 @@ class Record:
         if self._contraction is None:
             return torch.full_like(ended.norm, torch.inf)
         rounding = _ROUNDING_ALLOWANCE * torch.finfo(self._flat.dtype).eps
-        rounding = rounding * (sample_norm(ended.value) + self._z_norm)
-        bound = (ended.norm + rounding) / (1 - self._contraction)
+        size = sample_norm(ended.value) + self._z_norm
+        bound = torch.add(ended.norm, size, alpha=rounding) / (1 - self._contraction)
         if value.dtype != ended.value.dtype:
             bound = bound + sample_norm(ended.value - value.to(ended.value.dtype))
         return bound.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def _assemble_trace(self, spent: Int[Tensor, " batch"]) -> Float[Tensor, "evaluations batch"]:
-        if self.even:
+        if not any(isinstance(evaluations, Tensor) for _, evaluations, _ in self._trace):
+            # Each residual is one evaluation after the one before it.
+            if all(len(samples) == len(spent) for samples, _, _ in self._trace) and self._trace:
+                return torch.stack([residual for _, _, residual in self._trace])
             trace = self._z_norm.new_full((len(self._trace), len(spent)), torch.nan)
             for row, (samples, _, residual) in zip(trace, self._trace, strict=True):
                 row[samples if len(samples) < len(spent) else slice(None)] = residual
             return trace
         most = int(spent.max())
         trace = self._z_norm.new_full((most, len(spent)), torch.nan)
-        samples, evaluations, residual = map(torch.cat, zip(*self._trace, strict=True))
+        samples = torch.cat([samples for samples, _, _ in self._trace])
+        evaluations = torch.cat([torch.zeros_like(samples) + count for samples, count, _ in self._trace])
+        residual = torch.cat([residual for _, _, residual in self._trace])
         rows = torch.arange(most, device=trace.device)[:, None]
         # Where each row was last noted, at or before it.
         noted = torch.zeros_like(trace, dtype=torch.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,8 @@ class Blockwise(Solver):
             "Blockwise solves layers that are invertible by order only: use Anderson or FixedPoint"
         )
 
-    def step(self, problem: Problem, state: Any, progress: Progress, budget: Int[Tensor, " active"]) -> Step:
+    def step(
+        self, problem: Problem, state: Any, progress: Progress, budget: Callable[[], Int[Tensor, " active"]]
+    ) -> Step:
         """Never called: see :meth:`start`."""
         raise ValueError("Blockwise solves layers that are invertible by order only")
