@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from invertible_attention.bijection import Bijection
-from invertible_attention.lipschitz import constrain, lipschitz_upper_bound
+from invertible_attention.flows import LipschitzLinearBranch
+from invertible_attention.lipschitz import constrain, known, lipschitz_upper_bound
 
 ACTIVATIONS = [
     nn.Identity(),
@@ -173,3 +174,23 @@ def test_mismatched_input_size_is_refused():
 def test_too_large_kernel_is_refused():
     with pytest.raises(ValueError, match=r"\(2,\)"):
         lipschitz_upper_bound(nn.Conv1d(1, 1, 3), (2,))
+
+
+def test_each_module_is_looked_at_once(monkeypatch: pytest.MonkeyPatch):
+    looked_at = []
+    plain = known._altered
+
+    def counting(module: nn.Module, methods: set[str]) -> str | None:
+        looked_at.append(module)
+        return plain(module, methods)
+
+    monkeypatch.setattr(known, "_altered", counting)
+    branch = LipschitzLinearBranch(2, 4, activation="lipswish")
+    for bound in (lambda: lipschitz_upper_bound(branch), branch.lipschitz_bound):
+        for _ in range(2):
+            looked_at.clear()
+            assert bound() < 1
+            assert sorted(map(id, looked_at)) == sorted(map(id, branch.modules()))
+    # And again, as anything may have happened since.
+    branch.activations[0].register_forward_hook(lambda *args: None)
+    assert lipschitz_upper_bound(branch) == branch.lipschitz_bound() == torch.inf

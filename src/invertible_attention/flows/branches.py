@@ -17,7 +17,7 @@ from invertible_attention._precision import raised
 from invertible_attention.bijection import refuse_unused
 from invertible_attention.flows.activations import is_pushed, make_activation, push
 from invertible_attention.lipschitz.bind import Bindable, original
-from invertible_attention.lipschitz.known import class_of, doubt
+from invertible_attention.lipschitz.known import class_of, doubt, examined
 from invertible_attention.lipschitz.module_bound import lipschitz_upper_bound, number_or_tensor
 from invertible_attention.lipschitz.parametrize import constrain, is_constrained
 
@@ -76,7 +76,8 @@ class LipschitzBranch(Bindable):
         if not all(is_constrained(original(layer), self.coefficient) for layer in self.layers):
             # Layers that were put in the place of those that were made here.
             return lipschitz_upper_bound(nn.Sequential(*self.layers, *self.activations))
-        bound = math.prod(number_or_tensor(activation) for activation in self.activations)
+        with examined(self):
+            bound = math.prod(number_or_tensor(activation) for activation in self.activations)
         # Rounded down, the product would be below what layers of rank one attain.
         rounding = 1 + (1 + len(self.activations)) * torch.finfo(torch.get_default_dtype()).eps
         bound = self.coefficient ** len(self.layers) * rounding * bound

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, cast
 
@@ -14,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize
 from invertible_attention.lipschitz.bind import Bindable, bind, original
 from invertible_attention.lipschitz.parametrize import SpectralNormConstraint, SpectralNormEstimate
 
-__all__ = ["bound_function", "class_of", "doubt", "has_global_hooks", "has_hooks", "watch"]
+__all__ = ["bound_function", "class_of", "doubt", "examined", "has_global_hooks", "has_hooks", "watch"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{kind}" for kind in _HOOKS)
@@ -35,6 +37,9 @@ _PURE = (SpectralNormConstraint, parametrizations._WeightNorm, parametrizations.
 # Power iterations: in training mode each evaluation of the weight changes the next.
 _PURE_IN_EVALUATION = (SpectralNormEstimate, parametrizations._SpectralNorm)
 _MODULE_METHODS = frozenset(name for name, value in vars(nn.Module).items() if callable(value))
+
+# Modules that a bound being computed has looked at, with all that is inside.
+_examined: ContextVar[frozenset[int]] = ContextVar("_examined", default=frozenset())
 
 # By class: what its methods were when it became known.
 _written: dict[type[nn.Module], dict[str, Any]] = {}
@@ -76,6 +81,8 @@ def doubt(module: nn.Module, *, parts: bool = True, promises: Iterable[str] = _P
         parts: Whether to look at all modules inside, too.
         promises: Names of the methods that are promises.
     """
+    if promises is _PROMISES and id(original(module)) in _examined.get():
+        return None
     if has_global_hooks():
         return "hooks for all modules are registered"
     groups: dict[type[nn.Module], list[nn.Module]] = {nn.Module: []}
@@ -95,6 +102,19 @@ def doubt(module: nn.Module, *, parts: bool = True, promises: Iterable[str] = _P
             if reason := hasattr(cls, promise) and _overridden(cls, promise):
                 return reason
     return None
+
+
+@contextmanager
+def examined(module: nn.Module) -> Iterator[None]:
+    """Within it :func:`doubt` does not look again at a module that it found nothing in, nor at its parts.
+
+    For the computation of one bound, in which bounds of parts are computed that begin with the same question.
+    """
+    token = _examined.set(_examined.get().union(map(id, _modules(original(module)))))
+    try:
+        yield
+    finally:
+        _examined.reset(token)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from invertible_attention._mapped import plain
 from invertible_attention.bijection import Bijection
 from invertible_attention.lipschitz.convolution import convolution_norm_upper_bound
 from invertible_attention.lipschitz.geometry import CONVOLUTIONS, Geometry
-from invertible_attention.lipschitz.known import class_of, doubt, watch
+from invertible_attention.lipschitz.known import class_of, doubt, examined, watch
 from invertible_attention.lipschitz.norms import spectral_norm_upper_bound
 
 __all__ = ["lipschitz_upper_bound", "number_or_tensor", "product", "register_lipschitz_bound"]
@@ -71,7 +71,8 @@ def number_or_tensor(
     try:
         if reason := doubt(module):
             raise _UnknownError(f"the Lipschitz constant of {type(module).__name__} is not known: {reason}")
-        return _bound(module, _Values(None if input_size is None else tuple(input_size)))[0]
+        with examined(module):
+            return _bound(module, _Values(None if input_size is None else tuple(input_size)))[0]
     except _UnknownError as error:
         if strict:
             raise ValueError(str(error)) from None
