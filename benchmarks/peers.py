@@ -50,25 +50,24 @@ class Contender:
     Args:
         modules: The blocks, the first applied first.
         forward_and_logdet: Of one block.
-        inverse: Of one block, with its defaults, or to an accuracy.
-        after_step: What the library asks its user to call after a step of the optimizer.
+        through: The same of all blocks, as the library composes them.
+        solve: The inverse of all blocks, with their defaults, or to an accuracy.
         weights: The weights a block computes with.
+        after_step: What the library asks its user to call after a step of the optimizer.
         detached: Whether its log-determinant has no gradient.
     """
 
     modules: nn.ModuleList
     forward_and_logdet: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
-    inverse: Callable[[Any, Tensor, bool], Tensor]
+    through: Callable[[Tensor], tuple[Tensor, Tensor]]
+    solve: Callable[[Tensor, bool], Tensor]
     weights: Callable[[Any], Iterator[Tensor]]
     after_step: Callable[[], object] = lambda: None
     detached: bool = False
 
     def loss(self, x: Tensor) -> Tensor:
-        total = torch.zeros(len(x))
-        for block in self.modules:
-            x, logdet = self.forward_and_logdet(block, x)
-            total = total + logdet
-        return (0.5 * x.flatten(1).square().sum(1) - total).mean()
+        x, logdet = self.through(x)
+        return (0.5 * x.flatten(1).square().sum(1) - logdet).mean()
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -77,10 +76,30 @@ class Contender:
         return x
 
     @torch.no_grad()
-    def solve(self, z: Tensor, accurate: bool) -> Tensor:
-        for block in reversed(self.modules):
-            z = self.inverse(block, z, accurate)
+    def inverse(self, z: Tensor, accurate: bool) -> Tensor:
+        return self.solve(z, accurate)
+
+
+def chain(
+    modules: nn.ModuleList,
+    forward_and_logdet: Callable[[Any, Tensor], tuple[Tensor, Tensor]],
+    inverse: Callable[[Any, Tensor, bool], Tensor],
+) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Callable[[Tensor, bool], Tensor]]:
+    """Return both directions of blocks that are called one after another."""
+
+    def through(x: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros(len(x))
+        for block in modules:
+            x, logdet = forward_and_logdet(block, x)
+            total = total + logdet
+        return x, total
+
+    def solve(z: Tensor, accurate: bool) -> Tensor:
+        for block in reversed(modules):
+            z = inverse(block, z, accurate)
         return z
+
+    return through, solve
 
 
 def branch_of(block: Any) -> nn.Module:
@@ -90,22 +109,20 @@ def branch_of(block: Any) -> nn.Module:
 
 
 def ours(blocks: int, make: Callable[[], nn.Module]) -> Contender:
-    accurate = ia.Anderson(tolerance=0.1 * ACCURACY)
+    # Without a seed: the error of one draw, the same in every call, is no bias.
+    flow = flows.Sequential(*(flows.Residual(make(), logdet=ia.RussianRoulette()) for _ in range(blocks)))
+    solvers = {True: ia.Anderson(tolerance=0.1 * ACCURACY), False: ia.Anderson()}
 
-    def inverse(block: flows.Residual, z: Tensor, to_accuracy: bool) -> Tensor:
-        if not to_accuracy:
-            return block.inverse(z)
-        block.solver, default = accurate, block.solver
-        try:
-            return block.inverse(z)
-        finally:
-            block.solver = default
+    def solve(z: Tensor, accurate: bool) -> Tensor:
+        for block in flow:
+            cast(flows.Residual, block).solver = solvers[accurate]
+        return flow.inverse(z)
 
     return Contender(
-        # Without a seed: the error of one draw, the same in every call, is no bias.
-        nn.ModuleList(flows.Residual(make(), logdet=ia.RussianRoulette()) for _ in range(blocks)),
+        flow.bijections,
         lambda block, x: block.forward_and_logdet(x),
-        inverse,
+        flow.forward_and_logdet,
+        solve,
         lambda block: (layer.weight for layer in block.branch.layers),
     )
 
@@ -118,10 +135,13 @@ def of_normflows(blocks: int, make: Callable[[], nn.Module]) -> Contender:
         tolerance = (0.1 * ACCURACY) ** 2 if to_accuracy else 1e-5
         return block.iresblock._inverse_fixed_point(z, atol=tolerance, rtol=tolerance)
 
+    def forward_and_logdet(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return block.forward(x)
+
     return Contender(
         modules,
-        lambda block, x: block.forward(x),
-        inverse,
+        forward_and_logdet,
+        *chain(modules, forward_and_logdet, inverse),
         lambda block: (
             cast(Any, layer).compute_weight(update=False)
             for layer in block.iresblock.nnet.net
@@ -159,7 +179,7 @@ def of_freia(blocks: int, shape: tuple[int, ...], hidden: int, limit: float) -> 
     return Contender(
         modules,
         forward_and_logdet,
-        inverse,
+        *chain(modules, forward_and_logdet, inverse),
         lambda block: (layer.weight for layer in block.layers),
         correct,
         detached=True,
@@ -317,10 +337,10 @@ def compare(
     pairs = [(contender, contender.forward(x)) for contender in (theirs, own)]
     for name, accurate in (("inverse", True), ("inverse by default", False)):
         row[name] = medians(
-            [partial(contender.solve, z, accurate) for contender, z in pairs], arguments.rounds
+            [partial(contender.inverse, z, accurate) for contender, z in pairs], arguments.rounds
         )
         row[f"error of the {name}"] = [
-            ((contender.solve(z, accurate) - x).norm() / x.norm()).item() for contender, z in pairs
+            ((contender.inverse(z, accurate) - x).norm() / x.norm()).item() for contender, z in pairs
         ]
     row["bias"] = [bias(contender, x[:2].clone(), arguments.calls) for contender in (theirs, own)]
     row["detached"] = [theirs.detached, own.detached]
