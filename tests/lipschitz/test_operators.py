@@ -53,7 +53,7 @@ def test_operators_of_a_training_step():
 
 
 @pytest.mark.parametrize(
-    ("solver", "most"), [(ia.Anderson(), 65), (ia.FixedPoint(), 34), (ia.NewtonKrylov(), 210)], ids=str
+    ("solver", "most"), [(ia.Anderson(), 65), (ia.FixedPoint(), 34), (ia.NewtonKrylov(), 180)], ids=str
 )
 def test_operators_of_a_solver_per_evaluation(solver: Solver, most: int):
     matrix = torch.randn(20, 20)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from invertible_attention.solvers.batched import inner_products, sample_norm, wide_dtype
+from invertible_attention.solvers.batched import inner_products, sample_norm
+from invertible_attention.solvers.problem import select
 
 __all__ = ["LinearSolution", "gmres"]
 
@@ -50,82 +52,136 @@ def gmres(
     References:
         Saad and Schultz, *GMRES: a generalized minimal residual algorithm*, SIAM J. Sci. Stat. Comput. 7, 1986.
     """
-    batch, device, wide = b.shape[0], b.device, wide_dtype(b.device)
     norm = sample_norm(b)
-    most = int(limit.max()) if batch else 0
-    products = torch.zeros(batch, dtype=torch.int64, device=device)
-    residual = torch.where(norm > 0, 1.0, 0.0).to(wide)
-    basis = (b / torch.where(norm > 0, norm, 1.0).to(b.dtype)[:, None])[:, None]
-    triangle = torch.zeros(batch, most, most, dtype=wide, device=device)
-    cosine, sine = (torch.zeros(batch, most, dtype=wide, device=device) for _ in range(2))
-    right = torch.zeros(batch, most + 1, dtype=wide, device=device)
-    right[:, 0] = norm
-    # Components below the rounding of the basis vectors are noise, and dividing by them would amplify it.
-    noise = 16 * torch.finfo(b.dtype).eps
-    size = torch.zeros(batch, dtype=wide, device=device)
-    working = ((residual > tolerance) & (limit > 0) & torch.isfinite(norm)).nonzero().flatten()
-    for column in range(most):
-        if working.numel() == 0:
-            break
-        vector, coefficients = _orthogonalize(product(basis[working, -1], working), basis[working])
+    solution = LinearSolution(
+        torch.zeros_like(b), (norm > 0).to(norm.dtype), torch.zeros_like(norm, dtype=torch.int64)
+    )
+    samples = ((solution.residual > tolerance) & (limit > 0) & (norm < torch.inf)).nonzero().flatten()
+    if samples.numel() == 0:
+        return solution
+    systems = _Systems.start(b[samples], norm[samples], tolerance[samples], limit[samples])
+    while True:
+        image = product(systems.basis[:, -1], samples)
+        length = sample_norm(image)
+        finite = length < torch.inf
+        if not bool(finite.all()):
+            ended = (~finite).nonzero().flatten()
+            select(systems, ended).write(solution, samples[ended], systems.columns + 1)
+            kept = finite.nonzero().flatten()
+            systems, samples = select(systems, kept), samples[kept]
+            image, length = image[kept], length[kept]
+        systems, unsolved = systems.extend(image, length)
+        kept = unsolved.nonzero().flatten()
+        if kept.numel() == samples.numel() > 0:
+            continue
+        ended = (~unsolved).nonzero().flatten()
+        select(systems, ended).write(solution, samples[ended], systems.columns)
+        if kept.numel() == 0:
+            return solution
+        systems, samples = select(systems, kept), samples[kept]
+
+
+@dataclass(frozen=True)
+class _Systems:
+    """The systems that are not solved yet.
+
+    Args:
+        norm: of the right-hand sides.
+        tolerance: relative residual at which each stops.
+        limit: most products of each.
+        basis: orthonormal vectors that span the Krylov space.
+        rotation: the product of all Givens rotations, so far the identity beyond the columns there are.
+        triangle: the Hessenberg matrix after them.
+        size: the largest image of a basis vector.
+    """
+
+    norm: Float[Tensor, " systems"]
+    tolerance: Float[Tensor, " systems"]
+    limit: Int[Tensor, " systems"]
+    basis: Float[Tensor, "systems columns features"]
+    rotation: Float[Tensor, "systems most most"]
+    triangle: Float[Tensor, "systems most most"]
+    size: Float[Tensor, " systems"]
+
+    @classmethod
+    def start(cls, b: Tensor, norm: Tensor, tolerance: Tensor, limit: Tensor) -> _Systems:
+        """Return the systems before the first product."""
+        most = int(limit.max()) + 1
+        rotation = torch.eye(most, dtype=norm.dtype, device=norm.device).repeat(len(b), 1, 1)
+        basis = (b / norm.to(b.dtype)[:, None])[:, None]
+        return cls(
+            norm, tolerance, limit, basis, rotation, torch.zeros_like(rotation), torch.zeros_like(norm)
+        )
+
+    @property
+    def columns(self) -> int:
+        """How many products there were."""
+        return self.basis.shape[1] - 1
+
+    def extend(
+        self, image: Float[Tensor, "systems features"], length: Float[Tensor, " systems"]
+    ) -> tuple[_Systems, Bool[Tensor, " systems"]]:
+        """Return the systems with the image of the newest basis vector, and which of them are not solved then.
+
+        Args:
+            image: what the matrix maps that vector to.
+            length: its norm.
+        """
+        column, rotation = self.columns, self.rotation
+        size = torch.maximum(self.size, length)
+        vector, coefficients = _orthogonalize(image, self.basis)
         length = sample_norm(vector)
-        products[working] += 1
-        finite = torch.isfinite(length)
-        working, vector, coefficients, length = (t[finite] for t in (working, vector, coefficients, length))
-        size[working] = torch.maximum(size[working], torch.hypot(sample_norm(coefficients), length))
-        least = noise * size[working]
-        entries, c, s = _rotate(coefficients, length, cosine[working], sine[working], least)
-        triangle[working, : column + 1, column] = entries
-        cosine[working, column], sine[working, column] = c, s
-        right[working, column + 1] = -s * right[working, column]
-        right[working, column] *= c
-        residual[working] = right[working, column + 1].abs() / norm[working]
+        entries = torch.bmm(rotation[:, : column + 1, : column + 1], coefficients)[:, :, 0]
+        last = entries[:, -1]
+        radius = torch.hypot(last, length)
+        # Components below the rounding of the basis vectors are noise, and dividing by them would amplify it.
+        least = 16 * torch.finfo(vector.dtype).eps * size
+        # A column that depends on the others cannot lower the residual: the rotation passes it on unchanged.
+        usable = radius > least
+        tiny = torch.finfo(length.dtype).tiny
+        safe = radius.clamp_min(tiny)
+        cosine = last / safe * usable
+        sine = torch.where(usable, length / safe, 1.0)
+        self.triangle[:, : column + 1, column] = entries
+        self.triangle[:, column, column] = radius * usable
+        row = rotation[:, column].clone()
+        rotation[:, column] = cosine[:, None] * row
+        rotation[:, column, column + 1] = sine
+        rotation[:, column + 1] = -sine[:, None] * row
+        rotation[:, column + 1, column + 1] = cosine
+        following = vector / length.clamp_min(tiny).to(vector.dtype)[:, None]
+        systems = replace(self, basis=torch.cat([self.basis, following[:, None]], dim=1), size=size)
         # A space that cannot grow holds the solution, or A is singular on it: stop in both cases.
-        grows = length > least
-        following = torch.zeros_like(b)
-        following[working] = vector / torch.where(length > 0, length, 1.0).to(b.dtype)[:, None]
-        basis = torch.cat([basis, following[:, None]], dim=1)
-        unsolved = (residual[working] > tolerance[working]) & (products[working] < limit[working]) & grows
-        working = working[unsolved]
-    columns = basis.shape[1] - 1
-    coefficients = _back_substitute(triangle[:, :columns, :columns], right[:, :columns])
-    x = torch.bmm(coefficients.to(b.dtype)[:, None], basis[:, :columns])[:, 0]
-    return LinearSolution(x, residual, products)
+        unsolved = (systems.residual > self.tolerance) & (self.limit > column + 1) & (length > least)
+        return systems, unsolved
+
+    @property
+    def residual(self) -> Float[Tensor, " systems"]:
+        """The relative residuals."""
+        return self.rotation[:, self.columns, 0].abs()
+
+    def write(self, solution: LinearSolution, samples: Int[Tensor, " systems"], products: int) -> None:
+        """Write what was found to the samples of a solution."""
+        columns = self.columns
+        right = self.norm[:, None] * self.rotation[:, :columns, 0]
+        coefficients = _back_substitute(self.triangle[:, :columns, :columns], right)
+        basis = self.basis[:, :columns]
+        solution.x[samples] = torch.bmm(coefficients.to(basis.dtype)[:, None], basis)[:, 0]
+        solution.residual[samples] = self.residual
+        solution.products[samples] = products
 
 
 def _orthogonalize(
     vector: Float[Tensor, "rows features"], basis: Float[Tensor, "rows columns features"]
-) -> tuple[Float[Tensor, "rows features"], Float[Tensor, "rows columns"]]:
+) -> tuple[Float[Tensor, "rows features"], Float[Tensor, "rows columns 1"]]:
     """Return ``vector`` without its components along the basis, and the components."""
-    total = torch.zeros(basis.shape[:2], dtype=wide_dtype(basis.device), device=basis.device)
+    total = None
     # Twice is enough: one pass leaves components of the size of the rounding it canceled.
     for _ in range(2):
         components = inner_products(basis, vector[:, None])
         vector = vector - torch.bmm(components.to(vector.dtype).mT, basis)[:, 0]
-        total = total + components[:, :, 0]
-    return vector, total
-
-
-def _rotate(
-    coefficients: Float[Tensor, "rows columns"],
-    length: Float[Tensor, " rows"],
-    cosine: Float[Tensor, "rows most"],
-    sine: Float[Tensor, "rows most"],
-    least: Float[Tensor, " rows"],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply the earlier Givens rotations to a column of the Hessenberg matrix, and find the next one."""
-    entries = list(coefficients.unbind(dim=1))
-    for row in range(len(entries) - 1):
-        c, s = cosine[:, row], sine[:, row]
-        upper, lower = entries[row], entries[row + 1]
-        entries[row], entries[row + 1] = c * upper + s * lower, c * lower - s * upper
-    radius = torch.hypot(entries[-1], length)
-    # A column that depends on the others cannot lower the residual: the rotation passes it on unchanged.
-    usable = radius > least
-    safe = torch.where(usable, radius, 1.0)
-    c, s = torch.where(usable, entries[-1] / safe, 0.0), torch.where(usable, length / safe, 1.0)
-    entries[-1] = torch.where(usable, radius, 0.0)
-    return torch.stack(entries, dim=1), c, s
+        total = components if total is None else total + components
+    return vector, cast(Tensor, total)
 
 
 def _back_substitute(
