@@ -214,3 +214,38 @@ def test_memory_must_be_a_positive_integer(memory: object):
 def test_regularization_must_be_a_number(regularization: object):
     with pytest.raises(ValueError, match=f"regularization.*{regularization}"):
         Anderson(regularization=regularization)  # pyright: ignore[reportArgumentType]
+
+
+class Scaled:
+    """``g(x) = gain x`` with the exact inverse of ``1 + gain``."""
+
+    def __init__(self, gain: float) -> None:
+        self.gain = gain
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+    def precondition(self, residual: Tensor) -> Tensor:
+        return residual / (1 + self.gain)
+
+
+@pytest.mark.parametrize(("dtype", "gain"), [(torch.float32, 10.0), (torch.float64, 200.0)])
+def test_exact_preconditioner_leads_to_the_solution_in_a_step(dtype: torch.dtype, gain: float):
+    # Residuals are ``gain`` times as large as what is left of them: their rounding must not be added to the iterate.
+    solution = Anderson().solve(Scaled(gain), torch.randn(500, 6, dtype=dtype))
+    assert (solution.evaluations == 2).all()
+
+
+def test_rounding_of_large_residuals_does_not_slow_down():
+    gain, generator = 1e6, torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    matrix = 0.3 * torch.eye(6, dtype=torch.float64) + root @ root.T / 6
+    matrix = (gain * matrix / torch.linalg.matrix_norm(matrix, 2)).float()
+
+    class Branch(Scaled):
+        def __call__(self, x: Tensor) -> Tensor:
+            return x @ matrix + 0.3 * x.sin()
+
+    solution = Anderson().solve(Branch(gain), torch.randn(150, 6, generator=generator))
+    assert solution.converged.all()
+    assert solution.evaluations.float().mean() < 21

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from invertible_attention.solvers import Anderson, FixedPoint, NewtonKrylov, Solver
+from invertible_attention.solvers.problem import Problem
 
 SOLVERS = [FixedPoint(max_evaluations=None), Anderson(), NewtonKrylov()]
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
@@ -176,6 +177,40 @@ def test_evaluation_limit_is_respected(
     solution = type(solver)(max_evaluations=limit).solve(counted.branch, z)
     assert solution.evaluations.max() <= limit
     assert sum(shape[0] for shape in counted.calls) == solution.evaluations.sum()
+
+
+def test_solver_may_have_limits_of_its_own():
+    class Hasty(FixedPoint):
+        def evaluation_limit(self, residual: Tensor, problem: Problem) -> Tensor:
+            return torch.full_like(residual, 5).long()
+
+    solution = Hasty(max_evaluations=None).solve(lambda x: 0.99 * x.sin(), torch.randn(3, 4), lipschitz=0.99)
+    assert solution.evaluations.tolist() == [5, 5, 5]
+
+
+@each_solver
+def test_finite_samples_are_solved_whose_norm_is_not(solver: Solver):
+    z = torch.full((2, 4), 1.5e308, dtype=torch.float64)
+    z[1] = 1.0
+    solution = solver.solve(torch.zeros_like, z)
+    assert solution.converged.all()
+    assert torch.equal(solution.value, z)
+    z[0, 0] = torch.inf
+    solution = solver.solve(torch.zeros_like, z)
+    assert solution.converged.tolist() == [False, True]
+    assert solution.value[0].isnan().all()
+
+
+@each_solver
+def test_finite_residuals_may_have_a_difference_that_is_not(solver: Solver):
+    values = iter((3e38, -0.9e38))
+
+    def branch(x: Tensor) -> Tensor:
+        return torch.full_like(x, next(values, 0.0)) + 0.1 * x.clamp(-1, 1)
+
+    solution = solver.solve(branch, torch.tensor([[0.5]]))
+    assert solution.value.isfinite().all()
+    assert not solution.trace.isnan().any()
 
 
 # Independence of samples

@@ -35,10 +35,10 @@ class _State:
         residuals: the newest residual, then differences of successive ones. Each difference is divided by its norm: the
             least-squares problem is then well scaled however far the residuals have fallen. Those that are not in use
             are zero.
-        images: differences of where successive Picard steps lead, ``x - (x + g(x) - z)``, divided by the same norms.
+        iterates: differences of the iterates of these residuals, divided by the same norms.
         written: how many of the places for differences were written to.
         cursor: where the next difference goes.
-        image: where the Picard step leads from the iterate that the next difference is taken from.
+        x: the iterate that the next difference is taken from.
         residual: the residual there.
         best: the smallest residual norm before the newest evaluation.
         extrapolated: whether the newest iterate came from the least-squares problem or the preconditioner.
@@ -49,10 +49,10 @@ class _State:
     """
 
     residuals: Float[Tensor, "active places features"]
-    images: Float[Tensor, "active memory features"]
+    iterates: Float[Tensor, "active memory features"]
     written: int
     cursor: int
-    image: Float[Tensor, "active features"]
+    x: Float[Tensor, "active features"]
     residual: Float[Tensor, "active features"]
     best: Float[Tensor, " active"]
     extrapolated: Bool[Tensor, " active"] | bool
@@ -158,16 +158,15 @@ class Anderson(Solver):
         """Return the accelerated iterate, or the Picard step from the best one where acceleration fails."""
         if state is None:
             return self._first_step(problem, progress)
-        image, residual = progress.x - progress.residual, progress.residual
-        state = self._remember(state, progress, image)
+        state = self._remember(state, progress)
         state, fallback = self._judge(state, progress, problem)
         gamma, in_use = self._coefficients(state, progress, problem)
-        x = image if gamma is None else _subtract(image, gamma, state.images[:, : state.written])
-        if problem.has_preconditioner and state.trusting:
-            if gamma is not None:
-                residual = _subtract(residual, gamma, state.residuals[:, 1 : state.written + 1])
-            x, state = _precondition(x, residual, state, progress, problem)
-        state = replace(state, image=image, residual=progress.residual, best=progress.best_norm)
+        x, residual = progress.x, progress.residual
+        if gamma is not None:
+            x = _subtract(x, gamma, state.iterates[:, : state.written])
+            residual = _subtract(residual, gamma, state.residuals[:, 1 : state.written + 1])
+        x, state = _correct(x, residual, state, progress, problem)
+        state = replace(state, x=progress.x, residual=progress.residual, best=progress.best_norm)
         if state.alike:
             return Step(x, replace(state, extrapolated=True))
         extrapolated = (in_use > 0) | (state.trust > 0)
@@ -182,14 +181,13 @@ class Anderson(Solver):
         """Return the step from the first iterate, where there are no differences yet."""
         residual = progress.residual
         batch, features = residual.shape
-        x = image = progress.x - residual
         state = _State(
             # Memory that is not written to costs nothing, and many solves end before there is a difference.
             residuals=residual.new_empty(batch, 1 + self.memory, features),
-            images=residual.new_empty(batch, self.memory, features),
+            iterates=residual.new_empty(batch, self.memory, features),
             written=0,
             cursor=0,
-            image=image,
+            x=progress.x,
             residual=residual,
             best=progress.best_norm,
             extrapolated=problem.has_preconditioner,
@@ -197,17 +195,16 @@ class Anderson(Solver):
             unimproved=0,
             picard_steps=int(not problem.has_preconditioner),
         )
-        if problem.has_preconditioner:
-            x, state = _precondition(x, residual, state, progress, problem)
-            if not state.alike:
-                state = replace(state, extrapolated=state.trust > 0, picard_steps=1 - state.trust)
+        x, state = _correct(progress.x, residual, state, progress, problem)
+        if not state.alike:
+            state = replace(state, extrapolated=state.trust > 0, picard_steps=1 - state.trust)
         return Step(x, state)
 
-    def _remember(self, state: _State, progress: Progress, image: Float[Tensor, "active features"]) -> _State:
+    def _remember(self, state: _State, progress: Progress) -> _State:
         """Write the newest residual, and the newest difference in place of the oldest."""
         difference = progress.residual - state.residual
         norm = sample_norm(difference)
-        usable = norm > 0 if progress.newest_is_best else (norm > 0) & (norm < torch.inf)
+        usable = (norm > 0) & (norm < torch.inf)
         absent = None if all_on_cpu(usable) else ~usable[:, None]
         scale = norm[:, None] if absent is None else norm[:, None].masked_fill(absent, 1.0)
         scale = scale.to(difference.dtype)
@@ -217,7 +214,7 @@ class Anderson(Solver):
         written = max(state.written, place + 1)
         for history, newest in (
             (state.residuals[:, place + 1], difference),
-            (state.images[:, place], image - state.image),
+            (state.iterates[:, place], progress.x - state.x),
         ):
             scaled = newest / scale
             history.copy_(scaled if absent is None else scaled.masked_fill_(absent, 0.0))
@@ -227,7 +224,7 @@ class Anderson(Solver):
     def _judge(
         self, state: _State, progress: Progress, problem: Problem
     ) -> tuple[_State, Bool[Tensor, " active"] | None]:
-        """Return which samples must fall back on a Picard step, having counted what they did; ``None`` for none."""
+        """Return which samples must fall back on a Picard step, ``None`` if none has to; count what they did."""
         contraction = problem.contraction
         shrink, patience = (_SHRINK, self.memory + 1) if contraction is None else (math.sqrt(contraction), 1)
         if state.alike:
@@ -292,22 +289,23 @@ def _subtract(
     return torch.baddbmm(x[:, None], gamma, differences, alpha=-1)[:, 0]
 
 
-def _precondition(
+def _correct(
     x: Float[Tensor, "active features"],
     residual: Float[Tensor, "active features"],
     state: _State,
     progress: Progress,
     problem: Problem,
 ) -> tuple[Float[Tensor, "active features"], _State]:
-    """Replace the residual that was subtracted from ``x`` by the preconditioned one, where it is trusted."""
+    """Subtract the residual from ``x``, preconditioned where that is trusted."""
+    if not (problem.has_preconditioner and state.trusting):
+        return x - residual, state
     preconditioned = problem.preconditioner(progress.x)(residual)
     # There is none where it gives back what it was given: what is left is plain acceleration.
     known = (preconditioned != residual).any(dim=1)
-    moved = x + (residual - preconditioned)
     if state.alike and all_on_cpu(known):
-        return moved, state
+        return x - preconditioned, state
     state = state.apart()
-    x = choose(cast(Tensor, state.trust) > 0, moved, x)
+    x = x - choose(cast(Tensor, state.trust) > 0, preconditioned, residual)
     return x, replace(state, trust=state.trust * known)
 
 
@@ -318,10 +316,10 @@ def _fall_back(
     # The first from an iterate is a full one; when the sample comes back to it, half as long.
     damping = torch.exp2(-cast(Tensor, state.picard_steps).to(x.dtype))[:, None]
     x = torch.where(samples, progress.best_x - damping * progress.best_residual, x)
-    for history in (state.residuals[:, 1 : state.written + 1], state.images[:, : state.written]):
+    for history in (state.residuals[:, 1 : state.written + 1], state.iterates[:, : state.written]):
         history.masked_fill_(samples[:, None], 0.0)
     return x, replace(
         state,
-        image=torch.where(samples, progress.best_x - progress.best_residual, state.image),
+        x=torch.where(samples, progress.best_x, state.x),
         residual=torch.where(samples, progress.best_residual, state.residual),
     )

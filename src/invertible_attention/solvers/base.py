@@ -144,6 +144,8 @@ class Solver(ABC):
 
     def least_evaluation_limit(self) -> int:
         """Return what no limit is below, whatever the residual: up to there none needs to be known."""
+        if type(self).evaluation_limit is not Solver.evaluation_limit:
+            return 1
         return _UNCERTIFIED_EVALUATIONS if self.max_evaluations is None else self.max_evaluations
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from invertible_attention._precision import working_dtype
-from invertible_attention.solvers.batched import choose, sample_norm
+from invertible_attention.solvers.batched import all_on_cpu, choose, sample_norm
 from invertible_attention.solvers.problem import Branch, Count, Problem, Progress, select
 from invertible_attention.solvers.record import Record, relative_residual
 from invertible_attention.solvers.solution import Solution
@@ -219,11 +219,14 @@ def drive(
     problem = Problem(branch, flat, args, tuple(z.shape[1:]), contraction, tolerance)
     norm = sample_norm(flat)
     record = Record(z, flat, norm, contraction)
-    active = (norm < torch.inf).nonzero().flatten()
+    finite = norm < torch.inf
+    # Norms of finite samples can overflow.
+    finite = finite if all_on_cpu(finite) else torch.isfinite(flat).all(dim=1)
+    active = finite.nonzero().flatten()
     if len(active) < len(flat):
         problem, norm = problem.select(active), norm[active]
     scale = 1 + norm
-    status = _Status(0, 0, scale, first=scale, residual=scale, solved=active, done=active)
+    status = _Status(0, 0, scale, first=scale, residual=scale, solved=finite, done=finite)
     run = _Run(solver, record, active, problem, Progress.start(problem.z), status, solver.start(problem))
     guess = solver.first_guess(problem)
     x = problem.z.clone() if guess is None else guess

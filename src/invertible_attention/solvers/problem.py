@@ -184,7 +184,10 @@ class Progress:
 
     @property
     def newest_is_best(self) -> bool:
-        """Whether it is known of all samples that the newest iterate is the best: its residual is finite then."""
+        """Whether it is known of all samples that the newest iterate is the best.
+
+        After an evaluation its residual is finite then.
+        """
         return self.best_x is self.x
 
     def advance(
