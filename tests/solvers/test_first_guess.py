@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -53,6 +54,32 @@ def test_a_wrong_guess_does_no_harm(solver, factor: float):
     solution = solver.solve(Multiple(factor), z, (slope,), lipschitz=0.5)
     assert solution.converged.all()
     torch.testing.assert_close(solution.value, z / (1 + slope[:, None]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=["anderson", "newton-krylov"])
+@pytest.mark.parametrize("most", [None, 1, 2])
+def test_guesses_that_are_no_use_cost_other_samples_nothing(solver, most: int | None):
+    class Guess(Multiple):
+        def __call__(self, x: Tensor, slope: Tensor, factor: Tensor) -> Tensor:
+            return super().__call__(x, slope) + 0.01 * x.sin()
+
+        def first_guess(self, z: Tensor, slope: Tensor, factor: Tensor) -> Tensor:
+            return factor[:, None] * z / (1 + slope[:, None])
+
+    solver = replace(solver, max_evaluations=most or type(solver)().max_evaluations)
+    z, slope = torch.randn(6, 3, dtype=torch.float64), torch.linspace(-0.5, 0.5, 6, dtype=torch.float64)
+    factor = torch.tensor([1.0, -1e6, 1.0, 0.9, torch.nan, 1e9]).double()
+    branch = Guess(1.0)
+    together = solver.solve(branch, z, (slope, factor), lipschitz=0.6)
+    assert sum(map(len, branch.seen)) <= together.evaluations.sum()
+    for i in range(6):
+        alone = solver.solve(Guess(1.0), z[i : i + 1], (slope[i : i + 1], factor[i : i + 1]), lipschitz=0.6)
+        assert (alone.evaluations, alone.iterations) == (together.evaluations[i], together.iterations[i])
+        assert alone.converged == together.converged[i]
+        torch.testing.assert_close(alone.value[0], together.value[i])
+        spent = len(alone.trace)
+        torch.testing.assert_close(alone.trace[:, 0], together.trace[:spent, i])
+        assert together.trace[spent:, i].isnan().all()
 
 
 @pytest.mark.parametrize("solver", [*SOLVERS, FixedPoint()], ids=["anderson", "newton-krylov", "fixed-point"])

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from invertible_attention._precision import working_dtype
-from invertible_attention.solvers.batched import all_on_cpu, choose, sample_norm
-from invertible_attention.solvers.problem import Branch, Count, Problem, Progress, select
+from invertible_attention.solvers.batched import all_on_cpu, sample_norm
+from invertible_attention.solvers.problem import Branch, Count, Problem, Progress, select, update
 from invertible_attention.solvers.record import Record, relative_residual
 from invertible_attention.solvers.solution import Solution
 
@@ -133,16 +133,25 @@ class _Run:
             self.status = replace(self.status, done=done | (self._budget() <= 0))
         self.record.trace(self.active, self.status.evaluations, residual)
 
-    def judge_guess(self, x: Float[Tensor, "active features"]) -> Float[Tensor, "active features"]:
-        """Return where the samples are after another start at ``z`` for those whose guess is no use."""
+    def judge_guess(self) -> Float[Tensor, "active features"]:
+        """Return where the samples are after another start at ``z`` of those whose guess is no use."""
         poor = ~(self.status.residual <= 1)
         if self._may_be_spent():
             poor &= self._budget() > 0
-        if not bool(poor.any()):
-            return x
-        x = choose(poor, self.problem.z, x)
-        self.evaluate(x)
-        return x
+        index = poor.nonzero().flatten()
+        if index.numel() > 0:
+            part = replace(
+                self,
+                active=self.active[index],
+                problem=self.problem.select(index),
+                progress=select(self.progress, index),
+                status=select(self.status, index),
+            )
+            part.evaluate(part.problem.z.clone())
+            self.rounds = part.rounds
+            self.progress = update(self.progress, index, part.progress)
+            self.status = update(self.status, index, part.status)
+        return self.progress.x
 
     def _budget(self) -> Int[Tensor, " active"]:
         """Return how many evaluations each sample has left."""
@@ -233,7 +242,7 @@ def drive(
     while run.active.numel() > 0:
         run.evaluate(x)
         if guess is not None:
-            guess, x = None, run.judge_guess(x)
+            guess, x = None, run.judge_guess()
         x = run.release(x)
         if run.active.numel() > 0:
             x = run.step()

@@ -15,7 +15,7 @@ from invertible_attention._mapped import is_mapped
 from invertible_attention.solvers.batched import all_on_cpu, choose, sample_norm, wide_dtype
 from invertible_attention.solvers.preconditioner import Preconditioner, gather
 
-__all__ = ["Branch", "Count", "Problem", "Progress", "select"]
+__all__ = ["Branch", "Count", "Problem", "Progress", "select", "update"]
 
 Branch = Callable[..., Tensor]
 """A callable ``branch(x, *args) -> g(x)``; see the map of the code.
@@ -44,6 +44,22 @@ def select(state: State, keep: Int[Tensor, " kept"]) -> State:
     kept = {id(tensor): tensor for tensor in tensors.values()}
     kept = {key: tensor[keep] for key, tensor in kept.items()}
     return replace(state, **{name: kept[id(tensor)] for name, tensor in tensors.items()})  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def update(state: State, samples: Int[Tensor, " some"], part: State) -> State:
+    """Return a dataclass with the entries of some samples replaced by those of another, which is of these."""
+    names = [field.name for field in fields(state)]  # pyright: ignore[reportArgumentType]
+    batch = next(len(value) for name in names if isinstance(value := getattr(state, name), Tensor))
+
+    def entries(value: Tensor | int, count: int) -> Tensor:
+        return value if isinstance(value, Tensor) else torch.full((count,), value, device=samples.device)
+
+    changed = {}
+    for name in names:
+        old, new = getattr(state, name), getattr(part, name)
+        if isinstance(old, Tensor) or isinstance(new, Tensor) or old != new:
+            changed[name] = entries(old, batch).index_copy(0, samples, entries(new, len(samples)))
+    return replace(state, **changed)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 @dataclass(frozen=True)
