@@ -51,7 +51,7 @@ class Contender:
         modules: The blocks, the first applied first.
         forward_and_logdet: Of one block.
         through: The same of all blocks, as the library composes them.
-        solve: The inverse of all blocks, with their defaults, or to an accuracy.
+        inverse: The inverse of all blocks, with their defaults, or to an accuracy.
         weights: The weights a block computes with.
         after_step: What the library asks its user to call after a step of the optimizer.
         detached: Whether its log-determinant has no gradient.
@@ -60,7 +60,7 @@ class Contender:
     modules: nn.ModuleList
     forward_and_logdet: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
     through: Callable[[Tensor], tuple[Tensor, Tensor]]
-    solve: Callable[[Tensor, bool], Tensor]
+    inverse: Callable[[Tensor, bool], Tensor]
     weights: Callable[[Any], Iterator[Tensor]]
     after_step: Callable[[], object] = lambda: None
     detached: bool = False
@@ -74,10 +74,6 @@ class Contender:
         for block in self.modules:
             x = x + branch_of(block)(x)
         return x
-
-    @torch.no_grad()
-    def inverse(self, z: Tensor, accurate: bool) -> Tensor:
-        return self.solve(z, accurate)
 
 
 def chain(
@@ -94,6 +90,7 @@ def chain(
             total = total + logdet
         return x, total
 
+    @torch.no_grad()
     def solve(z: Tensor, accurate: bool) -> Tensor:
         for block in reversed(modules):
             z = inverse(block, z, accurate)
@@ -113,6 +110,7 @@ def ours(blocks: int, make: Callable[[], nn.Module]) -> Contender:
     flow = flows.Sequential(*(flows.Residual(make(), logdet=ia.RussianRoulette()) for _ in range(blocks)))
     solvers = {True: ia.Anderson(tolerance=0.1 * ACCURACY), False: ia.Anderson()}
 
+    @torch.no_grad()
     def solve(z: Tensor, accurate: bool) -> Tensor:
         for block in flow:
             cast(flows.Residual, block).solver = solvers[accurate]

@@ -249,3 +249,18 @@ def test_rounding_of_large_residuals_does_not_slow_down():
     solution = Anderson().solve(Branch(gain), torch.randn(150, 6, generator=generator))
     assert solution.converged.all()
     assert solution.evaluations.float().mean() < 21
+
+
+def test_infinite_difference_of_finite_residuals_is_not_used():
+    def solve(*spikes: float) -> int:
+        values = iter(spikes)
+
+        def branch(x: Tensor) -> Tensor:
+            return torch.full_like(x, next(values, 0.0)) + 0.1 * x.clamp(-1, 1)
+
+        solution = Anderson().solve(branch, torch.tensor([[0.5]]))
+        assert solution.converged.all()
+        return int(solution.evaluations)
+
+    # The second difference is beyond the largest number there is, as an accelerated step after it would be.
+    assert solve(3e38, -0.9e38) == 9

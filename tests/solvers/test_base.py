@@ -201,18 +201,6 @@ def test_finite_samples_are_solved_whose_norm_is_not(solver: Solver):
     assert solution.value[0].isnan().all()
 
 
-@each_solver
-def test_finite_residuals_may_have_a_difference_that_is_not(solver: Solver):
-    values = iter((3e38, -0.9e38))
-
-    def branch(x: Tensor) -> Tensor:
-        return torch.full_like(x, next(values, 0.0)) + 0.1 * x.clamp(-1, 1)
-
-    solution = solver.solve(branch, torch.tensor([[0.5]]))
-    assert solution.value.isfinite().all()
-    assert not solution.trace.isnan().any()
-
-
 # Independence of samples
 
 

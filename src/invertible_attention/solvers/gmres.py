@@ -63,13 +63,8 @@ def gmres(
     while True:
         image = product(systems.basis[:, -1], samples)
         length = sample_norm(image)
-        finite = length < torch.inf
-        if not bool(finite.all()):
-            ended = (~finite).nonzero().flatten()
-            select(systems, ended).write(solution, samples[ended], systems.columns + 1)
-            kept = finite.nonzero().flatten()
-            systems, samples = select(systems, kept), samples[kept]
-            image, length = image[kept], length[kept]
+        # One that is not finite says as much as one that is zero.
+        image = image.masked_fill(~(length < torch.inf)[:, None], 0.0)
         systems, unsolved = systems.extend(image, length)
         kept = unsolved.nonzero().flatten()
         if kept.numel() == samples.numel() > 0:

@@ -98,9 +98,8 @@ class Problem:
             raise ValueError(
                 f"the branch must return the shape of its input: {tuple(shaped.shape)}, got {tuple(output.shape)}"
             )
-        return (output if output is shaped or output.shape == x.shape else output.reshape(x.shape)).to(
-            x.dtype
-        )
+        flat = output if output.shape == x.shape else output.reshape(x.shape)
+        return flat.to(x.dtype)
 
     def first_guess(self) -> Float[Tensor, "active features"] | None:
         """Return what the branch knows of the solution, ``z`` for samples of which that is not finite.

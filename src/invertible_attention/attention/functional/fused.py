@@ -41,8 +41,8 @@ from invertible_attention.attention.functional.strips import (
 
 __all__ = ["CpuKernel", "Kernel", "PortableKernel", "attend", "fold_vmap", "kernel_for", "padded"]
 
-# Fused kernels want a head dimension that is a multiple of this, those of a CPU take half as long again for less than
-# a vector register of numbers.
+# Fused kernels want a head dimension that is a multiple of this; those of a CPU are slower for a smaller one than for
+# sixteen: benchmarks/head_width.py.
 _ALIGNMENT = 8
 _LEAST_ON_CPU = 16
 # Tokens looked at for a first estimate of a row's largest score.
