@@ -34,21 +34,24 @@ def _scale(tokens: Tensor, radius: Float[Tensor, ""], dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Projection:
-    r"""The derivative of the projection on a ball, of each token: :math:`\frac{\rho}{\|x\|} (I - n n^\top)` outside it.
+    r"""Tokens on a ball, and the derivative of their projection: :math:`\frac{\rho}{\|x\|} (I - n n^\top)` outside it.
 
     Args:
+        value: The projected tokens themselves.
         scale: :math:`\min(1, \rho / \|x\|)`.
         normal: :math:`n = x / \|x\|` outside the ball, zero inside.
     """
 
+    value: Float[Tensor, "batch channels tokens"]
     scale: Float[Tensor, "batch 1 tokens"]
     normal: Float[Tensor, "batch channels tokens"]
 
     @classmethod
     def at(cls, tokens: Float[Tensor, "batch channels tokens"], radius: Float[Tensor, ""]) -> Projection:
-        """Return the derivative at the given tokens."""
+        """Project the given tokens, and return the derivative there."""
         scale = _scale(tokens, radius, 1)
-        return cls(scale, torch.where(scale < 1.0, tokens / radius * scale, 0.0))
+        value = tokens * scale
+        return cls(value, scale, torch.where(scale < 1.0, value / radius, 0.0))
 
     def apply(self, v: Float[Tensor, "batch channels tokens"]) -> Float[Tensor, "batch channels tokens"]:
         """Multiply a vector per token; the derivative is symmetric."""
@@ -60,8 +63,8 @@ class Projection:
         return (self.normal != 0).flatten(1).any(1)
 
     def select(self, samples: Tensor) -> Projection:
-        """Return the derivative of some of the samples."""
-        return Projection(self.scale[samples], self.normal[samples])
+        """Return that of some of the samples."""
+        return Projection(self.value[samples], self.scale[samples], self.normal[samples])
 
     def average(
         self, mask: Bool[Tensor, "batch tokens"] | None = None

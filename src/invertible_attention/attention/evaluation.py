@@ -3,7 +3,7 @@ r"""What an attention branch computes once its weights are known."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -142,10 +142,10 @@ class Evaluation(Bindable, ABC):
     def linear_part(
         self, x: Image, context: Tensor | None = None, mask: Tensor | None = None
     ) -> LinearPart | None:
-        r"""Return the derivative of :math:`g` for uniform attention weights.
+        r"""Return about the derivative of :math:`g`: that for uniform attention weights, which follow their queries.
 
-        That is an average, or the circular convolution of a prior over relative position. Of another prior, or one of
-        which a mask hides a part, it is the average too, which they share. In causal order there is none.
+        With a prior over relative position that is a circular convolution, whose weights stay as they are. Of another
+        prior, or one of which a mask hides a part, it is the average, which they share. In causal order there is none.
 
         Args:
             x: What :math:`g` is evaluated at.
@@ -159,11 +159,10 @@ class Evaluation(Bindable, ABC):
     def first_guess(
         self, z: Image, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Image | None:
-        r"""Return the solution of :math:`x + g(x) = z` for uniform attention weights, exact inside the ball.
+        r"""Return about the solution of :math:`x + g(x) = z`, without an evaluation of :math:`g`.
 
-        Where tokens of :math:`z` lie outside, it is one Newton step from :math:`z`. Either way it is as near as one
-        evaluation of :math:`g` and a preconditioned step lead. ``None`` where nothing is certified: weights may then be
-        anything.
+        It is exact for uniform attention weights inside the ball, and follows the weights to first order. ``None``
+        where nothing is certified: weights may then be anything.
 
         Args:
             z: The right-hand side.
@@ -171,8 +170,16 @@ class Evaluation(Bindable, ABC):
             mask: Likewise.
         """
         with exact_arithmetic(z):
-            uniform = None if self.scale.radius is None else self._uniform(z, context, mask)
-            return None if uniform is None else z - uniform.linear_part().precondition(uniform.value())
+            follows = None if self.scale.radius is None else self._uniform(z, context, mask)
+            if follows is None:
+                return None
+            stays = replace(follows, response=None)
+            x = z
+            # Newton steps: the first is exact where no token leaves the ball, the second makes up for those that do.
+            for uniform in (stays, stays, follows) if self.position_prior is None else (stays,):
+                there = uniform.at(x)
+                x = x - there.linear_part().precondition(x - z + there.value())
+            return x
 
     def _uniform(self, x: Image, context: Tensor | None, mask: Tensor | None) -> Uniform | None:
         if self.causal or self.normalization == "count":
@@ -190,7 +197,6 @@ class Evaluation(Bindable, ABC):
         if self.normalization == "all":
             gain = gain / (attention_mask.tokens if mask is None else mask.sum(1).clamp_min(1))
         prior = self.position_prior
-        tokens = self._tokens(x, mask, dtype)
         return Uniform(
             out_weight=self.out_weight.to(dtype),
             out_bias=self.out_bias,
@@ -200,10 +206,13 @@ class Evaluation(Bindable, ABC):
             gain=gain,
             radius=scale.radius,
             kernel=None if prior is None or mask is not None else prior.kernel(x.shape[2:]),
-            tokens=tokens if terms.value is None else tokens + terms.value,
+            tokens=self._tokens(x, mask, dtype),
             spatial=x.shape[2:],
             seen=attention_mask,
             terms=terms,
+            # Without a certificate nothing would bound what follows queries.
+            response=self.response if prior is None and scale.radius is not None else None,
+            normalization=self.normalization,
         )
 
     def _tokens(

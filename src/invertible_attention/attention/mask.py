@@ -91,9 +91,13 @@ class AttentionMask:
         return weights.masked_fill(~seen, -torch.inf)
 
     def key_mask(self) -> Bool[Tensor, "batch keys"] | None:
-        """Return the mask of all keys."""
-        if not self.square:
-            return self.mask
+        """Return the mask of all keys of :func:`.functional.attend`, which further keys are part of only if square."""
+        return self.every_key_mask() if self.square else self.mask
+
+    def every_key_mask(self) -> Bool[Tensor, "batch keys"] | None:
+        """Return the mask of all keys, ``None`` if all are valid."""
+        if self.mask is None and self.source_mask is None:
+            return None
         masks = [self.mask, self.source_mask]
         batch = next(mask for mask in masks if mask is not None)
         sizes = (self.tokens, self.sources)

@@ -1,4 +1,4 @@
-r"""The linear part of attention: what its derivative is where all weights are equal, or as the prior has them.
+r"""The linear part of attention: what its derivative is about where all weights are equal, or as the prior has them.
 
 With equal weights every token receives the mean token, and the derivative of :math:`g` is :math:`\Pi \otimes W`, where
 :math:`\Pi` averages over tokens and :math:`W = \gamma W_L W_F` is a small matrix. With a prior over relative position
@@ -11,9 +11,27 @@ Both are diagonal in a known basis but for these small matrices :math:`\hat J_f`
 with the analysis :math:`A` (mean, or FFT) and the synthesis :math:`S` of the basis, and :math:`G = A S`, which is 1
 but where tokens lie outside the ball they are projected on. There :math:`A` begins with the derivative of the
 projection: of each token before a mean; before an FFT, which keeps its basis only if all tokens go through the same,
-the average over tokens, so that :math:`J_0` is the circular convolution nearest to the derivative. That of trained
-attention is :math:`J_0` but for small terms. So the inverse preconditions a solver, and the determinant is the control
-variate of an estimator.
+the average over tokens, so that :math:`J_0` is the circular convolution nearest to the derivative.
+
+Weights that are equal now change with their query. To first order about equal weights, moving :math:`x_i` by
+:math:`\delta` then moves the output at :math:`i` by :math:`K \delta`, with the same small matrix for every token,
+
+.. math:: K = \gamma\, W_L \frac{1}{N} \sum_j v_j \Big(\frac{\partial \sigma(\bar x, x_j)}{\partial \bar x}\Big)^\top
+
+(where rows sum to one, of both factors less their means). On what has mean zero over the tokens, which :math:`J_0` maps
+to zero, this is most of the trace, and a determinant of :math:`K`'s size to the power :math:`N - 1`. With :math:`Q` the
+projection on it
+
+.. math:: I + J_1 = (I + Q \otimes K)(I + J_0)
+
+is known in closed form as well, and the Jacobian itself where all tokens are equal. That of trained attention is
+:math:`J_1` but for small terms. So the inverse preconditions a solver, and the determinant is the control variate of
+an estimator.
+
+**Norm.** The certificate (:mod:`invertible_attention.lipschitz.certificate`) is proved for the derivative at any weights
+whose range is at most :math:`M`, as the sum of a bound for the values' part and of bounds for the scores' parts; of
+query slopes it uses only that they are at most :math:`\ell_q`. With equal weights the values' part is :math:`J_0` and
+the queries' part :math:`Q \otimes K`: so :math:`\|J_1\| \le \|J_0\| + \|Q \otimes K\|` is at most the certificate.
 """
 
 from __future__ import annotations
@@ -30,7 +48,7 @@ from invertible_attention._mapped import plain
 from invertible_attention.attention.ball import Projection
 from invertible_attention.solvers.gmres import gmres
 
-__all__ = ["Basis", "Fourier", "LinearPart", "Mean", "ProjectedConvolution"]
+__all__ = ["Basis", "Fourier", "LinearPart", "Mean", "ProjectedConvolution", "WithQueries"]
 
 Image = Float[Tensor, "batch channels *spatial"]
 
@@ -96,6 +114,12 @@ class Mean(Basis):
     def multiplicity(self, like: Tensor) -> Float[Tensor, "batch_or_one components"]:
         """One, where there is a valid token."""
         return like.new_ones(1, 1) if self.mask is None else self.mask.any(1, keepdim=True).to(like.dtype)
+
+    def center(self, v: Image) -> Image:
+        """Take the mean of the valid tokens from each of them; the others become zero."""
+        tokens = v.flatten(2)
+        tokens = tokens - self._mean(tokens)[..., None]
+        return (tokens if self.mask is None else tokens * self.mask[:, None]).reshape(v.shape)
 
     def _mean(self, values: Float[Tensor, "batch rows tokens"]) -> Float[Tensor, "batch rows"]:
         if self.mask is None:
@@ -293,6 +317,46 @@ class ProjectedConvolution(LinearPart):
         found = gmres(product, r[index].flatten(1), tolerance=tolerance, limit=limit).x
         r = r.index_copy(0, index, found.view(-1, *r.shape[1:]))
         return self.inside.solve(r, transposed=transposed)
+
+
+@dataclass(frozen=True)
+class WithQueries(LinearPart):
+    r"""The average over tokens, and how the weights it comes from follow a query.
+
+    Args:
+        basis: That of the average.
+        matrices: Its block.
+        queries: :math:`K`, for all samples or one for each.
+        count: Number of (valid) tokens, for all samples or one for each.
+    """
+
+    basis: Mean
+    queries: Float[Tensor, "#batch channels channels"]
+    count: Float[Tensor, " batch"] | int
+
+    def apply(self, v: Image, *, transposed: bool = False) -> Image:
+        """Return ``J₁ v``, or ``J₁ᵀ v``."""
+        return super().apply(v, transposed=transposed) + self._centered(self.queries, v, transposed)
+
+    def solve(self, r: Image, *, transposed: bool = False) -> Image:
+        """Return ``(I + J₁)⁻¹ r``, or ``(I + J₁)⁻ᵀ r``."""
+        identity = torch.eye(self.queries.shape[-1], dtype=self.queries.dtype, device=self.queries.device)
+        resolvent = torch.linalg.solve_ex(identity + self.queries, self.queries)[0]
+        if transposed:
+            r = super().solve(r, transposed=True)
+            return r - self._centered(resolvent, r, True)
+        return super().solve(r - self._centered(resolvent, r, False))
+
+    def log_determinant(self) -> Float[Tensor, "batch_or_one"]:
+        """Return ``log |det(I + J₁)|``."""
+        identity = torch.eye(self.queries.shape[-1], dtype=self.queries.dtype, device=self.queries.device)
+        logarithms = torch.linalg.slogdet(identity + self.queries).logabsdet
+        return super().log_determinant() + (self.count - 1) * logarithms
+
+    def _centered(self, matrix: Tensor, v: Image, transposed: bool) -> Image:
+        """Return ``(Q ⊗ M) v``, or ``(Q ⊗ M)ᵀ v``."""
+        centered = self.basis.center(v.to(matrix.dtype))
+        return ((matrix.mT if transposed else matrix) @ centered.flatten(2)).reshape(v.shape)
 
 
 def _of(blocks: Tensor, samples: Tensor) -> Tensor:

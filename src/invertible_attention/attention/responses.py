@@ -61,6 +61,10 @@ class Response(nn.Module, ABC):
     def forward(self, tokens: Tokens, sources: Sources) -> tuple[PerHead, SourcesPerHead]:
         """Return queries of ``tokens`` and keys of ``sources``, ``(batch, heads, tokens, features)`` each."""
 
+    def query_matrix(self) -> Float[Tensor, "heads features channels"] | None:
+        """Return what maps the difference of two tokens to that of their queries; ``None`` if that is not linear."""
+        return None
+
     def matrices(self) -> list[Tensor]:
         """Return the matrices, a stack per head each, whose spectral norms :meth:`score_bounds` is given."""
         return []
@@ -110,7 +114,7 @@ class Gaussian(Response):
         learnable: bool = True,
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.channels, self.heads = channels, heads
         value = torch.full((heads,), float(temperature))
         if learnable:
             self.temperature = nn.Parameter(value)
@@ -121,6 +125,11 @@ class Gaussian(Response):
         """Return :math:`τ x_i` and :math:`x_j`, split into heads."""
         query = _split_heads(tokens, self.heads) * self.temperature.to(tokens.dtype)[:, None, None]
         return query, _split_heads(sources, self.heads)
+
+    def query_matrix(self) -> Float[Tensor, "heads features channels"]:
+        """τ times the rows of the identity that belong to a head."""
+        identity = torch.eye(self.channels, dtype=self.temperature.dtype, device=self.temperature.device)
+        return self.temperature[:, None, None] * identity.unflatten(0, (self.heads, -1))
 
     def score_bounds(self, radius: Tensor, normalization: Normalization, *norms: Tensor) -> ScoreBounds:
         r""":math:`\ell_q = \ell_k = |\tau|\rho` and a range of :math:`2|\tau|\rho^2`."""
@@ -157,6 +166,10 @@ class _Embedded(Response):
             _embed(tokens, self.query_weight, self.query_bias),
             _embed(sources, self.key_weight, self.key_bias),
         )
+
+    def query_matrix(self) -> Float[Tensor, "heads features channels"]:
+        """:math:`W_1`."""
+        return self.query_weight
 
     def matrices(self) -> list[Tensor]:
         """Both embeddings, or without biases their product."""
@@ -283,6 +296,10 @@ class Concatenation(Response):
     def forward(self, tokens: Tokens, sources: Sources) -> tuple[PerHead, SourcesPerHead]:
         r"""Return :math:`a \cdot x_i + \beta` and :math:`b \cdot x_j`, one feature each."""
         return _embed(tokens, self.query_weight, self.bias), _embed(sources, self.key_weight, None)
+
+    def query_matrix(self) -> Float[Tensor, "heads features channels"]:
+        """:math:`a`."""
+        return self.query_weight
 
     def score_bounds(self, radius: Tensor, normalization: Normalization, *norms: Tensor) -> ScoreBounds:
         r""":math:`\ell_q = \|a\|`, :math:`\ell_k = \|b\|` and the range of :math:`\log\varphi` over the ball.

@@ -1,9 +1,10 @@
-"""What attention computes where all weights are equal, or as the prior has them: affine in what it sees."""
+"""What attention computes where weights are equal, or as a prior has them, which is affine; and how they then change."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,9 @@ from torch.nn.functional import linear
 from invertible_attention.attention.ball import Projection, project_on_ball
 from invertible_attention.attention.context import ContextTerms
 from invertible_attention.attention.mask import AttentionMask
-from invertible_attention.attention.mean_field import LinearPart
+from invertible_attention.attention.mean_field import LinearPart, Mean, WithQueries
+from invertible_attention.attention.queries import query_effect
+from invertible_attention.attention.responses import Response
 
 __all__ = ["Uniform"]
 
@@ -31,10 +34,12 @@ class Uniform:
         gain: What their product is scaled by, for all samples or one for each.
         radius: Of the ball tokens are projected on; ``None`` for no ball.
         kernel: The weights by relative position on the torus, for one head or all; ``None`` for an average.
-        tokens: What is seen as values, before its projection.
+        tokens: What is seen, before it is moved for its role and projected.
         spatial: Size of the grid of tokens.
         seen: Which tokens see which, and how many there are.
         terms: What a context adds.
+        response: Scores pairs of tokens; ``None`` if weights are not to follow queries.
+        normalization: What weights sum to one along.
     """
 
     out_weight: Float[Tensor, "channels features"]
@@ -49,19 +54,81 @@ class Uniform:
     spatial: Sequence[int]
     seen: AttentionMask
     terms: ContextTerms
+    response: Response | None
+    normalization: str
+
+    def at(self, x: Float[Tensor, "batch channels *spatial"]) -> Uniform:
+        """Return the same at other tokens."""
+        tokens = x.flatten(2).mT.to(self.tokens.dtype)
+        mask = self.seen.mask
+        return replace(self, tokens=tokens if mask is None else tokens.masked_fill(~mask[..., None], 0.0))
 
     def linear_part(self) -> LinearPart:
-        """Return the derivative."""
-        return self._part(None if self.radius is None else Projection.at(self.tokens.mT, self.radius))
+        """Return the derivative, that of the weights by their queries included where there is a response."""
+        part = self._part(self._seen(self.terms.value))
+        if self._follow is None:
+            return part
+        assert isinstance(part.basis, Mean)
+        query, count = self._seen(self.terms.query), self.seen.count()
+        assert query is not None
+        queries = self._follow @ query.average(self.seen.mask)
+        count = count.to(queries.dtype) if isinstance(count, Tensor) else count
+        return WithQueries(part.basis, part.matrices, queries, count)
 
     def value(self) -> Float[Tensor, "batch channels *spatial"]:
-        """Return the value."""
-        seen = self._project(self.tokens).mT.unflatten(2, tuple(self.spatial))
-        constant = self._constant()
-        value = self._part(None).apply(seen) + constant.reshape(*constant.shape, *[1] * len(self.spatial))
-        return value if self.seen.mask is None else value * self.seen.mask.view(-1, 1, *self.spatial)
+        """Return the value, to first order in what the weights make of their queries where there is a response."""
+        tokens, constant = self._value_of(self.terms.value), self._constant()[..., None]
+        value = self._part(None).apply(tokens.unflatten(2, tuple(self.spatial))).flatten(2) + constant
+        if self._follow is not None:
+            value = value + self._follow @ Mean(self.seen.mask).center(self._value_of(self.terms.query))
+        if self.seen.mask is not None:
+            value = value * self.seen.mask[:, None]
+        return value.unflatten(2, tuple(self.spatial))
 
-    def _project(self, tokens: Tensor) -> Tensor:
+    @cached_property
+    def _follow(self) -> Float[Tensor, "batch channels channels"] | None:
+        """What moving a token on the ball adds to the output there, as weights follow their query."""
+        if self.response is None:
+            return None
+        key, value = (
+            self._with_sources(self._value_of(shift).mT) for shift in (self.terms.key, self.terms.value)
+        )
+        bias = None if self.value_bias is None else self.value_bias.to(key.dtype)
+        effect = query_effect(
+            self.response,
+            self._value_of(self.terms.query).mT,
+            key,
+            value,
+            weight=self.value_weight.unflatten(0, (self.heads, -1)),
+            bias=None if bias is None else bias.unflatten(0, (self.heads, -1)),
+            normalization=self.normalization,
+            seen=self.seen,
+        )
+        return None if effect is None else self.gain.reshape(-1, 1, 1) * self.out_weight @ effect
+
+    def _with_sources(self, tokens: Tensor) -> Float[Tensor, "batch keys channels"]:
+        sources = self.terms.sources
+        return tokens if sources is None else torch.cat([tokens, self._on_ball(sources)], 1)
+
+    @cached_property
+    def _unmoved(self) -> Projection | None:
+        return self._project(self.tokens)
+
+    def _seen(self, shift: Tensor | None) -> Projection | None:
+        """Return what a role sees, and its derivative, where there is a ball."""
+        return self._unmoved if shift is None else self._project(self.tokens + shift)
+
+    def _value_of(self, shift: Tensor | None) -> Float[Tensor, "batch channels tokens"]:
+        """Return what a role sees."""
+        seen = self._seen(shift)
+        if seen is not None:
+            return seen.value
+        return (self.tokens if shift is None else self.tokens + shift).mT
+
+    def _project(self, tokens: Tensor) -> Projection | None:
+        return None if self.radius is None else Projection.at(tokens.mT, self.radius)
+
+    def _on_ball(self, tokens: Tensor) -> Tensor:
         return tokens if self.radius is None else project_on_ball(tokens, self.radius)
 
     def _part(self, projection: Projection | None) -> LinearPart:
@@ -86,7 +153,7 @@ class Uniform:
             values = per_sample(self.seen.row_mass()) * self.value_bias.to(like.dtype)
         if terms.sources is not None:
             # A further token counts as much as one of the sample's own.
-            sources = self._project(terms.sources)
+            sources = self._on_ball(terms.sources)
             if self.seen.source_mask is not None:
                 sources = sources.masked_fill(~self.seen.source_mask[..., None], 0.0)
             values = values + linear(sources.sum(1) / per_sample(self.seen.count()), self.value_weight)
