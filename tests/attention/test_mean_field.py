@@ -1,7 +1,8 @@
-"""The linear part is the Jacobian at uniform attention weights, and saves evaluations elsewhere."""
+"""The linear part is the Jacobian at uniform weights and at equal tokens, and saves evaluations elsewhere."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -13,8 +14,10 @@ from torch import Tensor
 import invertible_attention as ia
 from invertible_attention.attention.ball import Projection, project_on_ball
 from invertible_attention.attention.evaluation import Evaluation
-from invertible_attention.attention.mean_field import LinearPart
+from invertible_attention.attention.mean_field import LinearPart, WithQueries
 from invertible_attention.attention.position import PositionPrior
+from invertible_attention.attention.responses import Response
+from invertible_attention.lipschitz.certificate import ScoreBounds
 
 CONSTRAINTS = [ia.Certified(0.9), ia.Relaxed(0.9, column_sum=0.8)]
 
@@ -208,6 +211,123 @@ def test_equals_the_jacobian_outside_the_ball(normalization, masked: bool, conte
     with torch.no_grad():
         part = branch.linear_part(x, given, mask)
         assert_is_dense(part, jacobians(branch, x, given, mask), torch.randn_like(x))
+
+
+@pytest.mark.parametrize("size", [0.1, 3.0], ids=["inside", "outside"])
+@pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
+@pytest.mark.parametrize(
+    ("normalization", "heads", "masked", "context", "bias"),
+    [
+        *itertools.product(["column", "row", "all"], [1], [False], [None], [False]),
+        *itertools.product(["column", "row", "all"], [2], [True], [None], [True]),
+        *itertools.product(["column", "row", "all"], [1], [False], ["vector"], [True]),
+        # Other keys, so that weights along a row are not equal.
+        ("column", 2, True, "tokens", True),
+        ("column", 1, False, "masked_tokens", False),
+    ],
+)
+def test_equals_the_jacobian_where_all_tokens_are_equal(
+    response, normalization, heads: int, masked: bool, context: str | None, bias: bool, size: float
+):
+    built = layer(
+        response=response,
+        normalization=normalization,
+        heads=heads,
+        bias=bias,
+        context_channels=None if context is None else 5,
+        context_kind=context or "vector",
+    )
+    with torch.no_grad():
+        for name, parameter in built.branch.named_parameters():
+            if "bias" in name or (context == "vector" and "context" in name):
+                parameter.normal_(std=0.3)
+    x = (size * torch.randn(2, 6, 1, 1, dtype=torch.float64)).repeat(1, 1, 3, 3)
+    mask = torch.rand(2, 3, 3) < 0.6 if masked else None
+    given = None
+    if context is not None:
+        given = torch.randn(2, *{"vector": (5,), "tokens": (5, 4), "masked_tokens": (6, 4)}[context]).double()
+    branch = built.branch.bind()
+    with torch.no_grad():
+        part = branch.linear_part(x, given, mask)
+        assert isinstance(part, WithQueries)
+        assert_is_dense(part, jacobians(branch, x, given, mask), torch.randn_like(x))
+
+
+@pytest.mark.parametrize("normalization", ["column", "row", "all"])
+@pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
+@pytest.mark.parametrize("sharper", [1.0, 5.0])
+def test_following_queries_stays_below_the_certificate(response, normalization, sharper: float):
+    torch.manual_seed(0)
+    for heads, masked, context in [(1, False, None), (2, True, "tokens"), (3, False, "vector")]:
+        arguments = {} if context is None else {"context_channels": 5, "context_kind": context}
+        built = layer(
+            response=response, normalization=normalization, heads=heads, bias=heads > 1, **arguments
+        )
+        with torch.no_grad():
+            for parameter in built.branch.parameters():
+                parameter.mul_(sharper * torch.rand(()))
+            branch = built.branch.bind()
+            # All tokens on the same side, for which their moments are largest, or anywhere.
+            for spread in (0.01, 1.0, 30.0):
+                x = branch.radius * (torch.randn(4, 6, 1, 1) + spread * torch.randn(4, 6, 3, 3)).double()
+                mask = torch.rand(4, 3, 3) < 0.6 if masked else None
+                given = None if context is None else torch.randn(4, 5, *[3] * (context == "tokens")).double()
+                part = branch.linear_part(x, given, mask)
+                identity = torch.eye(54, dtype=torch.float64).view(54, 1, 6, 3, 3).expand(-1, 4, -1, -1, -1)
+                dense = torch.stack([part.apply(v).flatten(1) for v in identity], -1)
+                bound = branch.lipschitz_bound()
+                # Any number of context tokens may be there for each token: the branch is scaled for those there are.
+                bound = torch.where(bound.isinf(), 0.9, bound)
+                assert (torch.linalg.matrix_norm(dense, 2) <= bound + 1e-12).all()
+
+
+@pytest.mark.parametrize("response", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
+def test_following_queries_leaves_little_of_the_jacobian(response):
+    built = like_trained(ia.Certified(0.9), response, ia.Anderson())
+    x = 0.3 * torch.rand(2, 6, 8, 8, dtype=torch.float64)
+    branch = built.branch.bind()
+    size = x[0].numel()
+    identity = torch.eye(size, dtype=torch.float64).view(size, 1, *x.shape[1:]).expand(-1, 2, -1, -1, -1)
+    with torch.no_grad():
+        jacobian = jacobians(branch, x, None, None)
+        whole = branch.linear_part(x)
+        average = LinearPart(whole.basis, whole.matrices)
+        left = [
+            jacobian - torch.stack([part.apply(v).flatten(1) for v in identity], -1)
+            for part in (whole, average)
+        ]
+    followed, averaged = (torch.linalg.matrix_norm(matrix) for matrix in left)
+    assert (followed < 0.25 * averaged).all()
+    followed, averaged = (matrix.diagonal(dim1=1, dim2=2).sum(1).abs() for matrix in left)
+    assert (followed < 0.05 * averaged).all()
+
+
+class Unknown(Response):
+    """Queries that are not affine in the tokens."""
+
+    combine, phi = "product", "exp"
+
+    def __init__(self, channels: int, **settings: object) -> None:
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, tokens: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        return (self.slope * tokens).sin()[:, None], sources[:, None]
+
+    def score_bounds(self, radius, normalization, *norms):
+        slope = (self.slope.abs() * radius)[None]
+        return ScoreBounds(query_slope=slope, key_slope=slope, log_range=2 * slope * radius)
+
+    def rescale(self, radius, normalization, log_range=1.0):
+        pass
+
+
+def test_of_a_response_of_unknown_queries_it_is_the_average():
+    built = layer(response=Unknown)
+    x = torch.randn(2, 6, 3, 3, dtype=torch.float64)
+    part = built.branch.bind().linear_part(x)
+    assert type(part) is LinearPart
+    torch.testing.assert_close(built.inverse(built(x)), x, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [1, 2])

@@ -128,6 +128,24 @@ def test_certified_attention_starts_at_its_mean_field():
     torch.testing.assert_close(layer.inverse(z), from_z.value, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+@pytest.mark.parametrize("normalization", ["column", "row", "all"])
+def test_certified_attention_starts_where_weights_follow_their_queries(normalization, outside: bool):
+    torch.manual_seed(0)
+    layer = ia.InvertibleAttention(6, response="embedded_gaussian", normalization=normalization).double()
+    x = torch.rand(4, 6, 8, 8, dtype=torch.float64)
+    layer.initialize(x)
+    with torch.no_grad():
+        for parameter in layer.branch.response.parameters():
+            parameter.mul_(0.1)
+        if outside:
+            layer.branch.log_radius.copy_(0.9 * x.norm(dim=1).median().log())
+    z = layer(x).detach()
+    before = bound(layer)(z).flatten(1).norm(dim=1) / (1 + z.flatten(1).norm(dim=1))
+    first = first_residual(layer, z)
+    assert (first < (3e-3 if outside else 3e-4) * before).all()
+
+
 def test_what_is_not_certified_starts_at_z():
     layer = trained_like(ia.Relaxed(0.9))
     z = layer(torch.rand(4, 6, 8, 8, dtype=torch.float64)).detach()

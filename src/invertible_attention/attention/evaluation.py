@@ -175,8 +175,8 @@ class Evaluation(Bindable, ABC):
                 return None
             stays = replace(follows, response=None)
             x = z
-            # Newton steps: the first is exact where no token leaves the ball, the second makes up for those that do.
-            for uniform in (stays, stays, follows) if self.position_prior is None else (stays,):
+            # Newton steps: the first is exact for equal weights where no token leaves the ball.
+            for uniform in (stays, follows) if self.position_prior is None else (stays,):
                 there = uniform.at(x)
                 x = x - there.linear_part().precondition(x - z + there.value())
             return x

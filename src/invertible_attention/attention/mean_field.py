@@ -28,10 +28,10 @@ is known in closed form as well, and the Jacobian itself where all tokens are eq
 :math:`J_1` but for small terms. So the inverse preconditions a solver, and the determinant is the control variate of
 an estimator.
 
-**Norm.** The certificate (:mod:`invertible_attention.lipschitz.certificate`) is proved for the derivative at any weights
-whose range is at most :math:`M`, as the sum of a bound for the values' part and of bounds for the scores' parts; of
-query slopes it uses only that they are at most :math:`\ell_q`. With equal weights the values' part is :math:`J_0` and
-the queries' part :math:`Q \otimes K`: so :math:`\|J_1\| \le \|J_0\| + \|Q \otimes K\|` is at most the certificate.
+**Norm.** The certificate (:mod:`invertible_attention.lipschitz.certificate`) is proved for any weights whose range is
+at most :math:`M`, as the sum of a bound for the part of the values and of bounds for those of the scores; of the
+slopes it uses only that they are at most :math:`\ell_q`. With equal weights the values' part is :math:`J_0` and the
+queries' part :math:`Q \otimes K`: so :math:`\|J_1\| \le \|J_0\| + \|Q \otimes K\|` is at most the certificate.
 """
 
 from __future__ import annotations
@@ -321,42 +321,51 @@ class ProjectedConvolution(LinearPart):
 
 @dataclass(frozen=True)
 class WithQueries(LinearPart):
-    r"""The average over tokens, and how the weights it comes from follow a query.
+    r"""The average over tokens, and how the weights it comes from follow a query, :math:`K = U V`.
 
     Args:
         basis: That of the average.
         matrices: Its block.
-        queries: :math:`K`, for all samples or one for each.
+        left: :math:`U`.
+        right: :math:`V`.
         count: Number of (valid) tokens, for all samples or one for each.
     """
 
     basis: Mean
-    queries: Float[Tensor, "#batch channels channels"]
+    left: Float[Tensor, "batch channels rank"]
+    right: Float[Tensor, "*batch rank channels"]
     count: Float[Tensor, " batch"] | int
 
     def apply(self, v: Image, *, transposed: bool = False) -> Image:
         """Return ``J₁ v``, or ``J₁ᵀ v``."""
-        return super().apply(v, transposed=transposed) + self._centered(self.queries, v, transposed)
+        return super().apply(v, transposed=transposed) + self._centered(self.right, v, transposed)
 
     def solve(self, r: Image, *, transposed: bool = False) -> Image:
         """Return ``(I + J₁)⁻¹ r``, or ``(I + J₁)⁻ᵀ r``."""
-        identity = torch.eye(self.queries.shape[-1], dtype=self.queries.dtype, device=self.queries.device)
-        resolvent = torch.linalg.solve_ex(identity + self.queries, self.queries)[0]
         if transposed:
             r = super().solve(r, transposed=True)
-            return r - self._centered(resolvent, r, True)
-        return super().solve(r - self._centered(resolvent, r, False))
+            return r - self._centered(self._solved, r, True)
+        return super().solve(r - self._centered(self._solved, r, False))
 
     def log_determinant(self) -> Float[Tensor, "batch_or_one"]:
         """Return ``log |det(I + J₁)|``."""
-        identity = torch.eye(self.queries.shape[-1], dtype=self.queries.dtype, device=self.queries.device)
-        logarithms = torch.linalg.slogdet(identity + self.queries).logabsdet
-        return super().log_determinant() + (self.count - 1) * logarithms
+        return super().log_determinant() + (self.count - 1) * torch.linalg.slogdet(self._small).logabsdet
 
-    def _centered(self, matrix: Tensor, v: Image, transposed: bool) -> Image:
-        """Return ``(Q ⊗ M) v``, or ``(Q ⊗ M)ᵀ v``."""
-        centered = self.basis.center(v.to(matrix.dtype))
-        return ((matrix.mT if transposed else matrix) @ centered.flatten(2)).reshape(v.shape)
+    @cached_property
+    def _small(self) -> Float[Tensor, "batch rank rank"]:
+        """``1 + V U``, whose determinant is that of ``1 + U V``."""
+        identity = torch.eye(self.left.shape[-1], dtype=self.left.dtype, device=self.left.device)
+        return identity + self.right @ self.left
+
+    @cached_property
+    def _solved(self) -> Float[Tensor, "batch rank channels"]:
+        """``(1 + V U)⁻¹ V``, so that ``(1 + U V)⁻¹`` is 1 less ``U`` times this."""
+        return torch.linalg.solve_ex(self._small, self.right.expand(len(self.left), -1, -1))[0]
+
+    def _centered(self, right: Tensor, v: Image, transposed: bool) -> Image:
+        """Return ``(Q ⊗ U R) v``, or its transpose times ``v``."""
+        first, second = (self.left.mT, right.mT) if transposed else (right, self.left)
+        return (second @ (first @ self.basis.center(v.to(self.left.dtype)).flatten(2))).reshape(v.shape)
 
 
 def _of(blocks: Tensor, samples: Tensor) -> Tensor:

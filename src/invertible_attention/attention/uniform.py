@@ -1,4 +1,4 @@
-"""What attention computes where weights are equal, or as a prior has them, which is affine; and how they then change."""
+"""Attention where all weights are equal, or as a prior has them, which is affine; and how they follow their queries."""
 
 from __future__ import annotations
 
@@ -65,71 +65,85 @@ class Uniform:
 
     def linear_part(self) -> LinearPart:
         """Return the derivative, that of the weights by their queries included where there is a response."""
-        part = self._part(self._seen(self.terms.value))
+        part = self._part(self._role(self.terms.value))
         if self._follow is None:
             return part
         assert isinstance(part.basis, Mean)
-        query, count = self._seen(self.terms.query), self.seen.count()
-        assert query is not None
-        queries = self._follow @ query.average(self.seen.mask)
-        count = count.to(queries.dtype) if isinstance(count, Tensor) else count
-        return WithQueries(part.basis, part.matrices, queries, count)
+        (left, right), count = self._follow, self.seen.count()
+        query = self._role(self.terms.query)
+        if query is not None:
+            right = right @ query.average(self.seen.mask)
+        count = count.to(left.dtype) if isinstance(count, Tensor) else count
+        return WithQueries(part.basis, part.matrices, left, right, count)
 
     def value(self) -> Float[Tensor, "batch channels *spatial"]:
         """Return the value, to first order in what the weights make of their queries where there is a response."""
-        tokens, constant = self._value_of(self.terms.value), self._constant()[..., None]
+        tokens, constant = self._seen(self.terms.value), self._constant()[..., None]
         value = self._part(None).apply(tokens.unflatten(2, tuple(self.spatial))).flatten(2) + constant
         if self._follow is not None:
-            value = value + self._follow @ Mean(self.seen.mask).center(self._value_of(self.terms.query))
+            left, right = self._follow
+            value = value + left @ (right @ Mean(self.seen.mask).center(self._seen(self.terms.query)))
         if self.seen.mask is not None:
             value = value * self.seen.mask[:, None]
         return value.unflatten(2, tuple(self.spatial))
 
     @cached_property
-    def _follow(self) -> Float[Tensor, "batch channels channels"] | None:
-        """What moving a token on the ball adds to the output there, as weights follow their query."""
+    def _follow(self) -> tuple[Float[Tensor, "batch channels rank"], Float[Tensor, "rank channels"]] | None:
+        """Factors of what moving a token on the ball adds to the output there, as weights follow their query."""
         if self.response is None:
             return None
-        key, value = (
-            self._with_sources(self._value_of(shift).mT) for shift in (self.terms.key, self.terms.value)
-        )
-        bias = None if self.value_bias is None else self.value_bias.to(key.dtype)
-        effect = query_effect(
+        bias = None
+        if self.value_bias is not None:
+            bias = self.value_bias.to(self.tokens.dtype).unflatten(0, (self.heads, -1))
+            bias = (self._onto @ bias[..., None])[..., 0]
+        factors = query_effect(
             self.response,
-            self._value_of(self.terms.query).mT,
-            key,
-            value,
-            weight=self.value_weight.unflatten(0, (self.heads, -1)),
-            bias=None if bias is None else bias.unflatten(0, (self.heads, -1)),
+            self._seen(self.terms.query),
+            self._with_sources(self._seen(self.terms.key)),
+            self._with_sources(self._seen(self.terms.value)),
+            weight=self._weights,
+            bias=bias,
             normalization=self.normalization,
             seen=self.seen,
         )
-        return None if effect is None else self.gain.reshape(-1, 1, 1) * self.out_weight @ effect
+        return None if factors is None else (self.gain.reshape(-1, 1, 1) * factors[0], factors[1])
 
-    def _with_sources(self, tokens: Tensor) -> Float[Tensor, "batch keys channels"]:
+    def _with_sources(self, tokens: Tensor) -> Float[Tensor, "batch channels keys"]:
         sources = self.terms.sources
-        return tokens if sources is None else torch.cat([tokens, self._on_ball(sources)], 1)
+        return tokens if sources is None else torch.cat([tokens, self._on_ball(sources).mT], 2)
 
     @cached_property
-    def _unmoved(self) -> Projection | None:
+    def _unshifted(self) -> Projection | None:
         return self._project(self.tokens)
 
-    def _seen(self, shift: Tensor | None) -> Projection | None:
-        """Return what a role sees, and its derivative, where there is a ball."""
-        return self._unmoved if shift is None else self._project(self.tokens + shift)
+    def _role(self, shift: Tensor | None) -> Projection | None:
+        """Return the projection of what a role sees; ``None`` where it is known to change nothing."""
+        return self._unshifted if shift is None else self._project(self.tokens + shift)
 
-    def _value_of(self, shift: Tensor | None) -> Float[Tensor, "batch channels tokens"]:
+    def _seen(self, shift: Tensor | None) -> Float[Tensor, "batch channels tokens"]:
         """Return what a role sees."""
-        seen = self._seen(shift)
-        if seen is not None:
-            return seen.value
+        role = self._role(shift)
+        if role is not None:
+            return role.value
         return (self.tokens if shift is None else self.tokens + shift).mT
 
     def _project(self, tokens: Tensor) -> Projection | None:
-        return None if self.radius is None else Projection.at(tokens.mT, self.radius)
+        if self.radius is None:
+            return None
+        projection = Projection.at(tokens.mT, self.radius)
+        return None if projection.moves_nothing else projection
 
     def _on_ball(self, tokens: Tensor) -> Tensor:
         return tokens if self.radius is None else project_on_ball(tokens, self.radius)
+
+    @property
+    def _onto(self) -> Float[Tensor, "heads channels features"]:
+        return self.out_weight.unflatten(1, (self.heads, -1)).transpose(0, 1)
+
+    @property
+    def _weights(self) -> Float[Tensor, "heads channels channels"]:
+        """:math:`W_L W_F` of every head."""
+        return self._onto @ self.value_weight.unflatten(0, (self.heads, -1))
 
     def _part(self, projection: Projection | None) -> LinearPart:
         if self.kernel is None:
@@ -137,9 +151,7 @@ class Uniform:
                 self.out_weight @ self.value_weight, self.gain, self.seen.mask, projection
             )
         kernel = self.kernel.to(self.tokens.dtype).expand(self.heads, *self.spatial)
-        into = self.value_weight.unflatten(0, (self.heads, -1))
-        onto = self.out_weight.unflatten(1, (self.heads, -1)).transpose(0, 1)
-        return LinearPart.convolution(kernel, onto @ into, self.gain, projection)
+        return LinearPart.convolution(kernel, self._weights, self.gain, projection)
 
     def _constant(self) -> Float[Tensor, "batch_or_one channels"]:
         """Return what does not depend on the tokens: biases, and what is seen of a context."""

@@ -135,24 +135,49 @@ def estimate(
         choose: Chooses, given the batch, the samples of the series, or ``None`` for all; by default all.
     """
     branch, x, args = promote(branch, x, args)
+    on = partial(
+        _estimate,
+        branch,
+        parameters=parameters,
+        draw=draw,
+        gradient=gradient,
+        memory_saving=memory_saving,
+        control_variate=control_variate,
+    )
     offers = choose is not None and control_variate and hasattr(branch, "linear_part")
     rows = choose(x) if choose is not None and offers else None
-    if rows is not None and _has_linear_part(branch, x, args):
-        on = partial(
-            estimate,
-            branch,
-            parameters=parameters,
-            draw=draw,
-            gradient=gradient,
-            memory_saving=memory_saving,
-            control_variate=control_variate,
-        )
-        value, known = on(x, args, expansions=())
-        _, found = on(x[rows], [None if arg is None else arg[rows] for arg in args], expansions=expansions)
-        # The same determinants in both, so that what counts is the series alone.
-        known = known.to(found.dtype)
-        return value, known.index_add(0, rows, (found - known[rows]) * (len(x) / len(rows)))
+    if rows is not None:
+        some = on(x[rows], [None if arg is None else arg[rows] for arg in args], expansions=expansions)
+        if some.known:
+            whole = on(x, args, expansions=())
+            # The same determinants in both, so that what counts is the series alone.
+            known = whole.logdet.to(some.logdet.dtype)
+            scale = len(x) / len(rows)
+            return whole.value, known.index_add(0, rows, (some.logdet - known[rows]) * scale)
+    found = on(x, args, expansions=expansions)
+    return found.value, found.logdet
 
+
+class _Estimate(NamedTuple):
+    """``g(x)``, the log-determinant, and whether the branch has a linear part there."""
+
+    value: Tensor
+    logdet: Float[Tensor, " batch"]
+    known: bool
+
+
+def _estimate(
+    branch: Callable[..., Tensor],
+    x: Tensor,
+    args: Sequence[Tensor | None],
+    *,
+    expansions: Sequence[Expand],
+    parameters: Sequence[Tensor],
+    draw: Callable[[Tensor], Tensor],
+    gradient: Gradient,
+    memory_saving: bool,
+    control_variate: bool,
+) -> _Estimate:
     def part_at(point: Tensor) -> LinearPart | None:
         return linear_part_of(branch, point, args) if control_variate else None
 
@@ -173,15 +198,16 @@ def estimate(
             logdet = average([expansion.value for expansion in found], like=x)
             if part is not None:
                 logdet = logdet + part.log_determinant()
+        known = part is not None
         if not differentiate:
-            return linear.value.detach(), logdet
+            return _Estimate(linear.value.detach(), logdet, known)
         if autograd:
-            return linear.value, logdet
+            return _Estimate(linear.value, logdet, known)
         left, reference = [e.left for e in found], [e.reference for e in found if e.reference is not None]
         if attached:
             slope = surrogate(linear, part_at(linear.point), left, reference, probes)
-            return linear.value, logdet.detach() + (slope - slope.detach())
-        return recomputed_gradient(
+            return _Estimate(linear.value, logdet.detach() + (slope - slope.detach()), known)
+        recomputed = recomputed_gradient(
             branch,
             x,
             args,
@@ -191,12 +217,6 @@ def estimate(
             left=left,
             reference=reference,
             right=probes,
-            determinant=part is not None,
+            determinant=known,
         )
-
-
-@torch.no_grad()
-def _has_linear_part(branch: Callable[..., Tensor], x: Tensor, args: Sequence[Tensor | None]) -> bool:
-    first = [None if arg is None else arg[:1] for arg in args]
-    with full_precision(x):
-        return linear_part_of(branch, x[:1], first) is not None
+        return _Estimate(*recomputed, known)
