@@ -119,7 +119,7 @@ def examined(module: nn.Module) -> Iterator[None]:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether hooks of any kind are registered on a module."""
-    return any(vars(module)[kind] for kind in _HOOKS)
+    return any(map(vars(module).__getitem__, _HOOKS))
 
 
 def has_global_hooks() -> bool:

@@ -107,7 +107,14 @@ class _AsItIs(nn.Module):
         self.branch = branch
         held = getattr(branch, "__dict__", {}).values()
         self.parts = nn.ModuleList(part for part in held if isinstance(part, nn.Module))
-        self.state = self._tensors()
+        # By their places: this is asked often, and names are wanted only where another tensor is in one of them.
+        self.held = [
+            (module, name, tensor)
+            for module in self.modules()
+            for tensors in (module._parameters, module._buffers)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        ]
 
     def forward(self, method: str, *args: Any) -> Any:
         return getattr(self.branch, method)(*args)
@@ -127,13 +134,16 @@ class _AsItIs(nn.Module):
         return self._call("linear_part", x, *args)
 
     def _call(self, method: str, *args: Any) -> Any:
-        now = self._tensors()
-        if all(now.get(name) is tensor for name, tensor in self.state.items()):
+        if all(_tensor(module, name) is tensor for module, name, tensor in self.held):
             return self(method, *args)
-        return torch.func.functional_call(self, self.state, (method, *args))
+        paths = {module: path for path, module in self.named_modules()}
+        state = {f"{paths[module]}.{name}": tensor for module, name, tensor in self.held}
+        return torch.func.functional_call(self, state, (method, *args))
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return dict((*self.named_parameters(), *self.named_buffers()))
+
+def _tensor(module: nn.Module, name: str) -> Tensor | None:
+    """Return what a module has under a name, which may not be what an attribute of that name computes."""
+    return module._parameters[name] if name in module._parameters else module._buffers.get(name)
 
 
 def captured_tensors(value: Tensor, named: Sequence[Tensor], excluded: Sequence[Tensor]) -> list[Tensor]:
