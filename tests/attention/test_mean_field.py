@@ -14,7 +14,7 @@ from torch import Tensor
 import invertible_attention as ia
 from invertible_attention.attention.ball import Projection, project_on_ball
 from invertible_attention.attention.evaluation import Evaluation
-from invertible_attention.attention.mean_field import LinearPart, WithQueries
+from invertible_attention.attention.mean_field import LinearPart, MeanWithQueries
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Response
 from invertible_attention.lipschitz.certificate import ScoreBounds
@@ -249,7 +249,7 @@ def test_equals_the_jacobian_where_all_tokens_are_equal(
     branch = built.branch.bind()
     with torch.no_grad():
         part = branch.linear_part(x, given, mask)
-        assert isinstance(part, WithQueries)
+        assert isinstance(part, MeanWithQueries)
         assert_is_dense(part, jacobians(branch, x, given, mask), torch.randn_like(x))
 
 

@@ -9,8 +9,10 @@ from itertools import combinations, product
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import invertible_attention as ia
+from invertible_attention.attention.branch import AttentionBranch
 from invertible_attention.logdet import LogDetEstimator, PowerSeries, RussianRoulette, remainder, series
 from invertible_attention.logdet.linearization import Linearization
 
@@ -418,3 +420,30 @@ class TestOnAPartOfTheBatch:
         torch.manual_seed(5)
         alone = torch.func.grad(loss)(x[0])
         torch.testing.assert_close(mapped, alone.expand_as(mapped))
+
+    @pytest.mark.parametrize("causal", [False, True], ids=["linear part", "none"])
+    def test_what_has_no_linear_part_is_evaluated_once(self, causal, monkeypatch: pytest.MonkeyPatch):
+        layer = ia.InvertibleAttention(
+            CHANNELS, "embedded_gaussian", normalization="row", causal=causal, logdet=RussianRoulette()
+        )
+        x = torch.randn(32, CHANNELS, SIZE, SIZE)
+        layer.initialize(x)
+        sizes = []
+        evaluate = AttentionBranch.evaluate
+
+        def counted(self, x: Tensor, *args: Tensor | None) -> Tensor:
+            sizes.append(len(x))
+            return evaluate(self, x, *args)
+
+        monkeypatch.setattr(AttentionBranch, "evaluate", counted)
+        layer.train().forward_and_logdet(x)
+        assert sorted(sizes) == ([32] if causal else [2, 32])
+
+    def test_is_traced_without_values(self):
+        with FakeTensorMode():
+            layer = ia.InvertibleAttention(CHANNELS)
+            value, logdet = PowerSeries()(
+                layer.branch, torch.randn(40, CHANNELS, SIZE), training=True, lipschitz=0.9
+            )
+        assert value.shape == (40, CHANNELS, SIZE)
+        assert logdet.shape == (40,)

@@ -61,9 +61,13 @@ class Projection:
 
     @property
     def moves_nothing(self) -> bool:
-        """Whether every token is known to be inside. Not asked where it would have to be waited for."""
-        known = self.scale.device.type == "cpu" and not torch.compiler.is_compiling()
-        return known and bool((plain(self.scale) >= 1.0).all())
+        """Whether every token is known to be inside.
+
+        On an accelerator, while compiling and for tensors without values it is not asked: nothing waits for it.
+        """
+        scale = plain(self.scale)
+        known = scale.device.type == "cpu" and type(scale) is Tensor and not torch.compiler.is_compiling()
+        return known and bool((scale >= 1.0).all())
 
     @property
     def outside(self) -> Bool[Tensor, " batch"]:
@@ -71,7 +75,7 @@ class Projection:
         return (self.normal != 0).flatten(1).any(1)
 
     def select(self, samples: Tensor) -> Projection:
-        """Return that of some of the samples."""
+        """Return the projection of some of the samples."""
         return Projection(self.value[samples], self.scale[samples], self.normal[samples])
 
     def average(

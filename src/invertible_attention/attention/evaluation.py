@@ -142,7 +142,9 @@ class Evaluation(Bindable, ABC):
     def linear_part(
         self, x: Image, context: Tensor | None = None, mask: Tensor | None = None
     ) -> LinearPart | None:
-        r"""Return about the derivative of :math:`g`: that for uniform attention weights, which follow their queries.
+        r"""Return an approximation of the derivative of :math:`g`.
+
+        It is that for uniform attention weights, with how they follow their queries to first order.
 
         With a prior over relative position that is a circular convolution, whose weights stay as they are. Of another
         prior, or one of which a mask hides a part, it is the average, which they share. In causal order there is none.
@@ -159,7 +161,7 @@ class Evaluation(Bindable, ABC):
     def first_guess(
         self, z: Image, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Image | None:
-        r"""Return about the solution of :math:`x + g(x) = z`, without an evaluation of :math:`g`.
+        r"""Return an approximation of the solution of :math:`x + g(x) = z`, without an evaluation of :math:`g`.
 
         It is exact for uniform attention weights inside the ball, and follows the weights to first order. ``None``
         where nothing is certified: weights may then be anything.

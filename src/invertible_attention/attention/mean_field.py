@@ -1,4 +1,4 @@
-r"""The linear part of attention: what its derivative is about where all weights are equal, or as the prior has them.
+r"""The linear part of attention: its derivative where all weights are equal or as the prior has them, nearly.
 
 With equal weights every token receives the mean token, and the derivative of :math:`g` is :math:`\Pi \otimes W`, where
 :math:`\Pi` averages over tokens and :math:`W = \gamma W_L W_F` is a small matrix. With a prior over relative position
@@ -48,7 +48,7 @@ from invertible_attention._mapped import plain
 from invertible_attention.attention.ball import Projection
 from invertible_attention.solvers.gmres import gmres
 
-__all__ = ["Basis", "Fourier", "LinearPart", "Mean", "ProjectedConvolution", "WithQueries"]
+__all__ = ["Basis", "Fourier", "LinearPart", "Mean", "MeanWithQueries", "ProjectedConvolution"]
 
 Image = Float[Tensor, "batch channels *spatial"]
 
@@ -320,12 +320,12 @@ class ProjectedConvolution(LinearPart):
 
 
 @dataclass(frozen=True)
-class WithQueries(LinearPart):
-    r"""The average over tokens, and how the weights it comes from follow a query, :math:`K = U V`.
+class MeanWithQueries(LinearPart):
+    r"""The average over tokens and how its weights follow queries: :math:`J_1 = J_0 + Q \otimes K`, :math:`K = U V`.
 
     Args:
-        basis: That of the average.
-        matrices: Its block.
+        basis: That of :math:`J_0`, the average.
+        matrices: Its block alone.
         left: :math:`U`.
         right: :math:`V`.
         count: Number of (valid) tokens, for all samples or one for each.

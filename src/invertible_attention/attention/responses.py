@@ -62,7 +62,10 @@ class Response(nn.Module, ABC):
         """Return queries of ``tokens`` and keys of ``sources``, ``(batch, heads, tokens, features)`` each."""
 
     def query_matrix(self) -> Float[Tensor, "heads features channels"] | None:
-        """Return what maps the difference of two tokens to that of their queries; ``None`` if that is not linear."""
+        """Return what maps the difference of two tokens to that of their queries; ``None`` if that is not linear.
+
+        Override this too where :meth:`forward` is overridden.
+        """
         return None
 
     def matrices(self) -> list[Tensor]:

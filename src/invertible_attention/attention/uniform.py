@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from invertible_attention.attention.ball import Projection, project_on_ball
 from invertible_attention.attention.context import ContextTerms
 from invertible_attention.attention.mask import AttentionMask
-from invertible_attention.attention.mean_field import LinearPart, Mean, WithQueries
+from invertible_attention.attention.mean_field import LinearPart, Mean, MeanWithQueries
 from invertible_attention.attention.queries import query_effect
 from invertible_attention.attention.responses import Response
 
@@ -66,29 +66,31 @@ class Uniform:
     def linear_part(self) -> LinearPart:
         """Return the derivative, that of the weights by their queries included where there is a response."""
         part = self._part(self._role(self.terms.value))
-        if self._follow is None:
+        if self._query_factors is None:
             return part
         assert isinstance(part.basis, Mean)
-        (left, right), count = self._follow, self.seen.count()
+        (left, right), count = self._query_factors, self.seen.count()
         query = self._role(self.terms.query)
         if query is not None:
             right = right @ query.average(self.seen.mask)
         count = count.to(left.dtype) if isinstance(count, Tensor) else count
-        return WithQueries(part.basis, part.matrices, left, right, count)
+        return MeanWithQueries(part.basis, part.matrices, left, right, count)
 
     def value(self) -> Float[Tensor, "batch channels *spatial"]:
         """Return the value, to first order in what the weights make of their queries where there is a response."""
         tokens, constant = self._seen(self.terms.value), self._constant()[..., None]
         value = self._part(None).apply(tokens.unflatten(2, tuple(self.spatial))).flatten(2) + constant
-        if self._follow is not None:
-            left, right = self._follow
+        if self._query_factors is not None:
+            left, right = self._query_factors
             value = value + left @ (right @ Mean(self.seen.mask).center(self._seen(self.terms.query)))
         if self.seen.mask is not None:
             value = value * self.seen.mask[:, None]
         return value.unflatten(2, tuple(self.spatial))
 
     @cached_property
-    def _follow(self) -> tuple[Float[Tensor, "batch channels rank"], Float[Tensor, "rank channels"]] | None:
+    def _query_factors(
+        self,
+    ) -> tuple[Float[Tensor, "batch channels rank"], Float[Tensor, "rank channels"]] | None:
         """Factors of what moving a token on the ball adds to the output there, as weights follow their query."""
         if self.response is None:
             return None

@@ -105,6 +105,7 @@ def estimate(
     memory_saving: bool,
     control_variate: bool = True,
     choose: Callable[[Tensor], Tensor | None] | None = None,
+    part: LinearPart | None = None,
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
     r"""Return ``g(x)`` and the log-determinant, averaged over one probe per entry of ``expansions``.
 
@@ -133,51 +134,31 @@ def estimate(
         memory_saving: Whether the Neumann gradient recomputes the branch.
         control_variate: Whether to use the linear part of a branch that has one.
         choose: Chooses, given the batch, the samples of the series, or ``None`` for all; by default all.
+        part: The linear part at ``x``, where that was asked for before.
     """
     branch, x, args = promote(branch, x, args)
-    on = partial(
-        _estimate,
-        branch,
-        parameters=parameters,
-        draw=draw,
-        gradient=gradient,
-        memory_saving=memory_saving,
-        control_variate=control_variate,
-    )
     offers = choose is not None and control_variate and hasattr(branch, "linear_part")
     rows = choose(x) if choose is not None and offers else None
     if rows is not None:
-        some = on(x[rows], [None if arg is None else arg[rows] for arg in args], expansions=expansions)
-        if some.known:
-            whole = on(x, args, expansions=())
+        chosen, chosen_args = x[rows], [None if arg is None else arg[rows] for arg in args]
+        with full_precision(x), torch.set_grad_enabled(gradient == "autograd"):
+            part = linear_part_of(branch, chosen, chosen_args)
+        if part is not None:
+            on = partial(
+                estimate,
+                branch,
+                parameters=parameters,
+                draw=draw,
+                gradient=gradient,
+                memory_saving=memory_saving,
+                control_variate=control_variate,
+            )
+            value, known = on(x, args, expansions=())
+            _, found = on(chosen, chosen_args, expansions=expansions, part=part)
             # The same determinants in both, so that what counts is the series alone.
-            known = whole.logdet.to(some.logdet.dtype)
-            scale = len(x) / len(rows)
-            return whole.value, known.index_add(0, rows, (some.logdet - known[rows]) * scale)
-    found = on(x, args, expansions=expansions)
-    return found.value, found.logdet
+            known = known.to(found.dtype)
+            return value, known.index_add(0, rows, (found - known[rows]) * (len(x) / len(rows)))
 
-
-class _Estimate(NamedTuple):
-    """``g(x)``, the log-determinant, and whether the branch has a linear part there."""
-
-    value: Tensor
-    logdet: Float[Tensor, " batch"]
-    known: bool
-
-
-def _estimate(
-    branch: Callable[..., Tensor],
-    x: Tensor,
-    args: Sequence[Tensor | None],
-    *,
-    expansions: Sequence[Expand],
-    parameters: Sequence[Tensor],
-    draw: Callable[[Tensor], Tensor],
-    gradient: Gradient,
-    memory_saving: bool,
-    control_variate: bool,
-) -> _Estimate:
     def part_at(point: Tensor) -> LinearPart | None:
         return linear_part_of(branch, point, args) if control_variate else None
 
@@ -190,7 +171,7 @@ def _estimate(
         constants = args if attached else [None if arg is None else arg.detach() for arg in args]
         linear = Linearization(branch, x, constants, attached=attached)
         with torch.set_grad_enabled(autograd):
-            part = part_at(x)
+            part = part_at(x) if part is None else part
             found = [
                 expand(linear, part, probe, differentiable=autograd)
                 for expand, probe in zip(expansions, probes, strict=True)
@@ -198,16 +179,15 @@ def _estimate(
             logdet = average([expansion.value for expansion in found], like=x)
             if part is not None:
                 logdet = logdet + part.log_determinant()
-        known = part is not None
         if not differentiate:
-            return _Estimate(linear.value.detach(), logdet, known)
+            return linear.value.detach(), logdet
         if autograd:
-            return _Estimate(linear.value, logdet, known)
+            return linear.value, logdet
         left, reference = [e.left for e in found], [e.reference for e in found if e.reference is not None]
         if attached:
             slope = surrogate(linear, part_at(linear.point), left, reference, probes)
-            return _Estimate(linear.value, logdet.detach() + (slope - slope.detach()), known)
-        recomputed = recomputed_gradient(
+            return linear.value, logdet.detach() + (slope - slope.detach())
+        return recomputed_gradient(
             branch,
             x,
             args,
@@ -217,6 +197,5 @@ def _estimate(
             left=left,
             reference=reference,
             right=probes,
-            determinant=known,
+            determinant=part is not None,
         )
-        return _Estimate(*recomputed, known)
