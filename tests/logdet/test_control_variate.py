@@ -370,6 +370,16 @@ class TestOnAPartOfTheBatch:
             value.sum().backward()
             assert set(sizes) == {expected}
 
+    def test_small_batches_are_taken_whole_unless_a_share_is_asked_for(self):
+        small, large = torch.zeros(32, 512), torch.zeros(32, 513)
+        assert RussianRoulette()._choose(small) is None
+        rows = RussianRoulette()._choose(large)
+        assert rows is not None
+        assert len(rows) == 2
+        rows = RussianRoulette(subsample=0.125)._choose(small)
+        assert rows is not None
+        assert len(rows) == 4
+
     @pytest.mark.parametrize("subsample", [0.0, -0.1, 1.1, math.nan])
     def test_no_share_is_refused(self, subsample):
         with pytest.raises(ValueError, match=f"at most 1, got {subsample}"):
@@ -424,7 +434,7 @@ class TestOnAPartOfTheBatch:
     @pytest.mark.parametrize("causal", [False, True], ids=["linear part", "none"])
     def test_what_has_no_linear_part_is_evaluated_once(self, causal, monkeypatch: pytest.MonkeyPatch):
         layer = ia.InvertibleAttention(
-            CHANNELS, "embedded_gaussian", normalization="row", causal=causal, logdet=RussianRoulette()
+            CHANNELS, "embedded_gaussian", normalization="row", causal=causal, logdet=ROULETTE
         )
         x = torch.randn(32, CHANNELS, SIZE, SIZE)
         layer.initialize(x)
@@ -437,7 +447,7 @@ class TestOnAPartOfTheBatch:
 
         monkeypatch.setattr(AttentionBranch, "evaluate", counted)
         layer.train().forward_and_logdet(x)
-        assert sorted(sizes) == ([32] if causal else [2, 32])
+        assert sorted(sizes) == ([32] if causal else [8, 32])
 
     def test_is_traced_without_values(self):
         with FakeTensorMode():

@@ -42,6 +42,10 @@ _MOST_LIKELY = 0.999
 # Samples of a batch, so that small batches do not become too noisy.
 _FEWEST = 2
 
+# Of a batch, where it has more numbers than that: benchmarks/subsample.py has the times of both by size.
+_SHARE = 0.0625
+_SMALL_BATCH = 16_384
+
 # Product by product, as the series is: branches need not support torch.vmap.
 _EXACT = Exact(chunk_size=1)
 
@@ -62,7 +66,7 @@ class RussianRoulette(LogDetEstimator):
     Of a branch with a linear part, such as attention, that is the control variate: its determinant is known, and the
     series is that of what is left, of which one or two terms leave a remainder that is rarely worth estimating. It
     needs no more than the series above to be unbiased; see :mod:`invertible_attention.logdet.remainder`. In training
-    it is estimated on a random subset of the batch (``subsample``), since its products are most of a step's cost.
+    it is estimated on a random subset of a large batch (``subsample``), since its products are most of a step's cost.
 
     In evaluation samples of few dimensions get the log-determinant itself, from the whole Jacobian: that takes no more
     products than the estimate does, and leaves nothing to chance.
@@ -92,11 +96,12 @@ class RussianRoulette(LogDetEstimator):
             torch's global generator.
         control_variate: Whether to use the linear part of a branch that has one.
         subsample: In training with gradients, the fraction of the batch on which the correction to the linear part is
-            estimated, at least two samples. :math:`b` of :math:`B` samples are drawn, each is weighted by :math:`B/b`,
-            and the branch is evaluated on them a second time. The variance of the batch mean stays small; the standard
-            deviation of a single sample's estimate grows by :math:`\sqrt{B/b - 1}` times its correction. Use 1, the
-            whole batch, for a loss that is nonlinear in single log-determinants, and for a branch that is random or has
-            hooks.
+            estimated, at least two samples; ``None``, as here, for a sixteenth of a batch of more than 16,384 numbers
+            and for all of a smaller one, of which a second evaluation costs more than it saves. :math:`b` of :math:`B`
+            samples are drawn, each is weighted by :math:`B/b`, and the branch is evaluated on them a second time. The
+            variance of the batch mean stays small; the standard deviation of a single sample's estimate grows by
+            :math:`\sqrt{B/b - 1}` times its correction. Use 1, the whole batch, for a loss that is nonlinear in single
+            log-determinants, and for a branch that is random or has hooks.
         seed: In evaluation, makes all draws a function of the batch, so that the same question has the same answer, as
             it does by default in a block that is given no estimator; ``None``, as here, to draw again each time.
 
@@ -129,7 +134,7 @@ class RussianRoulette(LogDetEstimator):
     control_variate: bool = True
     exact_dimensions: int = 20
     seed: int | None = None
-    subsample: float = 0.0625
+    subsample: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("exact_terms", "evaluation_exact_terms", "exact_dimensions"):
@@ -139,7 +144,7 @@ class RussianRoulette(LogDetEstimator):
             raise ValueError(f"tail must be one of {get_args(TailDistribution)}, got {self.tail!r}")
         if self.continuation is not None and not 0 < self.continuation < 1:
             raise ValueError(f"continuation must lie between 0 and 1, got {self.continuation}")
-        if not 0 < self.subsample <= 1:
+        if self.subsample is not None and not 0 < self.subsample <= 1:
             raise ValueError(f"subsample must be greater than 0 and at most 1, got {self.subsample}")
         if not self.rate > 0:
             raise ValueError(f"rate must be positive, got {self.rate}")
@@ -204,7 +209,10 @@ class RussianRoulette(LogDetEstimator):
 
     def _choose(self, x: Tensor) -> Tensor | None:
         """Choose some samples of a batch at random, each with the same chance; ``None`` for all."""
-        count = max(_FEWEST, math.ceil(self.subsample * len(x)))
+        share = self.subsample
+        if share is None:
+            share = _SHARE if x.numel() > _SMALL_BATCH else 1.0
+        count = max(_FEWEST, math.ceil(share * len(x)))
         if count >= len(x):
             return None
         device = x.device if self.generator is None else self.generator.device
