@@ -319,6 +319,16 @@ def test_trace_records_every_residual(contractions, solver: Solver, data, seed: 
     torch.testing.assert_close(trace[0], true_residual(branch, z, z), rtol=1e-9, atol=1e-15)
 
 
+def test_the_last_residual_is_that_of_the_trace_to_the_last_bit(contractions):
+    # Computed again for the samples that did not converge alone, it was rounded differently.
+    seed = 707573
+    z = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    solution = FixedPoint().solve(contractions["badly_scaled"](0.7, 5, seed), z)
+    assert solution.trace is not None
+    assert not solution.converged.all()
+    assert torch.equal(solution.trace[solution.evaluations - 1, torch.arange(3)], solution.residual)
+
+
 # Shapes and dtypes
 
 

@@ -94,8 +94,10 @@ class Record:
             distance = sample_norm(progress.best_x - z)
             best = relative_residual(progress.best_norm, distance, scale, z.dtype)
             value = choose(converged, value, progress.best_x)
+            # Of the newest iterate it is known, and computed again in a smaller batch it would be rounded differently.
+            known = converged | (norm == progress.best_norm) & norm.isfinite()
             norm = torch.where(converged, norm, progress.best_norm)
-            residual = torch.where(converged, residual, best)
+            residual = torch.where(known, residual, best)
         counts = (
             count if isinstance(count, Tensor) else torch.full_like(samples, count)
             for count in (evaluations, iterations)
