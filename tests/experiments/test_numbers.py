@@ -23,7 +23,7 @@ from invertible_attention.cli import main
 STORED = Path(__file__).with_name("numbers.json")
 
 RECONSTRUCT = "reconstruct --size 12 12 --variants dot_product/certified dot_product/relaxed --repeats 2"
-RECONSTRUCT += " --train-images 12 --test-images 6 --epochs 1 --batch-size 8 --device cpu"
+RECONSTRUCT += " --train-images 12 --test-images 5 --epochs 1 --batch-size 8 --device cpu"
 DENSITY = "--quick --blocks 1 --hidden-channels 4 --train-images 32 --test-images 4 --batch-size 16 --steps 4"
 DENSITY += " --device cpu --draws 2"
 CAMOUFLAGE = "--backbone tiny --size 48 --batch-size 2 --epochs 1 --learning-rate 1e-3 --device cpu"
