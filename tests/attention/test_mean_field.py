@@ -123,6 +123,11 @@ def layer(**arguments) -> ia.InvertibleAttention:
     return built
 
 
+def draw_context(kind: str | None) -> Tensor | None:
+    shapes = {"vector": (5,), "tokens": (5, 4), "masked_tokens": (6, 4)}
+    return None if kind is None else torch.randn(2, *shapes[kind], dtype=torch.float64)
+
+
 def with_equal_weights(built: ia.InvertibleAttention) -> ia.InvertibleAttention:
     with torch.no_grad():
         for parameter in built.branch.response.parameters():
@@ -161,9 +166,7 @@ def test_equals_the_jacobian_at_uniform_weights(
     )
     x = 0.1 * torch.randn(2, 6, 3, 3, dtype=torch.float64)
     mask = torch.rand(2, 3, 3) < 0.6 if masked else None
-    given = None
-    if context is not None:
-        given = torch.randn(2, *{"vector": (5,), "tokens": (5, 4), "masked_tokens": (6, 4)}[context]).double()
+    given = draw_context(context)
     branch = built.branch.bind()
     with torch.no_grad():
         part = branch.linear_part(x, given, mask)
@@ -243,9 +246,7 @@ def test_equals_the_jacobian_where_all_tokens_are_equal(
                 parameter.normal_(std=0.3)
     x = (size * torch.randn(2, 6, 1, 1, dtype=torch.float64)).repeat(1, 1, 3, 3)
     mask = torch.rand(2, 3, 3) < 0.6 if masked else None
-    given = None
-    if context is not None:
-        given = torch.randn(2, *{"vector": (5,), "tokens": (5, 4), "masked_tokens": (6, 4)}[context]).double()
+    given = draw_context(context)
     branch = built.branch.bind()
     with torch.no_grad():
         part = branch.linear_part(x, given, mask)

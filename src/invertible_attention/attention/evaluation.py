@@ -179,7 +179,7 @@ class Evaluation(Bindable, ABC):
             x = z
             # Newton steps: the first is exact for equal weights where no token leaves the ball.
             for uniform in (stays, follows) if self.position_prior is None else (stays,):
-                there = uniform.at(x)
+                there = replace(uniform, tokens=self._tokens(x, uniform.seen.mask, uniform.tokens.dtype))
                 x = x - there.linear_part().precondition(x - z + there.value())
             return x
 

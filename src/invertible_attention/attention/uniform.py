@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,13 @@ from invertible_attention.attention.queries import query_effect
 from invertible_attention.attention.responses import Response
 
 __all__ = ["Uniform"]
+
+
+class _Role(NamedTuple):
+    """What a role sees, and the projection on the ball it comes from, ``None`` where that is known to move nothing."""
+
+    tokens: Float[Tensor, "batch channels tokens"]
+    projection: Projection | None
 
 
 @dataclass(frozen=True)
@@ -57,32 +65,25 @@ class Uniform:
     response: Response | None
     normalization: str
 
-    def at(self, x: Float[Tensor, "batch channels *spatial"]) -> Uniform:
-        """Return the same at other tokens."""
-        tokens = x.flatten(2).mT.to(self.tokens.dtype)
-        mask = self.seen.mask
-        return replace(self, tokens=tokens if mask is None else tokens.masked_fill(~mask[..., None], 0.0))
-
     def linear_part(self) -> LinearPart:
         """Return the derivative, that of the weights by their queries included where there is a response."""
-        part = self._part(self._role(self.terms.value))
+        part = self._part(self._values.projection)
         if self._query_factors is None:
             return part
         assert isinstance(part.basis, Mean)
         (left, right), count = self._query_factors, self.seen.count()
-        query = self._role(self.terms.query)
-        if query is not None:
-            right = right @ query.average(self.seen.mask)
+        if self._queries.projection is not None:
+            right = right @ self._queries.projection.average(self.seen.mask)
         count = count.to(left.dtype) if isinstance(count, Tensor) else count
         return MeanWithQueries(part.basis, part.matrices, left, right, count)
 
     def value(self) -> Float[Tensor, "batch channels *spatial"]:
         """Return the value, to first order in what the weights make of their queries where there is a response."""
-        tokens, constant = self._seen(self.terms.value), self._constant()[..., None]
+        tokens, constant = self._values.tokens, self._constant()[..., None]
         value = self._part(None).apply(tokens.unflatten(2, tuple(self.spatial))).flatten(2) + constant
         if self._query_factors is not None:
             left, right = self._query_factors
-            value = value + left @ (right @ Mean(self.seen.mask).center(self._seen(self.terms.query)))
+            value = value + left @ (right @ Mean(self.seen.mask).center(self._queries.tokens))
         if self.seen.mask is not None:
             value = value * self.seen.mask[:, None]
         return value.unflatten(2, tuple(self.spatial))
@@ -100,9 +101,9 @@ class Uniform:
             bias = (self._onto @ bias[..., None])[..., 0]
         factors = query_effect(
             self.response,
-            self._seen(self.terms.query),
-            self._with_sources(self._seen(self.terms.key)),
-            self._with_sources(self._seen(self.terms.value)),
+            self._queries.tokens,
+            self._with_sources(self._keys.tokens),
+            self._with_sources(self._values.tokens),
             weight=self._weights,
             bias=bias,
             normalization=self.normalization,
@@ -111,32 +112,37 @@ class Uniform:
         return None if factors is None else (self.gain.reshape(-1, 1, 1) * factors[0], factors[1])
 
     def _with_sources(self, tokens: Tensor) -> Float[Tensor, "batch channels keys"]:
-        sources = self.terms.sources
-        return tokens if sources is None else torch.cat([tokens, self._on_ball(sources).mT], 2)
+        return tokens if self._sources is None else torch.cat([tokens, self._sources.mT], 2)
 
     @cached_property
-    def _unshifted(self) -> Projection | None:
+    def _sources(self) -> Float[Tensor, "batch sources channels"] | None:
+        sources = self.terms.sources
+        return sources if sources is None or self.radius is None else project_on_ball(sources, self.radius)
+
+    @cached_property
+    def _queries(self) -> _Role:
+        return self._role(self.terms.query)
+
+    @cached_property
+    def _keys(self) -> _Role:
+        return self._role(self.terms.key)
+
+    @cached_property
+    def _values(self) -> _Role:
+        return self._role(self.terms.value)
+
+    @cached_property
+    def _unshifted(self) -> _Role:
         return self._project(self.tokens)
 
-    def _role(self, shift: Tensor | None) -> Projection | None:
-        """Return the projection of what a role sees; ``None`` where it is known to change nothing."""
+    def _role(self, shift: Tensor | None) -> _Role:
         return self._unshifted if shift is None else self._project(self.tokens + shift)
 
-    def _seen(self, shift: Tensor | None) -> Float[Tensor, "batch channels tokens"]:
-        """Return what a role sees."""
-        role = self._role(shift)
-        if role is not None:
-            return role.value
-        return (self.tokens if shift is None else self.tokens + shift).mT
-
-    def _project(self, tokens: Tensor) -> Projection | None:
-        if self.radius is None:
-            return None
-        projection = Projection.at(tokens.mT, self.radius)
-        return None if projection.moves_nothing else projection
-
-    def _on_ball(self, tokens: Tensor) -> Tensor:
-        return tokens if self.radius is None else project_on_ball(tokens, self.radius)
+    def _project(self, tokens: Tensor) -> _Role:
+        projection = None if self.radius is None else Projection.at(tokens.mT, self.radius)
+        if projection is None or projection.moves_nothing:
+            return _Role(tokens.mT, None)
+        return _Role(projection.value, projection)
 
     @property
     def _onto(self) -> Float[Tensor, "heads channels features"]:
@@ -165,9 +171,9 @@ class Uniform:
         values = like.new_zeros(1, len(self.value_weight))
         if self.value_bias is not None:
             values = per_sample(self.seen.row_mass()) * self.value_bias.to(like.dtype)
-        if terms.sources is not None:
+        if self._sources is not None:
             # A further token counts as much as one of the sample's own.
-            sources = self._on_ball(terms.sources)
+            sources = self._sources
             if self.seen.source_mask is not None:
                 sources = sources.masked_fill(~self.seen.source_mask[..., None], 0.0)
             values = values + linear(sources.sum(1) / per_sample(self.seen.count()), self.value_weight)

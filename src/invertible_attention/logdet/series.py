@@ -105,7 +105,6 @@ def estimate(
     memory_saving: bool,
     control_variate: bool = True,
     choose: Callable[[Tensor], Tensor | None] | None = None,
-    part: LinearPart | None = None,
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
     r"""Return ``g(x)`` and the log-determinant, averaged over one probe per entry of ``expansions``.
 
@@ -134,9 +133,17 @@ def estimate(
         memory_saving: Whether the Neumann gradient recomputes the branch.
         control_variate: Whether to use the linear part of a branch that has one.
         choose: Chooses, given the batch, the samples of the series, or ``None`` for all; by default all.
-        part: The linear part at ``x``, where that was asked for before.
     """
     branch, x, args = promote(branch, x, args)
+    on = partial(
+        _estimate,
+        branch,
+        parameters=parameters,
+        draw=draw,
+        gradient=gradient,
+        memory_saving=memory_saving,
+        control_variate=control_variate,
+    )
     offers = choose is not None and control_variate and hasattr(branch, "linear_part")
     rows = choose(x) if choose is not None and offers else None
     if rows is not None:
@@ -144,20 +151,28 @@ def estimate(
         with full_precision(x), torch.set_grad_enabled(gradient == "autograd"):
             part = linear_part_of(branch, chosen, chosen_args)
         if part is not None:
-            on = partial(
-                estimate,
-                branch,
-                parameters=parameters,
-                draw=draw,
-                gradient=gradient,
-                memory_saving=memory_saving,
-                control_variate=control_variate,
-            )
             value, known = on(x, args, expansions=())
             _, found = on(chosen, chosen_args, expansions=expansions, part=part)
             # The same determinants in both, so that what counts is the series alone.
             known = known.to(found.dtype)
             return value, known.index_add(0, rows, (found - known[rows]) * (len(x) / len(rows)))
+    return on(x, args, expansions=expansions)
+
+
+def _estimate(
+    branch: Callable[..., Tensor],
+    x: Tensor,
+    args: Sequence[Tensor | None],
+    *,
+    expansions: Sequence[Expand],
+    parameters: Sequence[Tensor],
+    draw: Callable[[Tensor], Tensor],
+    gradient: Gradient,
+    memory_saving: bool,
+    control_variate: bool,
+    part: LinearPart | None = None,
+) -> tuple[Tensor, Float[Tensor, " batch"]]:
+    """Return the estimate on all samples; their linear part may be given where it was asked for before."""
 
     def part_at(point: Tensor) -> LinearPart | None:
         return linear_part_of(branch, point, args) if control_variate else None
