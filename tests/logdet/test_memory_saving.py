@@ -264,6 +264,55 @@ def test_second_derivative_is_refused_but_available_with_autograd(block):
     torch.autograd.gradgradcheck(lambda x: seeded(gradient="autograd")(branch, x)[1], (x,))
 
 
+@pytest.mark.parametrize(
+    "estimator", [RussianRoulette, ia.PowerSeries, ia.Series], ids=lambda kind: kind.__name__
+)
+def test_second_derivative_of_a_kept_graph_is_refused(block, estimator):
+    """That of the surrogate: its first derivative is right in the mean, its second is not."""
+    branch, sample = block
+    estimator = estimator(gradient="neumann", memory_saving=False)
+    for wanted in (x := sample.clone().requires_grad_(), next(branch.parameters())):
+        _, logdet = estimator(branch, x, lipschitz=0.9, training=True)
+        (first,) = torch.autograd.grad(logdet.square().sum(), wanted, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiated no further"):
+            torch.autograd.grad(first.sum(), wanted)
+
+
+def test_second_derivative_of_the_value_is_not_refused(block):
+    branch, sample = block
+    x = sample.clone().requires_grad_()
+
+    def second_derivative(value):
+        (first,) = torch.autograd.grad(value.sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.sum(), x)[0]
+
+    value, _ = seeded(memory_saving=False)(branch, x, training=True)
+    torch.testing.assert_close(second_derivative(value), second_derivative(branch(x)))
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [("jacrev", "jacrev"), ("jacfwd", "jacrev"), ("jacrev", "jacfwd"), ("jacfwd", "jacfwd")],
+)
+def test_second_derivative_is_refused_under_transforms(block, outer, inner):
+    branch, sample = block
+    options = {"jacfwd": {"randomness": "same"}, "jacrev": {}}
+
+    def hessian(estimator, scale):
+        def value(scale):
+            torch.manual_seed(0)
+            return estimator(lambda x: scale * branch(x), sample, training=True)[1].sum()
+
+        first = getattr(torch.func, inner)(value, **options[inner])
+        torch.testing.assert_close(first(scale), torch.func.grad(value)(scale))
+        return getattr(torch.func, outer)(first, **options[outer])(scale)
+
+    scale = torch.tensor(1.0, dtype=sample.dtype)
+    with pytest.raises(RuntimeError, match="differentiated no further"):
+        hessian(RussianRoulette(), scale)
+    assert hessian(RussianRoulette(gradient="autograd"), scale).isfinite()
+
+
 def test_functional_transforms_give_the_same_gradient(block):
     branch, sample = block
     parameters = dict(branch.named_parameters())

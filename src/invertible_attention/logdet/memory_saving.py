@@ -249,7 +249,7 @@ class _Recompute(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the memory-saving gradient of the log-determinant cannot be differentiated again: use "
-                "gradient='autograd', or memory_saving=False"
+                "gradient='autograd'"
             )
         grad_value, grad_logdet = grad_outputs
         record: _Record = ctx.record

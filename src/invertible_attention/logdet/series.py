@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention._differentiation import functional_transforms_active
+from invertible_attention._differentiation import first_order_only, functional_transforms_active
 from invertible_attention._linear_part import LinearPart, linear_part_of
 from invertible_attention.logdet.linearization import Linearization, full_precision, promote
 from invertible_attention.logdet.memory_saving import recomputed_gradient, surrogate
@@ -19,6 +19,11 @@ from invertible_attention.logdet.probes import average, inner_product
 __all__ = ["Expansion", "Gradient", "Terms", "TruncatedSeries", "check_gradient", "estimate"]
 
 Gradient = Literal["autograd", "neumann"]
+
+_ONCE = (
+    "the Neumann gradient of the log-determinant can be differentiated no further: it is right in the mean, its "
+    "derivative is not. Use gradient='autograd' for higher derivatives"
+)
 
 
 class Expansion(NamedTuple):
@@ -201,6 +206,7 @@ def _estimate(
         left, reference = [e.left for e in found], [e.reference for e in found if e.reference is not None]
         if attached:
             slope = surrogate(linear, part_at(linear.point), left, reference, probes)
+            slope = first_order_only(slope, _ONCE) if left else slope
             return linear.value, logdet.detach() + (slope - slope.detach())
         return recomputed_gradient(
             branch,

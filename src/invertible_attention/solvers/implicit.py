@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invertible_attention._differentiation import without_derivatives
 from invertible_attention._precision import working_dtype
 from invertible_attention.solvers.adjoint import solve_adjoint
 from invertible_attention.solvers.base import Solver
@@ -102,7 +103,7 @@ class _ImplicitFunction(torch.autograd.Function):
         with torch.no_grad():
             u = solve_adjoint(ctx.branch, value, args, upstream[0], ctx.solver)
         if torch.is_grad_enabled():
-            u = _FirstOrderOnly.apply(u, attached, upstream[0])
+            u = without_derivatives(u, _ONCE, attached, upstream[0])
         return u, None, None, None, None
 
     @staticmethod
@@ -111,29 +112,3 @@ class _ImplicitFunction(torch.autograd.Function):
             "the implicit gradient of an inverse has no forward mode: use reverse mode (backward, torch.func.vjp), "
             "or differentiate the forward map."
         )
-
-
-class _FirstOrderOnly(torch.autograd.Function):
-    """The identity on ``u``, which refuses to be differentiated again.
-
-    It takes everything ``u`` depends on as an input: autograd prunes the paths that do not lead to the tensors
-    it was asked about, and would otherwise leave the missing terms out in silence.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(u: Tensor, attached: Tensor, upstream: Tensor) -> Tensor:
-        return u.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(_ONCE)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        raise RuntimeError(_ONCE)
