@@ -117,26 +117,60 @@ def test_branch_is_evaluated_once_forward_and_once_backward():
     assert len(calls) == 2
 
 
+def kept(branch, x, **arguments):
+    """Numbers that the graph of a log-determinant keeps, parameters apart."""
+    alive = weakref.WeakSet()
+
+    def pack(tensor):
+        box = Box()
+        box.tensor = tensor
+        alive.add(box)
+        return box
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
+        _, logdet = seeded(**arguments)(branch, x, training=True)
+    assert logdet.requires_grad
+    gc.collect()
+    storages = {
+        box.tensor.untyped_storage().data_ptr(): box.tensor.untyped_storage().nbytes() // box.tensor.itemsize
+        for box in alive
+        if not isinstance(box.tensor, nn.Parameter)
+    }
+    return sum(storages.values())
+
+
 def test_only_the_input_and_the_vectors_are_kept():
-    def kept(**arguments):
-        alive = weakref.WeakSet()
+    branch = nn.Sequential(nn.Linear(8, 64), nn.ELU(), nn.Linear(64, 8))
+    x = torch.randn(32, 8, requires_grad=True)
+    assert kept(branch, x) == kept(branch, x, memory_saving=True) == 3 * 32 * 8  # x, v and w
+    assert kept(branch, x, memory_saving=False) > 4 * 32 * 64
 
-        def pack(tensor):
-            box = Box()
-            box.tensor = tensor
-            alive.add(box)
-            return box
 
-        branch = nn.Sequential(nn.Linear(8, 64), nn.ELU(), nn.Linear(64, 8))
-        x = torch.randn(32, 8, requires_grad=True)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
-            _, logdet = seeded(**arguments)(branch, x, training=True)
-        assert logdet.requires_grad
-        gc.collect()
-        return sum(box.tensor.numel() for box in alive if not isinstance(box.tensor, nn.Parameter))
+def test_default_keeps_the_graph_of_attention():
+    branch = ia.InvertibleAttention(12, "embedded_gaussian").branch
+    x = torch.randn(32, 12, 16, 16, requires_grad=True)
+    branch.initialize(x)
+    assert kept(branch, x, memory_saving=True) < kept(branch, x) == kept(branch, x, memory_saving=False)
+    # Of two samples the series, of all of them one evaluation.
+    assert kept(branch, x) < kept(branch, x, subsample=1) < 24 * x.numel()
 
-    assert kept(memory_saving=True) == 3 * 32 * 8  # x, v and w
-    assert kept(memory_saving=False) > 5 * 32 * 64
+
+@pytest.mark.parametrize("response", ["embedded_gaussian", "concatenation"])
+@pytest.mark.parametrize("batch", [4, 32])
+def test_what_is_kept_changes_neither_value_nor_gradient(response, batch):
+    branch = ia.InvertibleAttention(12, response).double().branch
+    x = torch.randn(batch, 12, 10, 10, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(batch, dtype=torch.float64)
+
+    def found(memory_saving):
+        estimator = seeded(memory_saving=memory_saving, subsample=0.1 if batch == 32 else None)
+        value, logdet = estimator(branch, x, training=True)
+        loss = value.sin().sum() + (weights * logdet).sum()
+        return value, logdet, *torch.autograd.grad(loss, [x, *branch.parameters()])
+
+    expected = found(True)
+    torch.testing.assert_close(found(None), expected)
+    torch.testing.assert_close(found(False), expected)
 
 
 def in_place(linear):

@@ -96,16 +96,16 @@ def short_partial_sums(
     """
     size = sample_norm(probe) + sample_norm(probe + part.apply(probe)) / (1 - c)
     value = inner_product(probe, torch.zeros_like(probe))
-    reference = part.solve(probe, transposed=True).detach()
+    reference = part.solve(probe, transposed=True)
     vector, left = probe, torch.zeros_like(probe)
     count = 0
     while True:
-        solved = part.solve(vector, transposed=True)
+        solved = part.solve(vector, transposed=True) if count else reference
         left = left + (-1) ** count * solved.detach()
         vector = remaining(linear, part, solved, differentiable)
         count += 1
         value = value - (-1) ** count / count * inner_product(vector, probe)
-        yield PartialSum(Expansion(value, left, reference), sample_norm(vector) * size / count)
+        yield PartialSum(Expansion(value, left, reference.detach()), sample_norm(vector) * size / count)
 
 
 class _UpTo(NamedTuple):
@@ -172,7 +172,7 @@ class Series(LogDetEstimator):
     probes: int = 1
     distribution: ProbeDistribution = "rademacher"
     gradient: Gradient = "neumann"
-    memory_saving: bool = True
+    memory_saving: bool | None = None
     seed: int | None = 0
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
     control_variate: bool = True

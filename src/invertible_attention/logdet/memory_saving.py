@@ -29,23 +29,23 @@ def surrogate(
     reference: Sequence[Tensor],
     right: Sequence[Tensor],
 ) -> Float[Tensor, " batch"]:
-    r"""Return a function whose gradient is that of the log-determinant, :math:`w^\top J v` averaged over the probes.
+    r"""Return a function whose gradient is that of the series, :math:`w^\top J v` averaged over the probes.
 
-    Where there is a linear part, less :math:`w_0^\top J_0 v`, and with its log-determinant.
+    Where there is a linear part, less :math:`w_0^\top J_0 v`.
     """
     slope = average(
         [inner_product(linear.vjp(w, differentiable=True), v) for w, v in zip(left, right, strict=True)],
         like=linear.point,
     )
-    return slope if part is None else slope + _known(part, reference, right, like=linear.point)
+    return slope if part is None else slope - _known(part, reference, right, like=linear.point)
 
 
 def _known(
     part: LinearPart, reference: Sequence[Tensor], right: Sequence[Tensor], *, like: Tensor
 ) -> Float[Tensor, " batch"]:
-    """Return what a linear part adds to a surrogate."""
+    """Return what the linear part has of a surrogate."""
     slopes = [inner_product(part.apply(w, transposed=True), v) for w, v in zip(reference, right, strict=True)]
-    return part.log_determinant() - average(slopes, like=like)
+    return average(slopes, like=like)
 
 
 def recomputed_gradient(
@@ -77,7 +77,7 @@ def recomputed_gradient(
         left: The vectors :math:`w`, one per probe, if there are any.
         reference: The vectors :math:`w_0`, likewise, or none without a linear part.
         right: The probes :math:`v`.
-        determinant: Whether the determinant of the linear part is part of the surrogate.
+        determinant: Whether that of the linear part is part of the surrogate.
     """
     captured = captured_tensors(linear.value, parameters, [linear.point])
     tensors = [arg for arg in args if arg is not None]
@@ -273,9 +273,10 @@ class _Recompute(torch.autograd.Function):
                 )
             _refuse_changes(seen, *record.fingerprint)
             outputs = [(value, grad_value), *products]
-            part = record.branch.linear_part(point, *args) if record.determinant else None
-            if part is not None:
-                outputs.append((_known(part, reference, right, like=point), grad_logdet))
+            if record.determinant or reference:
+                part = record.branch.linear_part(point, *args)
+                known = -_known(part, reference, right, like=point)
+                outputs.append((known + part.log_determinant() if record.determinant else known, grad_logdet))
             inputs = [point, *(args[i] for i in record.where), *record.captured]
             wanted = [ctx.needs_input_grad[2], *needed]
             return None, None, *_gradients(outputs, inputs, wanted, skipped)

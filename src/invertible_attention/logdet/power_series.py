@@ -42,7 +42,7 @@ class PowerSeries(LogDetEstimator):
         distribution: ``"gaussian"`` (the paper) or ``"rademacher"``.
         gradient: ``"autograd"`` differentiates the series and keeps its graph, as the paper does.
             ``"neumann"`` has the same expectation; see :class:`RussianRoulette`.
-        memory_saving: Whether the Neumann gradient evaluates the branch again instead of keeping its graph.
+        memory_saving: As in :class:`RussianRoulette`.
         generator: Where the probes come from; by default torch's global generator.
         control_variate: Whether to use the linear part of a branch that has one. The paper does not.
 
@@ -66,7 +66,7 @@ class PowerSeries(LogDetEstimator):
     probes: int = 1
     distribution: ProbeDistribution = "gaussian"
     gradient: Gradient = "autograd"
-    memory_saving: bool = True
+    memory_saving: bool | None = None
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
     control_variate: bool = True
 

@@ -67,7 +67,7 @@ class ShortSeries:
         short = torch.ones_like(size, dtype=torch.bool)
         count = torch.zeros_like(size)
         for k in range(self.terms):
-            solved = part.solve(vector, transposed=True)
+            solved = reference if k == 0 else part.solve(vector, transposed=True)
             following = remaining(linear, part, solved, differentiable)
             norm = sample_norm(following)
             # Where the linear part is far from the Jacobian the series may grow: there it ends before it does.

@@ -90,8 +90,9 @@ class RussianRoulette(LogDetEstimator):
         probes: Over how many probes, each with its own :math:`n`, the estimate is averaged.
         distribution: ``"gaussian"`` or ``"rademacher"`` probes.
         gradient: ``"neumann"`` or ``"autograd"``, which keeps the graph of the whole series.
-        memory_saving: Whether the Neumann gradient evaluates the branch again instead of keeping its graph.
-            It can be differentiated once; use ``"autograd"`` for higher derivatives.
+        memory_saving: Whether the Neumann gradient evaluates the branch again in backward instead of keeping its graph.
+            ``None``, as here, for one without a linear part, of which the series takes many products. Either way it can
+            be differentiated once; use ``"autograd"`` for higher derivatives.
         generator: Where probes and :math:`n` come from in training, and in evaluation without a seed; by default
             torch's global generator.
         control_variate: Whether to use the linear part of a branch that has one.
@@ -129,7 +130,7 @@ class RussianRoulette(LogDetEstimator):
     probes: int = 1
     distribution: ProbeDistribution = "gaussian"
     gradient: Gradient = "neumann"
-    memory_saving: bool = True
+    memory_saving: bool | None = None
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
     control_variate: bool = True
     exact_dimensions: int = 20

@@ -107,7 +107,7 @@ def estimate(
     expansions: Sequence[Expand],
     *,
     gradient: Gradient,
-    memory_saving: bool,
+    memory_saving: bool | None,
     control_variate: bool = True,
     choose: Callable[[Tensor], Tensor | None] | None = None,
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
@@ -135,88 +135,90 @@ def estimate(
         draw: Draws a probe like its argument.
         expansions: The series, one entry per probe; without any, the determinant of the linear part alone.
         gradient: ``"autograd"`` or ``"neumann"``.
-        memory_saving: Whether the Neumann gradient recomputes the branch.
+        memory_saving: Whether the Neumann gradient recomputes the branch; ``None`` if it has no linear part.
         control_variate: Whether to use the linear part of a branch that has one.
         choose: Chooses, given the batch, the samples of the series, or ``None`` for all; by default all.
     """
     branch, x, args = promote(branch, x, args)
+    offers = control_variate and hasattr(branch, "linear_part")
+    differentiate = torch.is_grad_enabled()
+    autograd = differentiate and gradient == "autograd"
+
+    def attaches(known: bool) -> bool:
+        saving = not known if memory_saving is None else memory_saving
+        return differentiate and (autograd or not saving or functional_transforms_active())
+
+    def part_at(point: Tensor, given: Sequence[Tensor | None]) -> LinearPart | None:
+        with full_precision(x), torch.set_grad_enabled(attaches(True)):
+            return linear_part_of(branch, point, given) if offers else None
+
+    part = part_at(x, args)
     on = partial(
         _estimate,
         branch,
         parameters=parameters,
         draw=draw,
-        gradient=gradient,
-        memory_saving=memory_saving,
-        control_variate=control_variate,
+        differentiate=differentiate,
+        autograd=autograd,
+        attached=attaches(part is not None),
     )
-    offers = choose is not None and control_variate and hasattr(branch, "linear_part")
-    rows = choose(x) if choose is not None and offers else None
+    rows = choose(x) if choose is not None and part is not None else None
+    value, logdet = on(x, args, part, expansions=expansions if rows is None else ())
     if rows is not None:
-        chosen, chosen_args = x[rows], [None if arg is None else arg[rows] for arg in args]
-        with full_precision(x), torch.set_grad_enabled(gradient == "autograd"):
-            part = linear_part_of(branch, chosen, chosen_args)
-        if part is not None:
-            value, known = on(x, args, expansions=())
-            _, found = on(chosen, chosen_args, expansions=expansions, part=part)
-            # The same determinants in both, so that what counts is the series alone.
-            known = known.to(found.dtype)
-            return value, known.index_add(0, rows, (found - known[rows]) * (len(x) / len(rows)))
-    return on(x, args, expansions=expansions)
+        x, args = x[rows], [None if arg is None else arg[rows] for arg in args]
+        _, series = on(x, args, part_at(x, args), expansions=expansions, determinant=False)
+        logdet = logdet.to(series.dtype).index_add(0, rows, series * (len(value) / len(rows)))
+    return value, logdet
 
 
 def _estimate(
     branch: Callable[..., Tensor],
     x: Tensor,
     args: Sequence[Tensor | None],
+    part: LinearPart | None,
     *,
     expansions: Sequence[Expand],
     parameters: Sequence[Tensor],
     draw: Callable[[Tensor], Tensor],
-    gradient: Gradient,
-    memory_saving: bool,
-    control_variate: bool,
-    part: LinearPart | None = None,
+    differentiate: bool,
+    autograd: bool,
+    attached: bool,
+    determinant: bool = True,
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-    """Return the estimate on all samples; their linear part may be given where it was asked for before."""
+    """Return ``g(x)`` and the estimate for all samples, or what is added to the determinant of the linear part.
 
-    def part_at(point: Tensor) -> LinearPart | None:
-        return linear_part_of(branch, point, args) if control_variate else None
-
+    The linear part is given, and has its graph if that of the branch is kept.
+    """
     with full_precision(x):
         probes = [draw(x) for _ in expansions]
-        differentiate = torch.is_grad_enabled()
-        autograd = differentiate and gradient == "autograd"
-        recompute = differentiate and not autograd and memory_saving and not functional_transforms_active()
-        attached = differentiate and not recompute
         constants = args if attached else [None if arg is None else arg.detach() for arg in args]
         linear = Linearization(branch, x, constants, attached=attached)
+        # First of all, so that what a linear part keeps of it has its graph.
+        with torch.set_grad_enabled(attached):
+            known = part.log_determinant() if part is not None and determinant else None
         with torch.set_grad_enabled(autograd):
-            part = part_at(x) if part is None else part
             found = [
                 expand(linear, part, probe, differentiable=autograd)
                 for expand, probe in zip(expansions, probes, strict=True)
             ]
             logdet = average([expansion.value for expansion in found], like=x)
-            if part is not None:
-                logdet = logdet + part.log_determinant()
-        if not differentiate:
-            return linear.value.detach(), logdet
-        if autograd:
-            return linear.value, logdet
+        value = linear.value if attached else linear.value.detach()
         left, reference = [e.left for e in found], [e.reference for e in found if e.reference is not None]
-        if attached:
-            slope = surrogate(linear, part_at(linear.point), left, reference, probes)
-            slope = first_order_only(slope, _ONCE) if left else slope
-            return linear.value, logdet.detach() + (slope - slope.detach())
-        return recomputed_gradient(
-            branch,
-            x,
-            args,
-            parameters,
-            linear=linear,
-            logdet=logdet,
-            left=left,
-            reference=reference,
-            right=probes,
-            determinant=part is not None,
-        )
+        if attached and not autograd and found:
+            slope = first_order_only(surrogate(linear, part, left, reference, probes), _ONCE)
+            logdet = logdet + (slope - slope.detach())
+        logdet = logdet if known is None else logdet + known
+        if differentiate and not attached:
+            return recomputed_gradient(
+                branch,
+                x,
+                args,
+                parameters,
+                linear=linear,
+                logdet=logdet,
+                left=left,
+                reference=reference,
+                right=probes,
+                determinant=known is not None,
+            )
+        return value, logdet
