@@ -303,6 +303,38 @@ def test_following_queries_leaves_little_of_the_jacobian(response):
     assert (followed < 0.05 * averaged).all()
 
 
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "masked", "context"),
+    [
+        ({}, False, None),
+        ({"normalization": "all", "heads": 2}, True, None),
+        ({}, True, "vector"),
+        ({"normalization": "all"}, True, "masked_tokens"),
+        ({"position_prior": ia.TorusPrior(heads=2, width=0.6, reference=3), "heads": 2}, False, None),
+        ({"constraint": ia.Relaxed()}, False, None),
+    ],
+)
+def test_of_some_samples_is_that_at_them(settings, masked: bool, context: str | None, outside: bool):
+    arguments = {} if context is None else {"context_channels": 5, "context_kind": context}
+    branch = layer(**settings, **arguments).branch.bind()
+    x = torch.randn(4, 6, 3, 3, dtype=torch.float64) * (5.0 if outside else 0.1)
+    mask = torch.rand(4, 3, 3) < 0.6 if masked else None
+    shapes = {"vector": (5,), "masked_tokens": (6, 4)}
+    given = None if context is None else torch.randn(4, *shapes[context], dtype=torch.float64)
+    rows = torch.tensor([2, 0])
+    found = branch.linear_part(x, given, mask).select(rows)
+    expected = branch.linear_part(x[rows], *(None if arg is None else arg[rows] for arg in (given, mask)))
+    v = torch.randn(2, 6, 3, 3, dtype=torch.float64)
+    for name in ("apply", "solve", "precondition"):
+        for transposed in (False, True):
+            results = [getattr(part, name)(v, transposed=transposed) for part in (found, expected)]
+            torch.testing.assert_close(*results)
+    torch.testing.assert_close(
+        found.log_determinant().expand(2), expected.log_determinant().expand(2), rtol=1e-10, atol=1e-12
+    )
+
+
 class Unknown(Response):
     """Queries that are not affine in the tokens."""
 

@@ -395,3 +395,12 @@ def test_captured_tensors_cover_every_leaf_once():
     assert captured(value, [product], excluded=[c]) == {id(product)}
     assert captured((product + a).sum(), [product]) == {id(a), id(b)}
     assert captured(torch.ones(2), []) == set()
+
+
+@pytest.mark.parametrize("subsample", [1, 0.25])
+def test_first_batch_sets_a_branch_before_its_linear_part_is_asked_for(subsample):
+    branch = ia.InvertibleAttention(4, "embedded_gaussian").double().branch
+    x = 3 * torch.randn(8, 4, 3, 3, dtype=torch.float64)
+    first, second = (seeded(subsample=subsample)(branch, x, training=True)[1] for _ in range(2))
+    assert torch.equal(first, second)
+    assert branch.radius >= torch.linalg.vector_norm(x, dim=1).amax()

@@ -19,7 +19,6 @@ from invertible_attention._precision import raised
 from invertible_attention.attention.constraints import Certified, Constraint, Relaxed
 from invertible_attention.attention.context import ContextTokens, make_context
 from invertible_attention.attention.evaluation import Evaluation, Norms, Scale
-from invertible_attention.attention.mean_field import LinearPart
 from invertible_attention.attention.position import PositionPrior
 from invertible_attention.attention.responses import Gaussian, Response, is_positive, make_response
 from invertible_attention.lipschitz.bind import is_bound
@@ -174,17 +173,12 @@ class AttentionBranch(SetFromData, Evaluation):
         Raises:
             ValueError: If context or mask do not fit.
         """
-        if not is_bound(self):
-            self.require_initialized(x, mask)
+        self._ready(x, mask)
         return self.bind().evaluate(x, context, mask)
 
-    def linear_part(
-        self, x: Image, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> LinearPart | None:
-        """Return an approximation of the derivative, as a bound branch does; the radius is set from data first."""
+    def _ready(self, x: Image, mask: Tensor | None) -> None:
         if not is_bound(self):
             self.require_initialized(x, mask)
-        return super().linear_part(x, context, mask)
 
     def _promise(self, log_bound: Float[Tensor, ""]) -> Float[Tensor, ""]:
         tokens = isinstance(self.context, ContextTokens)

@@ -130,6 +130,9 @@ class Evaluation(Bindable, ABC):
         """Upper bound of the Lipschitz constant in the Euclidean norm; ``inf`` where nothing is promised."""
         return torch.tensor(torch.inf) if doubt(self) else self.scale.lipschitz_bound
 
+    def _ready(self, x: Image, mask: Tensor | None) -> None:
+        """Set what is set from the first data; a bound branch has it."""
+
     def prepare(self) -> None:
         """Compute the scale."""
         self._scale = self.compute_scale()
@@ -154,6 +157,7 @@ class Evaluation(Bindable, ABC):
             context: As in the forward pass.
             mask: Likewise.
         """
+        self._ready(x, mask)
         with exact_arithmetic(x):
             uniform = self._uniform(x, context, mask)
             return None if uniform is None else uniform.linear_part()

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from invertible_attention.attention.ball import Projection, project_on_ball
+from invertible_attention.attention.bases import Mean
 from invertible_attention.attention.context import ContextTerms
 from invertible_attention.attention.mask import AttentionMask
-from invertible_attention.attention.mean_field import LinearPart, Mean, MeanWithQueries
+from invertible_attention.attention.mean_field import LinearPart, MeanWithQueries
 from invertible_attention.attention.queries import query_effect
 from invertible_attention.attention.responses import Response
 

@@ -166,7 +166,9 @@ def estimate(
     value, logdet = on(x, args, part, expansions=expansions if rows is None else ())
     if rows is not None:
         x, args = x[rows], [None if arg is None else arg[rows] for arg in args]
-        _, series = on(x, args, part_at(x, args), expansions=expansions, determinant=False)
+        select: Callable[[Tensor], LinearPart | None] | None = getattr(part, "select", None)
+        part = part_at(x, args) if select is None else select(rows)
+        _, series = on(x, args, part, expansions=expansions, determinant=False)
         logdet = logdet.to(series.dtype).index_add(0, rows, series * (len(value) / len(rows)))
     return value, logdet
 
