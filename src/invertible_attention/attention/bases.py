@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -73,7 +74,7 @@ class Mean(Basis):
         """Return the mean of the projection's derivative."""
         if self.projection is None:
             return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
-        return self.projection.average(self.mask)[:, None]
+        return self.slope[:, None]
 
     def multiplicity(self, like: Tensor) -> Float[Tensor, "batch_or_one components"]:
         """One, where there is a valid token."""
@@ -85,6 +86,12 @@ class Mean(Basis):
             None if self.mask is None else self.mask[samples],
             None if self.projection is None else self.projection.select(samples),
         )
+
+    @cached_property
+    def slope(self) -> Float[Tensor, "batch channels channels"]:
+        """The mean of the projection's derivative."""
+        assert self.projection is not None
+        return self.projection.average(self.mask)
 
     def center(self, v: Image) -> Image:
         """Take the mean of the valid tokens from each of them; the others become zero."""

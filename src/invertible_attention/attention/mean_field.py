@@ -125,8 +125,20 @@ class LinearPart:
         return self.multiply(self.matrices, v, transposed)
 
     def solve(self, r: Image, *, transposed: bool = False) -> Image:
-        """Return ``(I + J₀)⁻¹ r``, or ``(I + J₀)⁻ᵀ r``."""
-        return r - self.multiply(self.resolvent, r, transposed)
+        """Return ``(I + J₀)⁻¹ r``, or ``(I + J₀)⁻ᵀ r``.
+
+        Not checked: where nothing is certified a block may be singular, and solvers judge every step they take.
+        """
+        if len(self._shifted) == 1:
+            return r - self.multiply(self.resolvent, r, transposed)
+        # Blocks of each sample: one system takes less than an inverse.
+        matrices, shifted = (m.mH if transposed else m for m in (self.matrices, self._shifted))
+        vector = self.basis.analyze(r.to(_real(matrices.dtype)), transposed)[..., None]
+        if transposed:
+            vector = torch.linalg.solve_ex(shifted, matrices @ vector)[0]
+        else:
+            vector = matrices @ torch.linalg.solve_ex(shifted, vector)[0]
+        return r - self.basis.synthesize(vector[..., 0], r, transposed)
 
     def precondition(self, r: Image, *, transposed: bool = False) -> Image:
         """Return about ``(I + J)⁻¹ r``, or ``(I + J)⁻ᵀ r``."""
@@ -164,7 +176,6 @@ class LinearPart:
     @cached_property
     def resolvent(self) -> Tensor:
         """The blocks of ``1 - (I + J₀)⁻¹``."""
-        # Not checked: where nothing is certified a block may be singular, and solvers judge every step they take.
         return torch.linalg.solve_ex(self._shifted, self.matrices, left=False)[0]
 
 

@@ -74,7 +74,9 @@ class Uniform:
         assert isinstance(part.basis, Mean)
         (left, right), count = self._query_factors, self.seen.count()
         if self._queries.projection is not None:
-            right = right @ self._queries.projection.average(self.seen.mask)
+            same = self._queries is self._values
+            basis = part.basis if same else Mean(self.seen.mask, self._queries.projection)
+            right = right @ basis.slope
         count = count.to(left.dtype) if isinstance(count, Tensor) else count
         return MeanWithQueries(part.basis, part.matrices, left, right, count)
 
