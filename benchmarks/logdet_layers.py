@@ -37,7 +37,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 ESTIMATORS = {
     "series": ia.RussianRoulette(control_variate=False),
     "linear part": ia.RussianRoulette(),
-    "graph kept": ia.RussianRoulette(memory_saving=False),
+    "memory saving": ia.RussianRoulette(memory_saving=True),
 }
 
 

@@ -29,6 +29,24 @@ from invertible_attention.attention.functional.strips import Results, StripFunct
 __all__ = ["Adjoint", "Apply", "Gradient", "Weighting"]
 
 
+# Columns up to which a CPU multiplies a strip, or its transposed, faster from the left: benchmarks/narrow_products.py.
+_NARROW, _NARROW_TRANSPOSED = 4, 16
+
+
+def _times(strip: Tensor, vectors: Tensor) -> Tensor:
+    """Return ``strip @ vectors``."""
+    return (vectors.mT @ strip.mT).mT if _at_most(_NARROW, vectors) else strip @ vectors
+
+
+def _transposed_times(strip: Tensor, vectors: Tensor) -> Tensor:
+    """Return ``strip.mT @ vectors``."""
+    return (vectors.mT @ strip).mT if _at_most(_NARROW_TRANSPOSED, vectors) else strip.mT @ vectors
+
+
+def _at_most(columns: int, vectors: Tensor) -> bool:
+    return vectors.device.type == "cpu" and vectors.shape[-1] <= columns
+
+
 @dataclass(frozen=True)
 class Weights:
     """A strip of weights. Normalized weights are ``weight / total``; a ``total`` of ``None`` stands for 1.
@@ -182,7 +200,7 @@ class Apply(StripFunction):
         x, log_prior = strips
         y, valid, w = wholes
         weights = self.weighting.weigh(x, y, log_prior, valid, log_total=self.log_total)
-        product = weights.divide(weights.weight @ w)
+        product = weights.divide(_times(weights.weight, w))
         if self.log_total:
             return (product, cast(Tensor, weights.log_total)), ()
         return (product,), ()
@@ -210,7 +228,7 @@ class Adjoint(StripFunction):
         x, log_prior, u = strips
         y, valid = wholes
         weights = self.weighting.weigh(x, y, log_prior, valid)
-        return (), (weights.weight.mT @ weights.divide(u),)
+        return (), (_transposed_times(weights.weight, weights.divide(u)),)
 
     def pullback(self, strips: int, wholes: int, wanted: Sequence[int]) -> StripFunction:
         """Return the gradients in closed form."""
@@ -245,9 +263,9 @@ class Gradient(StripFunction):
         found: dict[str, Tensor] = {}
         scaled = weights.divide(u)
         if "w" in self.wholes:
-            found["w"] = weights.weight.mT @ scaled
+            found["w"] = _transposed_times(weights.weight, scaled)
         if "u" in self.strips:
-            found["u"] = weights.divide(weights.weight @ w)
+            found["u"] = weights.divide(_times(weights.weight, w))
         if {"x", "log_prior", "y"} & {*self.strips, *self.wholes}:
             pairs = scaled @ w.mT
             logarithm, score = self._change_of_scores(weights, pairs, log_total[0] if log_total else None)
@@ -281,13 +299,13 @@ class Gradient(StripFunction):
         (x, prior_x), (y, prior_y) = split_prior(x, rank), split_prior(y, rank)
         by_sum = self.weighting.combine == "sum"
         if "x" in self.strips:
-            found["x"] = score.sum(-1, keepdim=True) if by_sum else score @ y
+            found["x"] = score.sum(-1, keepdim=True) if by_sum else _times(score, y)
             if rank:
-                found["x"] = torch.cat((found["x"], logarithm @ prior_y), -1)
+                found["x"] = torch.cat((found["x"], _times(logarithm, prior_y)), -1)
         if "y" in self.wholes:
-            found["y"] = score.sum(-2)[..., None] if by_sum else score.mT @ x
+            found["y"] = score.sum(-2)[..., None] if by_sum else _transposed_times(score, x)
             if rank:
-                found["y"] = torch.cat((found["y"], logarithm.mT @ prior_x), -1)
+                found["y"] = torch.cat((found["y"], _transposed_times(logarithm, prior_x)), -1)
 
 
 class _Tangent(StripFunction):
@@ -338,7 +356,8 @@ class _ApplyTangent(_Tangent):
         """Push a strip's tangents forward."""
         weights, change, rate = self.change(strips, wholes)
         w, dw = wholes[2], wholes[5]
-        product = change @ w if dw is None else change @ w + weights.weight @ dw
+        product = _times(change, w)
+        product = product if dw is None else product + _times(weights.weight, dw)
         if self.log_total:
             return (weights.divide(product), accurate(cast(Tensor, rate))), ()
         return (weights.divide(product),), ()
@@ -353,5 +372,7 @@ class _AdjointTangent(_Tangent):
         """Push a strip's tangents forward."""
         weights, change, _ = self.change(strips, wholes)
         u, du = strips[2], strips[5]
-        product = change.mT @ weights.divide(u)
-        return (), (product if du is None else product + weights.weight.mT @ weights.divide(du),)
+        product = _transposed_times(change, weights.divide(u))
+        if du is not None:
+            product = product + _transposed_times(weights.weight, weights.divide(du))
+        return (), (product,)

@@ -99,7 +99,7 @@ def map_strips(function: StripFunction, strips: Tensors, wholes: Tensors) -> tup
     """
     x, y = strips[0], wholes[0]
     scores_in_a_row = x.shape[0] * x.shape[1] * y.shape[-2]
-    rows = max(1, _strip_scores(x) // scores_in_a_row)
+    rows = max(_FEWEST_ROWS // x.shape[0], 1, _strip_scores(x) // scores_in_a_row)
     return strip_map(function, rows, strips, wholes)
 
 

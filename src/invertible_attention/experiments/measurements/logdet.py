@@ -61,7 +61,7 @@ LAYERS = (
     Column("evaluation, linear part known", lambda row: f"{_of('linear part', 'evaluation_relative')(row)}×"),
     Column("training, series", lambda row: f"{_of('series', 'training_relative')(row)}×"),
     Column("training, linear part known", lambda row: f"{_of('linear part', 'training_relative')(row)}×"),
-    Column("with its graph kept", lambda row: f"{_of('graph kept', 'training_relative')(row)}×"),
+    Column("with `memory_saving=True`", lambda row: f"{_of('memory saving', 'training_relative')(row)}×"),
     Column("standard error, bits/dim", _of("linear part", "standard_error_bits")),
     Column("in training", _of("linear part", "training_error_bits")),
     Column("inverse, evaluations", lambda row: str(row["inverse_evaluations"])),
@@ -114,7 +114,7 @@ OF_LAYERS = Kind(
     unshown={
         "rows.*.series.standard_error_bits": "the deviation, in other units",
         "rows.*.series.training_error_bits": "likewise",
-        "rows.*.graph kept": "as with the linear part, but for the time of training",
+        "rows.*.memory saving": "as with the linear part, but for the time of training",
     },
 )
 REMAINDER = Kind("logdet-remainder", "certified remainders", "python benchmarks/logdet_remainder.py")
