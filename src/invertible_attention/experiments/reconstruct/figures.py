@@ -47,7 +47,7 @@ RECONSTRUCTIONS = FigureKind(
 RESIDUALS = FigureKind(
     "residuals",
     "How the relative residual ‖x + g(x) − z‖ / (1 + ‖z‖) falls with the evaluations of g each solver spends, on the "
-    "studied test images of the first repeat: median (solid) and largest (dotted).",
+    "studied test images of the first repeat: median (solid, a dot where it ends) and largest (dotted).",
     "Curves of residual against evaluations, a panel per response and constraint, a curve per solver.",
 )
 ITERATIONS = FigureKind(
@@ -159,7 +159,9 @@ def _residuals(by_response: dict[str, list[Group]], kinds: list[str]) -> Figure:
                 for color, (solver, name) in zip(COLORS, SOLVERS.items(), strict=False):
                     median, largest = (_curve(curves[solver][part]) for part in ("median", "largest"))
                     spent = np.arange(1, len(median) + 1)
-                    panel.plot(spent, median, color=color, label=name)
+                    # The dot shows a curve of a single evaluation, too.
+                    dot = {"marker": "o", "markersize": 3, "markevery": [-1]}
+                    panel.plot(spent, median, color=color, label=name, **dot)
                     panel.plot(spent, largest, color=color, linewidth=0.8, linestyle=":")
             panel.set_yscale("log")
             panel.set_ylim(1e-7, 1e2)
