@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["first_order_only", "functional_transforms_active", "is_differentiated", "without_derivatives"]
+__all__ = [
+    "first_order_only",
+    "functional_transforms_active",
+    "has_tangent",
+    "is_differentiated",
+    "without_derivatives",
+]
 
 
 def functional_transforms_active() -> bool:
@@ -19,18 +25,22 @@ def functional_transforms_active() -> bool:
 def is_differentiated(tensors: Iterable[Tensor | None]) -> bool:
     """Return whether any of the tensors is being differentiated, in reverse or in forward mode."""
     return any(
-        (torch.is_grad_enabled() and tensor.requires_grad) or _has_tangent(tensor)
+        (torch.is_grad_enabled() and tensor.requires_grad) or has_tangent(tensor)
         for tensor in tensors
         if tensor is not None
     )
 
 
-def _has_tangent(tensor: Tensor) -> bool:
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether a tensor carries a tangent of forward mode."""
     return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def first_order_only(tensor: Tensor, message: str) -> Tensor:
-    """Return a tensor whose first derivatives are right and whose second would not be: they raise RuntimeError."""
+    """Return a tensor that may be differentiated once, in reverse or forward mode; a second time raises RuntimeError.
+
+    The derivative is linear in what it is multiplied with, and can be differentiated by that.
+    """
     return _FirstOrderOnly.apply(tensor, message)
 
 
@@ -61,14 +71,16 @@ class _FirstOrderOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = upstream[0]
-        if torch.is_grad_enabled():
-            gradient = without_derivatives(gradient, ctx.message, *ctx.saved_tensors)
-        return gradient, None
+        return _once(upstream[0], ctx) if torch.is_grad_enabled() else upstream[0], None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return without_derivatives(tangents[0], ctx.message, *ctx.saved_tensors)
+        return _once(tangents[0], ctx)
+
+
+def _once(derivative: Tensor, ctx: Any) -> Tensor:
+    """Add a zero that stands for how the derivative depends on the point, and refuses to be differentiated."""
+    return derivative + without_derivatives(torch.zeros_like(derivative), ctx.message, *ctx.saved_tensors)
 
 
 class _WithoutDerivatives(torch.autograd.Function):

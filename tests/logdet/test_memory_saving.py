@@ -397,6 +397,75 @@ def test_captured_tensors_cover_every_leaf_once():
     assert captured(torch.ones(2), []) == set()
 
 
+ESTIMATORS = {
+    "roulette": RussianRoulette(exact_dimensions=0),
+    "part of the batch": RussianRoulette(exact_dimensions=0, subsample=0.5),
+    "series": ia.Series(1e-3),
+    "power series": ia.PowerSeries(4, gradient="neumann"),
+    "autograd": RussianRoulette(exact_dimensions=0, gradient="autograd"),
+}
+
+
+def attention(prior):
+    position = {"position_prior": ia.TorusPrior(width=0.6, reference=3)} if prior else {}
+    layer = ia.InvertibleAttention(4, "embedded_gaussian", **position).double()
+    layer.branch.initialize(torch.randn(4, 4, 3, 3, dtype=torch.float64))
+    return layer
+
+
+@pytest.mark.parametrize("size", [0.2, 2.0])
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_forward_mode_of_attention_is_its_gradient(estimator, prior, size):
+    """Also where tokens lie outside the ball."""
+    layer = attention(prior)
+    layer.logdet = estimator
+    x, v = size * torch.randn(4, 4, 3, 3, dtype=torch.float64), torch.randn(4, 4, 3, 3, dtype=torch.float64)
+
+    def logdet(x):
+        torch.manual_seed(0)
+        return layer.train().forward_and_logdet(x)[1].sum()
+
+    _, tangent = torch.func.jvp(logdet, (x,), (v,))
+    torch.testing.assert_close(tangent, (torch.func.grad(logdet)(x) * v).sum(), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_plain_forward_mode_is_refused(estimator):
+    layer = attention(False)
+    layer.logdet = estimator
+    x = torch.randn(4, 4, 3, 3, dtype=torch.float64)
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match=r"torch\.func\.jvp"),
+    ):
+        layer.forward_and_logdet(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+@pytest.mark.parametrize("training", [False, True])
+def test_nothing_that_needs_a_gradient_gives_nothing_that_does(estimator, training):
+    layer = attention(False).requires_grad_(False).train(training)
+    layer.logdet = estimator
+    z, logdet = layer.forward_and_logdet(torch.randn(4, 4, 3, 3, dtype=torch.float64))
+    assert not z.requires_grad
+    assert not logdet.requires_grad
+    layer.branch.value_weight.requires_grad_()
+    z, logdet = layer.forward_and_logdet(torch.randn(4, 4, 3, 3, dtype=torch.float64))
+    assert z.requires_grad
+    assert logdet.requires_grad
+
+
+def test_derivative_by_what_a_gradient_is_multiplied_with():
+    layer = attention(False)
+    x = torch.randn(4, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    _, logdet = layer.train().forward_and_logdet(x)
+    (gradient,) = torch.autograd.grad((weights * logdet).sum(), x, create_graph=True)
+    (found,) = torch.autograd.grad(gradient.sum(), weights)
+    torch.testing.assert_close(found, gradient.flatten(1).sum(1))
+
+
 @pytest.mark.parametrize("subsample", [1, 0.25])
 def test_first_batch_sets_a_branch_before_its_linear_part_is_asked_for(subsample):
     branch = ia.InvertibleAttention(4, "embedded_gaussian").double().branch

@@ -156,6 +156,9 @@ class Evaluation(Bindable, ABC):
             x: What :math:`g` is evaluated at.
             context: As in the forward pass.
             mask: Likewise.
+
+        Raises:
+            RuntimeError: In evaluation, of a branch that is not initialized; in training this sets its radius.
         """
         self._ready(x, mask)
         with exact_arithmetic(x):

@@ -43,7 +43,7 @@ def surrogate(
 def _known(
     part: LinearPart, reference: Sequence[Tensor], right: Sequence[Tensor], *, like: Tensor
 ) -> Float[Tensor, " batch"]:
-    """Return what the linear part has of a surrogate."""
+    r"""Return the gradient's estimate for the linear part, :math:`w_0^\top J_0 v`."""
     slopes = [inner_product(part.apply(w, transposed=True), v) for w, v in zip(reference, right, strict=True)]
     return average(slopes, like=like)
 
@@ -77,7 +77,7 @@ def recomputed_gradient(
         left: The vectors :math:`w`, one per probe, if there are any.
         reference: The vectors :math:`w_0`, likewise, or none without a linear part.
         right: The probes :math:`v`.
-        determinant: Whether that of the linear part is part of the surrogate.
+        determinant: Whether the surrogate has the determinant of the linear part.
     """
     captured = captured_tensors(linear.value, parameters, [linear.point])
     tensors = [arg for arg in args if arg is not None]

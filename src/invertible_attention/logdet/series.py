@@ -10,10 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention._differentiation import first_order_only, functional_transforms_active
+from invertible_attention._differentiation import (
+    first_order_only,
+    functional_transforms_active,
+    has_tangent,
+)
 from invertible_attention._linear_part import LinearPart, linear_part_of
 from invertible_attention.logdet.linearization import Linearization, full_precision, promote
-from invertible_attention.logdet.memory_saving import recomputed_gradient, surrogate
+from invertible_attention.logdet.memory_saving import captured_tensors, recomputed_gradient, surrogate
 from invertible_attention.logdet.probes import average, inner_product
 
 __all__ = ["Expansion", "Gradient", "Terms", "TruncatedSeries", "check_gradient", "estimate"]
@@ -135,7 +139,8 @@ def estimate(
         draw: Draws a probe like its argument.
         expansions: The series, one entry per probe; without any, the determinant of the linear part alone.
         gradient: ``"autograd"`` or ``"neumann"``.
-        memory_saving: Whether the Neumann gradient recomputes the branch; ``None`` if it has no linear part.
+        memory_saving: Whether the Neumann gradient recomputes the branch; with ``None`` it does where the branch has no
+            linear part.
         control_variate: Whether to use the linear part of a branch that has one.
         choose: Chooses, given the batch, the samples of the series, or ``None`` for all; by default all.
     """
@@ -205,7 +210,12 @@ def _estimate(
             ]
             logdet = average([expansion.value for expansion in found], like=x)
         value = linear.value if attached else linear.value.detach()
-        left, reference = [e.left for e in found], [e.reference for e in found if e.reference is not None]
+        _refuse_tangents(x, linear.value)
+        if not autograd:
+            # Without a graph they have none, but a transform may have given them tangents.
+            logdet = logdet.detach()
+        left = [e.left.detach() for e in found]
+        reference = [e.reference.detach() for e in found if e.reference is not None]
         if attached and not autograd and found:
             slope = first_order_only(surrogate(linear, part, left, reference, probes), _ONCE)
             logdet = logdet + (slope - slope.detach())
@@ -223,4 +233,16 @@ def _estimate(
                 right=probes,
                 determinant=known is not None,
             )
+        if attached and not (x.requires_grad or functional_transforms_active()):
+            # The point stands for x there, and of it nobody asks a gradient.
+            attached = bool(captured_tensors(linear.value, parameters, [linear.point]))
+            return (value, logdet) if attached else (value.detach(), logdet.detach())
         return value, logdet
+
+
+def _refuse_tangents(*tensors: Tensor) -> None:
+    """Raise where forward mode would lose a part of the derivative: reverse mode inside it does not see tangents."""
+    if not functional_transforms_active() and any(has_tangent(tensor) for tensor in tensors):
+        raise NotImplementedError(
+            "log-determinants have no derivative in torch.autograd.forward_ad: use torch.func.jvp or jacfwd"
+        )

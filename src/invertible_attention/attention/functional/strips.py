@@ -23,7 +23,7 @@ Results = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 # Scores in one strip. On a CPU a few strips must stay in a core's cache; elsewhere a strip must fill the device.
 _STRIP_SCORES = {"cpu": 2**18}
 _STRIP_SCORES_ELSEWHERE = 2**26
-# Fewer rows make the matrix products inefficient: a batch too large for that is cut instead.
+# Fewer rows, those of all samples together, make the matrix products inefficient: a batch too large for that is cut.
 _FEWEST_ROWS = 16
 
 
