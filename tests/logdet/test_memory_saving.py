@@ -430,16 +430,20 @@ def test_forward_mode_of_attention_is_its_gradient(estimator, prior, size):
     torch.testing.assert_close(tangent, (torch.func.grad(logdet)(x) * v).sum(), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
-def test_plain_forward_mode_is_refused(estimator):
-    layer = attention(False)
-    layer.logdet = estimator
-    x = torch.randn(4, 4, 3, 3, dtype=torch.float64)
-    with (
-        torch.autograd.forward_ad.dual_level(),
-        pytest.raises(NotImplementedError, match=r"torch\.func\.jvp"),
-    ):
-        layer.forward_and_logdet(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("dual", ["point", "weight"])
+@pytest.mark.parametrize("estimator", [*ESTIMATORS.values(), ia.Exact()], ids=[*ESTIMATORS, "exact"])
+def test_plain_forward_mode_is_refused(estimator, dual, gradients):
+    branch = attention(False).branch
+    given = {"point": torch.randn(4, 4, 3, 3, dtype=torch.float64), "weight": branch.out_weight.detach()}
+    with torch.autograd.forward_ad.dual_level(), torch.set_grad_enabled(gradients):
+        given[dual] = torch.autograd.forward_ad.make_dual(given[dual], torch.ones_like(given[dual]))
+
+        def value(x):
+            return torch.func.functional_call(branch, {"out_weight": given["weight"]}, (x,))
+
+        with pytest.raises(NotImplementedError, match=r"torch\.func\.jvp"):
+            estimator(value, given["point"], lipschitz=0.9)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)

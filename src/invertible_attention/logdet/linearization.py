@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from invertible_attention._differentiation import functional_transforms_active
+from invertible_attention._differentiation import functional_transforms_active, has_tangent
 from invertible_attention._precision import raised
 
 __all__ = ["Linearization", "full_precision", "promote", "unhooked"]
@@ -73,6 +73,7 @@ class Linearization:
             constants for the caller.
 
     Raises:
+        NotImplementedError: If the point or a captured tensor is a dual tensor of ``torch.autograd.forward_ad``.
         ValueError: If the branch changes the shape.
 
     Attributes:
@@ -93,6 +94,11 @@ class Linearization:
             # An alias, so that a path from x through an argument does not count as part of the Jacobian.
             self.point = x.view_as(x) if attached and x.requires_grad else x.detach().requires_grad_()
             self.value = _evaluate(branch, self.point, args)
+        if has_tangent(x) or has_tangent(self.value):
+            # Products are taken in reverse mode, which does not see them.
+            raise NotImplementedError(
+                "log-determinants have no derivative in torch.autograd.forward_ad: use torch.func.jvp or jacfwd"
+            )
 
     def vjp(self, cotangent: Tensor, *, differentiable: bool = False) -> Tensor:
         """Return ``cotangentᵀ J``, differentiable in turn if asked for."""

@@ -91,8 +91,8 @@ class RussianRoulette(LogDetEstimator):
         distribution: ``"gaussian"`` or ``"rademacher"`` probes.
         gradient: ``"neumann"`` or ``"autograd"``, which keeps the graph of the whole series.
         memory_saving: Whether the Neumann gradient evaluates the branch again in backward instead of keeping its graph.
-            ``None``, as here: where it has no linear part, so that its series takes many products. Only then a change of
-            weights through ``.data`` between forward and backward is noticed. The gradient can be differentiated once;
+            ``None``, as here: where it has no linear part, so that its series takes many products. Only then changes of
+            weights through ``.data`` before backward are noticed. The gradient can be differentiated once;
             use ``gradient="autograd"`` for higher derivatives.
         generator: Where probes and :math:`n` come from in training, and in evaluation without a seed; by default
             torch's global generator.

@@ -10,11 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention._differentiation import (
-    first_order_only,
-    functional_transforms_active,
-    has_tangent,
-)
+from invertible_attention._differentiation import first_order_only, functional_transforms_active
 from invertible_attention._linear_part import LinearPart, linear_part_of
 from invertible_attention.logdet.linearization import Linearization, full_precision, promote
 from invertible_attention.logdet.memory_saving import captured_tensors, recomputed_gradient, surrogate
@@ -210,7 +206,6 @@ def _estimate(
             ]
             logdet = average([expansion.value for expansion in found], like=x)
         value = linear.value if attached else linear.value.detach()
-        _refuse_tangents(x, linear.value)
         if not autograd:
             # Without a graph they have none, but a transform may have given them tangents.
             logdet = logdet.detach()
@@ -238,11 +233,3 @@ def _estimate(
             attached = bool(captured_tensors(linear.value, parameters, [linear.point]))
             return (value, logdet) if attached else (value.detach(), logdet.detach())
         return value, logdet
-
-
-def _refuse_tangents(*tensors: Tensor) -> None:
-    """Raise where forward mode would lose a part of the derivative: reverse mode inside it does not see tangents."""
-    if not functional_transforms_active() and any(has_tangent(tensor) for tensor in tensors):
-        raise NotImplementedError(
-            "log-determinants have no derivative in torch.autograd.forward_ad: use torch.func.jvp or jacfwd"
-        )
