@@ -44,7 +44,7 @@ _FEWEST = 2
 
 # Of a batch, where it has more numbers than that: benchmarks/subsample.py has the times of both by size.
 _SHARE = 0.0625
-_SMALL_BATCH = 32_768
+_SMALL_BATCH = 16_384
 
 # Product by product, as the series is: branches need not support torch.vmap.
 _EXACT = Exact(chunk_size=1)
@@ -98,7 +98,7 @@ class RussianRoulette(LogDetEstimator):
             torch's global generator.
         control_variate: Whether to use the linear part of a branch that has one.
         subsample: In training with gradients, the fraction of the batch on which the correction to the linear part is
-            estimated, at least two samples; ``None``, as here, for a sixteenth of a batch of more than 32,768 numbers
+            estimated, at least two samples; ``None``, as here, for a sixteenth of a batch of more than 16,384 numbers
             and for all of a smaller one, of which a second evaluation costs more than it saves. :math:`b` of :math:`B`
             samples are drawn, each is weighted by :math:`B/b`, and the branch is evaluated on them a second time. The
             variance of the batch mean stays small; the standard deviation of a single sample's estimate grows by
