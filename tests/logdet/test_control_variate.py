@@ -371,7 +371,7 @@ class TestOnAPartOfTheBatch:
             assert set(sizes) == {expected}
 
     def test_small_batches_are_taken_whole_unless_a_share_is_asked_for(self):
-        small, large = torch.zeros(32, 1024), torch.zeros(32, 1025)
+        small, large = torch.zeros(32, 512), torch.zeros(32, 513)
         assert RussianRoulette()._choose(small) is None
         rows = RussianRoulette()._choose(large)
         assert rows is not None
