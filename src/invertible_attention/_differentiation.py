@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 
 __all__ = [
+    "derivatives_wanted",
     "first_order_only",
     "functional_transforms_active",
     "has_tangent",
@@ -20,6 +22,14 @@ __all__ = [
 def functional_transforms_active() -> bool:
     """Whether a ``torch.func`` transform such as ``grad`` or ``vmap`` is active."""
     return torch._C._are_functorch_transforms_active()
+
+
+def derivatives_wanted() -> bool:
+    """Whether what is computed now may be differentiated: ``torch.no_grad`` does not stop ``torch.func.jvp``."""
+    if torch.is_grad_enabled():
+        return True
+    levels = get_interpreter_stack() or ()
+    return any(level.key() == TransformType.Jvp for level in levels)
 
 
 def is_differentiated(tensors: Iterable[Tensor | None]) -> bool:

@@ -413,20 +413,23 @@ def attention(prior):
     return layer
 
 
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("size", [0.2, 2.0])
 @pytest.mark.parametrize("prior", [False, True])
-@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
-def test_forward_mode_of_attention_is_its_gradient(estimator, prior, size):
-    """Also where tokens lie outside the ball."""
+@pytest.mark.parametrize("estimator", [*ESTIMATORS.values(), ia.Exact()], ids=[*ESTIMATORS, "exact"])
+def test_forward_mode_of_attention_is_its_gradient(estimator, prior, size, gradients):
+    """Also where tokens lie outside the ball, and under no_grad, which does not stop it."""
     layer = attention(prior)
     layer.logdet = estimator
     x, v = size * torch.randn(4, 4, 3, 3, dtype=torch.float64), torch.randn(4, 4, 3, 3, dtype=torch.float64)
 
     def logdet(x):
         torch.manual_seed(0)
-        return layer.train().forward_and_logdet(x)[1].sum()
+        z, logdet = layer.train().forward_and_logdet(x)
+        return logdet.sum() + z.sin().sum()
 
-    _, tangent = torch.func.jvp(logdet, (x,), (v,))
+    with torch.set_grad_enabled(gradients):
+        _, tangent = torch.func.jvp(logdet, (x,), (v,))
     torch.testing.assert_close(tangent, (torch.func.grad(logdet)(x) * v).sum(), rtol=1e-9, atol=1e-10)
 
 

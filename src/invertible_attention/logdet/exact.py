@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invertible_attention._differentiation import derivatives_wanted
 from invertible_attention.logdet.base import LogDetEstimator
 from invertible_attention.logdet.linearization import Linearization, full_precision, promote, unhooked
 
@@ -58,7 +59,7 @@ class Exact(LogDetEstimator):
         ``parameters``, ``lipschitz`` and ``training`` make no difference.
         """
         branch, x, args = promote(branch, x, args)
-        attached = torch.is_grad_enabled()
+        attached = derivatives_wanted()
         with full_precision(x), unhooked():
             linear = Linearization(branch, x, args, attached=attached)
             jacobian = self._jacobian(linear, x, differentiable=attached)

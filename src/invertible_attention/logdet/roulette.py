@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invertible_attention._differentiation import derivatives_wanted
 from invertible_attention._mapped import plain
 from invertible_attention.logdet.base import LogDetEstimator
 from invertible_attention.logdet.exact import Exact
@@ -183,7 +184,7 @@ class RussianRoulette(LogDetEstimator):
         check_generator(self.generator)
         if not training and self.seed is not None:
             self = replace(self, generator=seeded_generator(x, self.seed))
-        wanted = torch.is_grad_enabled() and self.gradient == "neumann"
+        wanted = derivatives_wanted() and self.gradient == "neumann"
         exact = self.exact_terms if training else max(self.exact_terms, self.evaluation_exact_terms)
 
         c = _as_float(lipschitz)
@@ -206,7 +207,7 @@ class RussianRoulette(LogDetEstimator):
             gradient=self.gradient,
             memory_saving=self.memory_saving,
             control_variate=self.control_variate,
-            choose=self._choose if training and torch.is_grad_enabled() else None,
+            choose=self._choose if training and derivatives_wanted() else None,
         )
 
     def _choose(self, x: Tensor) -> Tensor | None:

@@ -10,7 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invertible_attention._differentiation import first_order_only, functional_transforms_active
+from invertible_attention._differentiation import (
+    derivatives_wanted,
+    first_order_only,
+    functional_transforms_active,
+)
 from invertible_attention._linear_part import LinearPart, linear_part_of
 from invertible_attention.logdet.linearization import Linearization, full_precision, promote
 from invertible_attention.logdet.memory_saving import captured_tensors, recomputed_gradient, surrogate
@@ -142,7 +146,7 @@ def estimate(
     """
     branch, x, args = promote(branch, x, args)
     offers = control_variate and hasattr(branch, "linear_part")
-    differentiate = torch.is_grad_enabled()
+    differentiate = derivatives_wanted()
     autograd = differentiate and gradient == "autograd"
 
     def attaches(known: bool) -> bool:
