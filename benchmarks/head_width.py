@@ -8,11 +8,11 @@ to here, timed in turns; ratios are of medians of CPU time.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import time
+from functools import partial
 
 import torch
+from in_turns import medians, rounds_from_command_line
 from torch.nn import functional as F
 
 from invertible_attention.attention.functional.fused import padded
@@ -27,15 +27,10 @@ def seconds(width: int, batch: int, heads: int, tokens: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    rounds = rounds_from_command_line(__doc__, 9)
     wide = padded(torch.zeros(1, 1, 1, 1))[0].shape[-1]
     for shape in ((32, 4, 256), (4, 4, 1024), (1, 1, 4096)):
-        times = [[seconds(width, *shape) for width in (8, wide)] for _ in range(arguments.rounds)]
-        narrow, padded_time = (statistics.median(column) for column in zip(*times, strict=True))
+        narrow, padded_time = medians([partial(seconds, width, *shape) for width in (8, wide)], rounds)
         print(f"{shape}: {wide} features take {padded_time / narrow:.2f} of the time of 8", flush=True)
 
 

@@ -9,11 +9,11 @@ medians of CPU time.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import time
+from functools import partial
 
 import torch
+from in_turns import medians, rounds_from_command_line
 from torch import Tensor
 
 import invertible_attention as ia
@@ -40,20 +40,13 @@ def seconds(layer: ia.InvertibleAttention, x: Tensor, share: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    rounds = rounds_from_command_line(__doc__, 9)
     torch.manual_seed(0)
     for response in ("embedded_gaussian", "concatenation", "gaussian"):
         for shape in SHAPES:
             layer, x = ia.InvertibleAttention(shape[1], response), torch.randn(shape)
             layer.initialize(x)
-            times = [
-                [seconds(layer, x, share) for share in (1.0, 1 / 16)] for _ in range(arguments.rounds + 1)
-            ]
-            whole, part = (statistics.median(column[1:]) for column in zip(*times, strict=True))
+            whole, part = medians([partial(seconds, layer, x, share) for share in (1.0, 1 / 16)], rounds)
             print(
                 f"{response:18} {shape}, {x.numel():6,} numbers: all of the batch takes {whole / part:.2f} of the time",
                 flush=True,
